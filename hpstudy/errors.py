@@ -1,0 +1,32 @@
+"""What can go wrong, and the exit code each kind of failure has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HpstudyError(Exception):
+    """A failure that is told in one message and never as a traceback."""
+
+    exit_code = 1
+
+
+class UserError(HpstudyError):
+    """The user's input is wrong; `problems` names place, value, rule and remedy, one string per problem."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class MachineError(HpstudyError):
+    """The machine failed: nothing recorded is lost; the message ends with how to go on."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "lr"?` for the nearest known word, or an empty string when none is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.55)
+    return f'; did you mean "{near[0]}"?' if near else ""

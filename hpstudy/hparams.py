@@ -1,0 +1,158 @@
+"""What may vary between trials, the GPT-3 baseline, and conversions between ways to state a value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+ClipMode = Literal["global", "per_tensor", "none"]
+
+GPT3_TOKENS = 300_000_000_000  # the run that GPT-3's schedule is stated for
+MIN_WARMUP_STEPS = 10
+MIN_WARMUP_FRACTION = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """The legal range of one hyperparameter, with the unit and meaning that every document quotes."""
+
+    unit: str
+    doc: str
+    low: float = 0.0
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def allows(self, value: float) -> bool:
+        """Whether a number lies in the range; NaN and infinities never do."""
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        """The range in interval notation, as error messages quote it."""
+        low, high = ("(" if self.low_open else "["), (")" if self.high_open else "]")
+        return f"{low}{self.low:g}, {'inf)' if math.isinf(self.high) else f'{self.high:g}{high}'}"
+
+
+def _key(unit: str, doc: str, **limits: Any) -> dict[str, Rule]:
+    return {"rule": Rule(unit=unit, doc=doc, **limits)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HParams:
+    """One proposal: everything a trial may change. Each field's metadata holds its unit, range and meaning."""
+
+    lr: float = field(metadata=_key("", "peak learning rate", low_open=True))
+    beta1: float = field(
+        metadata=_key("", "AdamW's decay of the gradient average", low_open=True, high=1, high_open=True)
+    )
+    beta2: float = field(
+        metadata=_key("", "AdamW's decay of the squared-gradient average", low_open=True, high=1, high_open=True)
+    )
+    eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low_open=True))
+    weight_decay: float = field(metadata=_key("", "decoupled weight decay of tensors of two or more dimensions"))
+    grad_clip: float = field(metadata=_key("", "gradient norm above which gradients are scaled down", low_open=True))
+    clip_mode: ClipMode = field(metadata=_key("", "clip by the global norm, each tensor by its own, or not at all"))
+    warmup_fraction: float = field(metadata=_key("of the run's tokens", "linear warm-up to the peak", high=1))
+    decay_fraction: float = field(
+        metadata=_key("of the run's tokens", "where the cosine reaches its floor", low_open=True, high=1)
+    )
+    min_lr_fraction: float = field(metadata=_key("of lr", "floor of the cosine", high=1))
+    batch_tokens: int = field(metadata=_key("tokens", "tokens in one step, over all its micro-batches", low=1))
+    micro_batch: int = field(
+        metadata=_key("sequences", "sequences in one forward pass; changes speed, not the loss", low=1)
+    )
+    batch_ramp_fraction: float = field(metadata=_key("of the run's tokens", "linear batch ramp; 0 is no ramp", high=1))
+    batch_ramp_start: float = field(
+        metadata=_key("of batch_tokens", "batch of the first step of a ramp", low_open=True, high=1)
+    )
+
+    def problems(self) -> list[str]:
+        """One line per value that breaks its key's rule; empty when all are legal."""
+        found = []
+        for key, rule in RULES.items():
+            problem = value_problem(key, getattr(self, key))
+            if problem:
+                found.append(f"{key}: {problem} ({rule.doc})")
+        if not found and self.warmup_fraction > self.decay_fraction:
+            found.append(
+                f"warmup_fraction: warm-up must end before the decay does, but got warmup_fraction="
+                f"{self.warmup_fraction:g} > decay_fraction={self.decay_fraction:g}"
+            )
+        return found
+
+
+RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in fields(HParams)}
+CLIP_MODES: tuple[str, ...] = get_args(ClipMode)
+INTEGER_KEYS = frozenset({"batch_tokens", "micro_batch"})
+
+
+def value_problem(key: str, value: object) -> str | None:
+    """Why `value` is not legal for the hyperparameter `key`, or None when it is."""
+    if key == "clip_mode":
+        return None if value in CLIP_MODES else f"must be one of {', '.join(CLIP_MODES)}, but got {value!r}"
+    kind = "a whole number" if key in INTEGER_KEYS else "a number"
+    accepted = int if key in INTEGER_KEYS else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        return f"must be {kind}, but got {value!r}"
+    return None if RULES[key].allows(value) else f"must lie in {RULES[key]}, but got {value!r}"
+
+
+# GPT-3 Small: Brown et al. 2020, arXiv:2005.14165, Table 2.1, section 2.3 and appendix B. The three fractions are
+# 375M, 260B and 4B tokens of the paper's 300B; the ramp starts at 32k of 2^19 tokens. The paper states no
+# micro-batch: 16 is a speed knob's starting point, and does not change what is learned.
+GPT3 = HParams(
+    lr=6e-4,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-8,
+    weight_decay=0.1,
+    grad_clip=1.0,
+    clip_mode="global",
+    warmup_fraction=375_000_000 / GPT3_TOKENS,
+    decay_fraction=260 / 300,
+    min_lr_fraction=0.1,
+    batch_tokens=2**19,
+    micro_batch=16,
+    batch_ramp_fraction=4 / 300,
+    batch_ramp_start=1 / 16,
+)
+
+
+def scaled_warmup_fraction(tokens: int | None, batch_tokens: int) -> float:
+    """GPT-3's warm-up as a fraction of a run of `tokens`, at least 10 steps and 1% of the run.
+
+    tokens is None while a budget in seconds is not calibrated yet; the 10 steps then wait for it.
+    """
+    ten_steps = MIN_WARMUP_STEPS * batch_tokens / tokens if tokens else 0.0
+    return min(max(GPT3.warmup_fraction, MIN_WARMUP_FRACTION, ten_steps), GPT3.decay_fraction)
+
+
+def halflife_tokens(beta: float, tokens_per_step: int) -> float:
+    """Tokens after which a gradient's weight in the moving average has halved.
+
+    beta in (0, 1). Source: Marek et al. 2025, arXiv:2507.07101.
+    Raises ValueError if beta is outside (0, 1).
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie in (0, 1), but got {beta}")
+    return tokens_per_step * math.log(0.5) / math.log(beta)
+
+
+def decay_timescale_steps(lr: float, weight_decay: float) -> float:
+    """Steps over which weight decay at the peak lr forgets a weight: 1 / (lr * weight_decay); infinite at no decay.
+
+    Source: Wang and Aitchison 2024, arXiv:2405.13698.
+    """
+    return math.inf if weight_decay == 0 else 1.0 / (lr * weight_decay)
+
+
+def derived(hparams: HParams) -> dict[str, float]:
+    """The same proposal in units that compare across batches: half-lives in tokens, the decay timescale in steps."""
+    return {
+        "beta1_halflife_tokens": halflife_tokens(hparams.beta1, hparams.batch_tokens),
+        "beta2_halflife_tokens": halflife_tokens(hparams.beta2, hparams.batch_tokens),
+        "decay_timescale_steps": decay_timescale_steps(hparams.lr, hparams.weight_decay),
+    }

@@ -1,0 +1,53 @@
+"""What is fixed in every run of a study: model, data, budget, evaluation, precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PrecisionChoice = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """The shape of a GPT-2 style transformer; width must be a multiple of heads."""
+
+    layers: int
+    heads: int
+    width: int
+
+    def num_params(self, vocab_size: int, context: int) -> int:
+        """Parameters with tied embeddings and the vocabulary unpadded: 124,439,808 for GPT-2 at 50257 and 1024."""
+        c = self.width
+        block = 12 * c * c + 13 * c  # qkv 3c²+3c, projection c²+c, mlp 8c²+5c, two LayerNorms 4c
+        return vocab_size * c + context * c + self.layers * block + 2 * c
+
+
+PRESETS: dict[str, ModelShape] = {
+    # CPU proxies, named by layers x width: a 2x64 step takes milliseconds on one core
+    "gpt-2x64": ModelShape(layers=2, heads=2, width=64),
+    "gpt-4x128": ModelShape(layers=4, heads=4, width=128),
+    "gpt-6x256": ModelShape(layers=6, heads=4, width=256),
+    "gpt-8x512": ModelShape(layers=8, heads=8, width=512),
+    # GPT-3's family, arXiv:2005.14165 Table 2.1
+    "gpt-125m": ModelShape(layers=12, heads=12, width=768),
+    "gpt-350m": ModelShape(layers=24, heads=16, width=1024),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSpec:
+    """Everything that does not vary between the runs of a study."""
+
+    model: ModelShape
+    corpus: str  # "asv", "text:PATH", "shards:GLOB", "fineweb-edu"
+    tokenizer: str  # "gpt2", "gpt2:N", "bytes"
+    context: int  # tokens in one sequence
+    tokens: int | None  # budget of one run in tokens; None when `seconds` is given
+    seconds: float | None  # budget of one run in seconds, turned into tokens before step 1
+    evals: int  # validations of one run, equally spaced in tokens
+    val_tokens: int  # validation tokens, the same for every run
+    seed: int  # of initialisation and data order in the search phase
+    threads: int  # CPU threads of one training
+    precision: PrecisionChoice
+    ramp_multiple: int  # sequences; ramp batches are multiples of it, so that every micro-batch divides them
