@@ -46,36 +46,44 @@ class RunHeader:
     started: str  # ISO 8601, UTC
 
 
-def _metric(name: str, unit: str, doc: str) -> Any:
-    return {"metadata": {"metric": name, "unit": unit, "doc": doc}}
+def _metric(name: str, unit: str, doc: str) -> dict[str, str]:
+    return {"metric": name, "unit": unit, "doc": doc}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """What one optimizer step measured. The last fields are None on steps that did not evaluate."""
 
-    step: int = field(**_metric("step", "steps", "optimizer updates done, from 1"))
-    tokens: int = field(**_metric("tokens", "tokens", "training tokens seen, this step included"))
-    loss: float = field(**_metric("train/loss", "nats", "mean cross-entropy over the whole accumulated batch"))
-    grad_norm: float = field(**_metric("train/grad_norm", "", "global gradient norm before clipping"))
-    clipped: bool = field(**_metric("train/clipped", "", "whether clipping scaled any gradient down"))
-    lr: float = field(**_metric("train/lr", "", "learning rate of this update"))
-    update_to_weight: float = field(**_metric("train/update_to_weight", "", "|update| / |weights| over all parameters"))
-    batch_tokens: int = field(**_metric("train/batch_tokens", "tokens", "tokens in this step's batch"))
-    micro_batch: int = field(**_metric("train/micro_batch", "sequences", "sequences in one forward pass"))
-    accumulation: int = field(**_metric("train/accumulation", "micro-batches", "micro-batches in this step"))
-    step_seconds: float = field(**_metric("train/step_seconds", "s", "wall time of the step, evaluation excluded"))
-    tok_per_sec: float = field(**_metric("train/tok_per_sec", "tokens/s", "batch_tokens / step_seconds"))
+    step: int = field(metadata=_metric("step", "steps", "optimizer updates done, from 1"))
+    tokens: int = field(metadata=_metric("tokens", "tokens", "training tokens seen, this step included"))
+    loss: float = field(metadata=_metric("train/loss", "nats", "mean cross-entropy over the whole accumulated batch"))
+    grad_norm: float = field(metadata=_metric("train/grad_norm", "", "global gradient norm before clipping"))
+    clipped: bool = field(metadata=_metric("train/clipped", "", "whether clipping scaled any gradient down"))
+    lr: float = field(metadata=_metric("train/lr", "", "learning rate of this update"))
+    update_to_weight: float = field(
+        metadata=_metric("train/update_to_weight", "", "|update| / |weights| over all parameters")
+    )
+    batch_tokens: int = field(metadata=_metric("train/batch_tokens", "tokens", "tokens in this step's batch"))
+    micro_batch: int = field(metadata=_metric("train/micro_batch", "sequences", "sequences in one forward pass"))
+    accumulation: int = field(metadata=_metric("train/accumulation", "micro-batches", "micro-batches in this step"))
+    step_seconds: float = field(
+        metadata=_metric("train/step_seconds", "s", "wall time of the step, evaluation excluded")
+    )
+    tok_per_sec: float = field(metadata=_metric("train/tok_per_sec", "tokens/s", "batch_tokens / step_seconds"))
     val_loss: float | None = field(
-        default=None, **_metric("val/loss", "nats", "mean cross-entropy over the validation tokens")
+        default=None, metadata=_metric("val/loss", "nats", "mean cross-entropy over the validation tokens")
     )
     eval_index: int | None = field(
-        default=None, **_metric("val/index", "", "point of the evaluation grid, from 1 to evals")
+        default=None, metadata=_metric("val/index", "", "point of the evaluation grid, from 1 to evals")
     )
-    eval_seconds: float | None = field(default=None, **_metric("val/seconds", "s", "wall time of the evaluation"))
+    eval_seconds: float | None = field(
+        default=None, metadata=_metric("val/seconds", "s", "wall time of the evaluation")
+    )
     bf16_lost: float | None = field(
         default=None,
-        **_metric("val/bf16_lost", "", "share of this step's non-zero updates that bf16 weights would round away"),
+        metadata=_metric(
+            "val/bf16_lost", "", "share of this step's non-zero updates that bf16 weights would round away"
+        ),
     )
 
     @property
