@@ -138,3 +138,11 @@ def bounded_loss(loss: float | None, vocab_size: int) -> float:
     """min(loss, ln(vocab_size)), so that a diverged run ranks with a uniform guess and never above a finite loss."""
     ceiling = math.log(vocab_size)
     return ceiling if loss is None or not math.isfinite(loss) else min(loss, ceiling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast a set of hyperparameters trains on a device, from a few timed steps."""
+
+    step_seconds: float  # median of a full-batch step, evaluation excluded
+    eval_seconds: float  # one evaluation

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hpstudy.errors import UserError, did_you_mean
+
 PrecisionChoice = Literal["auto", "bf16", "fp32"]
 
 
@@ -51,3 +53,21 @@ class TrainerSpec:
     threads: int  # CPU threads of one training
     precision: PrecisionChoice
     ramp_multiple: int  # sequences; ramp batches are multiples of it, so that every micro-batch divides them
+
+
+def vocab_size(tokenizer: str) -> int:
+    """Unpadded vocabulary of a tokenizer by name: "gpt2" 50257, "gpt2:N" its first N ranks, "bytes" 256.
+
+    Raises UserError on an unknown name, and on an N outside 256..50256.
+    """
+    known = {"gpt2": 50257, "bytes": 256}
+    if tokenizer in known:
+        return known[tokenizer]
+    base, _, ranks = tokenizer.partition(":")
+    if base != "gpt2":
+        raise UserError(
+            f'unknown tokenizer "{tokenizer}"{did_you_mean(base, known)}; known are "gpt2", "gpt2:N" and "bytes"'
+        )
+    if not (ranks.isascii() and ranks.isdigit() and len(ranks) <= 5 and 256 <= int(ranks) <= 50256):
+        raise UserError(f'"gpt2:N" needs a whole number N with 256 <= N <= 50256, but got "{tokenizer}"')
+    return int(ranks)

@@ -1,0 +1,166 @@
+"""A study's run store, or its W&B runs, as two tidy tables: `trials` (a row per run) and `steps` (a row per step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json as pj
+
+from hpstudy.errors import UserError, did_you_mean
+from hpstudy.hparams import CLIP_MODES, INTEGER_KEYS, RULES
+from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, StepRecord
+from hpstudy.tracking.store import PHASES, RunStore, RunView
+from hpstudy.tracking.wandb_api import FetchedRun, fetch_runs
+
+WANDB_PREFIX = "wandb:"
+
+
+def _described(doc: str, unit: str) -> str:
+    return f"{doc} ({unit})" if unit else doc
+
+
+_RUN_COLUMNS = {
+    "run_id": "name of the run, and of its folder",
+    "phase": "search, baseline, confirm or tuned-lr",
+    "trial": "Optuna's number; missing for runs that are no trial",
+    "seed": "of initialisation and data order",
+}
+
+TRIALS_COLUMNS: dict[str, str] = {
+    **_RUN_COLUMNS,
+    **{key: _described(rule.doc, rule.unit) for key, rule in RULES.items()},
+    "beta1_halflife_tokens": "tokens after which a gradient's weight in the gradient average has halved",
+    "beta2_halflife_tokens": "tokens after which a gradient's weight in the squared-gradient average has halved",
+    "decay_timescale_steps": "steps over which weight decay at the peak lr forgets a weight; infinite at no decay",
+    "outcome": f"{', '.join(Outcome)}; missing while the run is unfinished",
+    "steps": "optimizer updates done; missing while unfinished, like all figures that follow",
+    "tokens": "training tokens seen",
+    "val_loss": "of the last evaluation (nats); NaN where not finite or not known",
+    "best_val_loss": "lowest of all evaluations (nats)",
+    "train_loss": "of the last step (nats)",
+    "tok_per_sec": "median over steps after the first 5, evaluation excluded (tokens/s)",
+    "train_seconds": "sum of the steps' wall time (s)",
+    "clipped_share": "share of the steps in which clipping scaled a gradient down",
+    "budget_tokens": "tokens the run was to see",
+    "num_params": "parameters of the model",
+    "wandb_id": "the run's id on W&B",
+    "started": "when the run began (UTC)",
+}
+"""Column -> what it holds, for `StudyFrames.trials`: one row per run of any phase."""
+
+STEPS_COLUMNS: dict[str, str] = {
+    **_RUN_COLUMNS,
+    **{m.name: _described(m.doc, m.unit) for m in GLOSSARY.values()},
+}
+"""Column -> what it holds, for `StudyFrames.steps`; val/ columns are missing on steps that did not evaluate."""
+
+_TRIALS_DTYPES: dict[str, Any] = {
+    **dict.fromkeys(TRIALS_COLUMNS, "float64"),
+    **dict.fromkeys(("seed", "budget_tokens", "num_params", *INTEGER_KEYS), "int64"),
+    **dict.fromkeys(("trial", "steps", "tokens"), "Int64"),
+    "phase": pd.CategoricalDtype(list(PHASES)),
+    "clip_mode": pd.CategoricalDtype(list(CLIP_MODES)),
+    "outcome": pd.CategoricalDtype([o.value for o in Outcome]),
+    "wandb_id": "str",
+    "started": "datetime64[us, UTC]",
+}
+
+_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_STEP_HINTS = {m.name: get_type_hints(StepRecord)[key] for key, m in GLOSSARY.items()}
+_STEPS_SCHEMA = pa.schema(
+    [
+        (name, next(_ARROW_TYPES[kind] for kind in (get_args(hint) or (hint,)) if kind in _ARROW_TYPES))
+        for name, hint in _STEP_HINTS.items()
+    ]
+)
+
+_READ = pj.ReadOptions(use_threads=False, block_size=1 << 24)  # one thread a file, many files at once
+_PARSE = pj.ParseOptions(explicit_schema=_STEPS_SCHEMA, unexpected_field_behavior="ignore")
+
+Source = RunView | FetchedRun
+"""A run to read: both have .header, .result and .rows()."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFrames:
+    """The tables of one study. `trials` is read at once, `steps` when it is first asked for."""
+
+    name: str
+    trials: pd.DataFrame  # TRIALS_COLUMNS
+    read_steps: Callable[[], pd.DataFrame]
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per step of every run, in order of run and step; STEPS_COLUMNS."""
+        return self.read_steps()
+
+
+def load(name: str, runs: str | Path = "runs") -> StudyFrames:
+    """The tables of the study `name` in the folder `runs`, or of "wandb:ENTITY/PROJECT/STUDY".
+
+    Raises UserError for an unknown study, MachineError for a damaged file or for history that W&B does not return.
+    """
+    sources: list[RunView] | list[FetchedRun]
+    if name.startswith(WANDB_PREFIX):
+        sources = fetch_runs(name.removeprefix(WANDB_PREFIX))
+    else:
+        known = sorted(path.parent.name for path in Path(runs).glob("*/study.json"))
+        if name not in known:
+            there = f"begun are {', '.join(known)}" if known else "none is; `hpstudy run NAME` begins one"
+            raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
+        sources = RunStore(Path(runs) / name).runs()
+    trials = _trials(sources)
+    return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(trials, sources))
+
+
+def _trials(sources: Sequence[Source]) -> pd.DataFrame:
+    frame = pd.DataFrame([_trial_row(s.header, s.result) for s in sources], columns=list(TRIALS_COLUMNS))
+    run_ids = pd.CategoricalDtype([s.header.run.run_id for s in sources])
+    return frame.astype(_TRIALS_DTYPES | {"run_id": run_ids})
+
+
+def _trial_row(header: RunHeader, result: RunResult | None) -> dict[str, Any]:
+    run = header.run
+    return {
+        **{key: getattr(run, key) for key in _RUN_COLUMNS},
+        **asdict(run.hparams),
+        **header.derived,
+        **(asdict(result) if result else {}),
+        "budget_tokens": run.tokens,
+        "num_params": header.num_params,
+        "wandb_id": header.wandb_id,
+        "started": header.started,
+    }
+
+
+def _steps(trials: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
+    with ThreadPoolExecutor() as pool:  # pyarrow parses outside the GIL
+        tables = list(pool.map(_steps_table, sources))
+    counts = [len(table) for table in tables]
+    table = pa.concat_tables([_STEPS_SCHEMA.empty_table(), *tables])
+    del tables
+    frame = trials[list(_RUN_COLUMNS)].take(np.repeat(np.arange(len(counts)), counts)).reset_index(drop=True)
+    for name, hint in _STEP_HINTS.items():  # column by column, so that no second copy of the table ever exists
+        missing = {pa.int64(): pd.Int64Dtype()} if type(None) in get_args(hint) else {}
+        frame[name] = table.column(0).to_pandas(types_mapper=missing.get)
+        table = table.remove_column(0)
+    return frame
+
+
+def _steps_table(source: Source) -> pa.Table:
+    if isinstance(source, RunView):
+        lines = source.steps_path.read_bytes() if source.steps_path.exists() else b""
+        if lines.endswith(b"\n"):  # otherwise nothing is there yet, or its last line is cut short
+            try:
+                return pj.read_json(pa.BufferReader(lines), _READ, _PARSE)
+            except pa.ArrowInvalid:  # non-finite numbers are strings, which only the row reader restores
+                pass
+    return pa.Table.from_pylist(list(source.rows()), schema=_STEPS_SCHEMA)

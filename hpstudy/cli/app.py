@@ -1,0 +1,137 @@
+"""The commands and their flags. The bodies are imported when a command runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import click
+import typer
+
+from hpstudy import __version__
+from hpstudy.errors import HpstudyError
+
+app = typer.Typer(
+    name="hpstudy",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Hyperparameter studies for language-model training, compared with the GPT-3 baseline.",
+    epilog="Example: hpstudy run quickstart",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study in studies/, or a path to a .toml file.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run stores.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+Wandb = Annotated[WandbMode, typer.Option("--wandb", help="auto: online where a key or login exists, else offline.")]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Trials in all; extends the search.")]
+
+RUNS = Path("runs")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Prints the version.")] = False
+) -> None:
+    """Prints the version, or the help when no command is given."""
+    if version:
+        typer.echo(f"hpstudy {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog="Example: hpstudy check quickstart")
+def check(name: Name, device: Device = "auto", trials: Trials = None) -> None:
+    """Validates a study; prints its space, what is fixed, and what it will cost before anything runs."""
+    from hpstudy.cli import study_commands
+
+    study_commands.check(name, device, trials)
+
+
+@app.command(epilog="Example: hpstudy run quickstart --wandb offline")
+def run(name: Name, runs: Runs = RUNS, device: Device = "auto", wandb: Wandb = "auto", trials: Trials = None) -> None:
+    """Searches, trains the baseline and compares the best trials with it; run it again to resume."""
+    from hpstudy.cli import study_commands
+
+    study_commands.run(name, runs, device, wandb, trials)
+
+
+@app.command(epilog="Example: hpstudy status quickstart")
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study; all of them when left out.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Prints what is done, running and failed."""
+    from hpstudy.cli import data_commands
+
+    data_commands.status(name, runs)
+
+
+@app.command(epilog="Example: hpstudy export quickstart --format csv")
+def export(
+    name: Name,
+    runs: Runs = RUNS,
+    format: Annotated[Literal["parquet", "csv"], typer.Option("--format", help="File format.")] = "parquet",
+) -> None:
+    """Writes every trial and every step as two tables, and prints their paths."""
+    from hpstudy.cli import data_commands
+
+    data_commands.export(name, runs, format)
+
+
+@app.command(epilog="Example: hpstudy dashboard quickstart --port 8081")
+def dashboard(
+    name: Name,
+    runs: Runs = RUNS,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+) -> None:
+    """Serves optuna-dashboard on the study's storage until Ctrl-C."""
+    from hpstudy.cli import data_commands
+
+    data_commands.dashboard(name, runs, host, port)
+
+
+@app.command(epilog="Example: hpstudy corpora")
+def corpora() -> None:
+    """Lists what may stand in a study's `corpus`."""
+    from hpstudy.cli import machine_commands
+
+    machine_commands.corpora()
+
+
+@app.command(epilog="Example: hpstudy prepare asv --tokenizer gpt2:2048")
+def prepare(
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="asv, fineweb-edu, text:PATH or shards:GLOB.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="gpt2, gpt2:N or bytes.")] = "gpt2",
+    shards: Annotated[int, typer.Option("--shards", min=1, max=99, help="Shards of 100M tokens to download.")] = 10,
+) -> None:
+    """Tokenizes or downloads a corpus into shards, and prints their paths."""
+    from hpstudy.cli import machine_commands
+
+    machine_commands.prepare(corpus, tokenizer, shards)
+
+
+@app.command(epilog="Example: hpstudy doctor --device cuda")
+def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
+    """Says what this machine has, and what is missing here; exit code 1 if a study could not run."""
+    from hpstudy.cli import machine_commands
+
+    machine_commands.doctor(runs, device)
+
+
+def main() -> None:
+    """Runs the command line; every foreseen failure is a message and its exit code, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except HpstudyError as error:
+        typer.secho(str(error), err=True, fg="red")
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        typer.secho("stopped at once; what was recorded is kept", err=True)
+        sys.exit(130)

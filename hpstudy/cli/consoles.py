@@ -1,0 +1,19 @@
+"""Where the commands print."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+FILE_WIDTH = 110  # of a table that goes to a file or a pipe
+
+
+def out() -> Console:
+    """stdout: results."""
+    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False)
+
+
+def err() -> Console:
+    """stderr: progress and notices; lines are never cut or wrapped outside a terminal."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)

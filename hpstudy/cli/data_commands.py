@@ -1,0 +1,77 @@
+"""`status`, `export` and `dashboard`: what is there, as people and programs want it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from hpstudy.analysis.export import Format
+from hpstudy.analysis.export import export as write_tables
+from hpstudy.analysis.frames import StudyFrames, load
+from hpstudy.cli.consoles import err, out
+from hpstudy.errors import UserError
+from hpstudy.search.dashboard import serve
+from hpstudy.study import list_studies, load_study
+
+OUTCOMES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
+
+
+def status(name: str | None, runs: Path) -> None:
+    """One line per study, or one study's phases and its best run."""
+    if name is None:
+        _print_studies(runs)
+    else:
+        _print_runs(load(Path(name).stem, runs=runs))
+
+
+def export(name: str, runs: Path, fmt: Format) -> None:
+    """Writes the tables and prints their paths."""
+    study = Path(name).stem
+    for path in write_tables(load(study, runs=runs), runs / study / "export", fmt):
+        out().print(str(path), markup=False, soft_wrap=True)
+
+
+def dashboard(name: str, runs: Path, host: str, port: int) -> None:
+    """Serves optuna-dashboard until Ctrl-C."""
+    study = load_study(name)
+    journal = runs / study.name / "optuna.journal"
+    if not journal.exists():
+        raise UserError(f"{journal}: no search has begun; start it with `hpstudy run {name}`")
+    err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)", markup=False)
+    serve(journal, host, port)
+
+
+def _print_studies(runs: Path) -> None:
+    table = Table("study", "runs", "finished", "best val loss", "question", box=None, header_style="dim")
+    questions = dict(list_studies()) if Path("studies").is_dir() else {}
+    begun = {path.parent.name for path in runs.glob("*/study.json")}
+    for name in sorted(questions.keys() | begun):
+        counts = ("–", "–", "–")
+        if name in begun:
+            trials = load(name, runs=runs).trials
+            best = trials.loc[trials["outcome"] == "complete", "val_loss"].min()
+            counts = (str(len(trials)), str(trials["outcome"].notna().sum()), "–" if pd.isna(best) else f"{best:.4f}")
+        table.add_row(name, *counts, questions.get(name, "(no study file here)"))
+    out().print(table)
+
+
+def _print_runs(frames: StudyFrames) -> None:
+    table = Table("phase", "runs", *OUTCOMES, "unfinished", box=None, header_style="dim")
+    for phase, runs in frames.trials.groupby("phase", observed=True):
+        counts = runs["outcome"].value_counts()
+        table.add_row(
+            str(phase),
+            str(len(runs)),
+            *(str(int(counts.get(outcome, 0))) for outcome in OUTCOMES),
+            str(int(runs["outcome"].isna().sum())),
+        )
+    console = out()
+    console.print(table)
+    complete = frames.trials[frames.trials["outcome"] == "complete"]
+    if len(complete):
+        best = complete.sort_values("val_loss").iloc[0]
+        console.print(f"lowest val loss {best['val_loss']:.4f} ({best['run_id']})", markup=False)
+    for _, run in frames.trials[frames.trials["outcome"].isna()].iterrows():
+        console.print(f"unfinished: {run['run_id']}; `hpstudy run` goes on with it", markup=False)

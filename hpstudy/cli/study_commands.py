@@ -1,0 +1,144 @@
+"""`check` and `run`."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.table import Table
+
+from hpstudy.analysis.comparison import comparison, comparison_table
+from hpstudy.analysis.frames import load
+from hpstudy.cli.app import WandbMode
+from hpstudy.cli.consoles import err, out
+from hpstudy.hparams import GPT3
+from hpstudy.progress import StudyProgress, duration
+from hpstudy.running.cost import Cost, estimate
+from hpstudy.running.driver import Interrupted, Options, StopRequest, baseline_run_id, run_study
+from hpstudy.study import Choices, Study, load_study
+from hpstudy.tracking.store import RunStore
+from hpstudy.training.corpus import check_size, load_corpus
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def check(name: str, device: str, trials: int | None) -> None:
+    """Validates a study and prints the resolved space and the cost."""
+    study = load_study(name)
+    console = out()
+    corpus = load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens)
+    check_size(corpus, study.spec.context, study.largest_batch_tokens)
+    console.print(f"[bold]{study.name}[/bold]: {study.question}")
+    console.print(_space_table(study))
+    for line in _departures(study):
+        console.print(f"  {line}", markup=False)
+    for warning in study.warnings:
+        err().print(f"warning: {warning}", markup=False)
+    num_trials = study.budget.trials if trials is None else trials
+    num_runs = num_trials + (study.baseline_proposal() is None)
+    with tempfile.TemporaryDirectory() as folder:
+        cost = estimate(study, device, num_runs, Path(folder) / "worker.log")
+    _print_cost(console, study, cost, corpus.num_train_tokens)
+
+
+def run(name: str, runs: Path, device: str, wandb: WandbMode, trials: int | None) -> None:
+    """Runs or resumes a study and prints the comparison."""
+    study = load_study(name)
+    console = err()
+    for warning in study.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    console.print(f"{study.name}: {study.question}", markup=False)
+    options = Options(runs=runs, device=device, wandb=wandb, trials=trials)
+    progress = StudyProgress(study, console)
+    command = f"hpstudy run {name}" + ("" if runs == Path("runs") else f" --runs {runs}")
+    with _stop_on_signals(console) as stop:
+        try:
+            with progress.shown():
+                store = run_study(study, options, progress, stop)
+        except Interrupted as error:
+            raise Interrupted(f"stopped; every finished run is kept. Go on with: {command}") from error
+    _print_result(study, store, runs, command)
+
+
+def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> None:
+    frames = load(study.name, runs=runs)
+    console = out()
+    console.print(comparison_table(comparison(frames, study, baseline_run_id=baseline_run_id(study)), study.name))
+    suffix = "" if runs == Path("runs") else f" --runs {runs}"
+    console.print(f"files    {store.root}", markup=False, soft_wrap=True)
+    console.print(f"W&B runs {store.root / 'wandb'}", markup=False, soft_wrap=True)
+    console.print(f"next     hpstudy export {study.name}{suffix}    {command} --trials N", markup=False, soft_wrap=True)
+
+
+def _space_table(study: Study) -> Table:
+    """What varies, and where the baseline stands in it."""
+    baseline = study.baseline_hparams(study.spec.tokens)
+    table = Table("searched", "from", "to", "scale", "baseline", box=None, pad_edge=False, header_style="dim")
+    for key, dimension in study.space.items():
+        value = getattr(baseline, key)
+        if isinstance(dimension, Choices):
+            table.add_row(key, ", ".join(str(v) for v in dimension.values), "", "choices", f"{value}")
+        else:
+            scale = "log of 1 - value" if dimension.scale == "log1m" else dimension.scale
+            table.add_row(key, f"{dimension.low:g}", f"{dimension.high:g}", scale, f"{value:g}")
+    if not study.space:
+        table.add_row("nothing: the baseline alone", "", "", "", "")
+    return table
+
+
+def _departures(study: Study) -> Iterator[str]:
+    """One line per value in which the study's baseline is not GPT-3's."""
+    baseline, gpt3 = asdict(study.baseline_hparams(study.spec.tokens)), asdict(GPT3)
+    changed = [f"{key} {value} (GPT-3: {gpt3[key]})" for key, value in baseline.items() if value != gpt3[key]]
+    if changed:
+        yield f"baseline departs from GPT-3 in: {', '.join(changed)}"
+
+
+def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -> None:
+    spec, environment = study.spec, cost.environment
+    epochs = cost.tokens / cost.runs / train_tokens
+    console.print(
+        f"model    {cost.num_params:,} parameters, {spec.context} tokens of context, {spec.tokenizer}\n"
+        f"data     {spec.corpus}: {train_tokens:,} training tokens ({epochs:.2f} epochs a run)\n"
+        f"device   {environment['device']} ({environment['device_name']}), {environment['precision']}: "
+        f"{environment['reason']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for size, speed in cost.speeds.items():
+        batch = study.baseline_hparams(spec.tokens).batch_tokens
+        console.print(
+            f"speed    micro-batch {size}: {1000 * speed.step_seconds:,.1f} ms a step, "
+            f"{batch / speed.step_seconds:,.0f} tok/s; {speed.eval_seconds:.2f} s an evaluation",
+            markup=False,
+        )
+    console.print(
+        f"cost     {cost.runs} runs of {cost.steps:,} steps, {cost.tokens:,} tokens in all, "
+        f"about {duration(cost.seconds)} on one worker",
+        markup=False,
+    )
+
+
+@contextmanager
+def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
+    """The first Ctrl-C or SIGTERM asks the driver to stop; a second Ctrl-C stops at once."""
+    stop = StopRequest()
+
+    def ask(_signum: int, _frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        console.print("stopping: closing the sinks (Ctrl-C again stops at once)")
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

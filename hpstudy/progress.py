@@ -1,0 +1,152 @@
+"""How far a study is: a live view on a terminal, plain lines where it is none."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpstudy.records import Outcome, Run, RunResult, StepRecord
+from hpstudy.study import Study
+
+PLAIN_SECONDS = 10.0  # between two lines about a run that is under way
+RECENT_STEPS = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class _Active:
+    run: Run
+    last: StepRecord | None = None
+    val_loss: float | None = None
+    speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+
+class StudyProgress:
+    """Shows the phase, every run under way, the best so far and the baseline; prints one line per finished run."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        self._study, self._console = study, console
+        self._metric = study.objectives[0].metric
+        self._baseline_hparams = study.baseline_hparams(study.spec.tokens)
+        self._baseline: RunResult | None = None
+        self._best: tuple[Run, RunResult] | None = None
+        self._phase, self._num_runs, self._done, self._skipped = "starting", 0, 0, 0
+        self._active: dict[str, _Active] = {}
+        self._phase_start = time.monotonic()
+        self._last_line = 0.0
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def shown(self) -> AbstractContextManager[object]:
+        """The context in which the view is live; outside a terminal it does nothing."""
+        return self._live if self._console.is_terminal else nullcontext()
+
+    def phase(self, name: str, num_runs: int) -> None:
+        """A phase begins, with so many runs in all."""
+        self._phase, self._num_runs, self._done, self._skipped = name, num_runs, 0, 0
+        self._phase_start = time.monotonic()
+
+    def start(self, run: Run) -> None:
+        """A run begins."""
+        self._active[run.run_id] = _Active(run=run)
+
+    def step(self, run: Run, record: StepRecord) -> None:
+        """A step was recorded."""
+        active = self._active[run.run_id]
+        active.last = record
+        active.speeds.append(record.tok_per_sec)
+        if record.val_loss is not None:
+            active.val_loss = record.val_loss
+        if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self.say(f"{run.run_id}: {self._describe(active)}")
+
+    def finish(self, run: Run, result: RunResult) -> None:
+        """A run has a result, of now or of an earlier session."""
+        earlier = self._active.pop(run.run_id, None) is None
+        self._done += 1
+        self._skipped += earlier
+        if run.hparams == self._baseline_hparams and self._baseline is None:
+            self._baseline = result
+        if self._better(result):
+            self._best = run, result
+        name = f"{run.run_id}{' (baseline)' if run.hparams == self._baseline_hparams else ''}"
+        what = f"val loss {_loss(result.val_loss)}" if result.outcome is Outcome.COMPLETE else result.outcome.value
+        speed = f"{result.tok_per_sec:,.0f} tok/s" if result.tok_per_sec else "no steps"
+        when = ", from an earlier session" if earlier else f" in {duration(result.train_seconds)}"
+        self.say(f"{self._phase} {self._done}/{self._num_runs}  {name}: {what}, {speed}{when}")
+        if result.outcome is Outcome.FAILED:
+            self.say(f"  {result.message.splitlines()[-1] if result.message else 'no message'}")
+
+    def say(self, line: str) -> None:
+        """One line that the user should read."""
+        self._last_line = time.monotonic()
+        self._console.print(line, highlight=False, markup=False)
+
+    def _better(self, result: RunResult) -> bool:
+        if result.outcome is not Outcome.COMPLETE:
+            return False
+        if self._best is None:
+            return True
+        if self._metric == "val/loss":
+            return (result.val_loss or math.inf) < (self._best[1].val_loss or math.inf)
+        return (result.tok_per_sec or 0.0) > (self._best[1].tok_per_sec or 0.0)
+
+    def _score(self, result: RunResult | None) -> str:
+        if result is None:
+            return "–"
+        return _loss(result.val_loss) if self._metric == "val/loss" else f"{result.tok_per_sec or 0:,.0f} tok/s"
+
+    def _describe(self, active: _Active) -> str:
+        if active.last is None:
+            return "starting"
+        share = active.last.tokens / active.run.tokens
+        speed = sum(active.speeds) / len(active.speeds)
+        val = f", val {active.val_loss:.4f}" if active.val_loss is not None else ""
+        return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
+
+    def _time_left(self) -> str:
+        """From the phase's own pace: finished runs and the shares of those under way."""
+        shares = sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+        trained = self._done - self._skipped + shares
+        if trained < 0.05:
+            return "…"
+        pace = (time.monotonic() - self._phase_start) / trained
+        return duration(pace * max(0.0, self._num_runs - self._done - shares))
+
+    def _render(self) -> Group:
+        shares = sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        bar = ProgressBar(total=max(1, self._num_runs), completed=self._done + shares)
+        head.add_row(
+            Text(f"{self._study.name} · {self._phase} {self._done}/{self._num_runs}", style="bold"),
+            bar,
+            f"{self._time_left()} left",
+        )
+        lines = [Text(f"  {run_id}  {self._describe(active)}") for run_id, active in self._active.items()]
+        best = f"{self._score(self._best[1])} ({self._best[0].run_id})" if self._best else "–"
+        lines.append(Text(f"  best {best} · baseline {self._score(self._baseline)}", style="dim"))
+        return Group(head, *lines)
+
+
+def _loss(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 20s`, `1h 05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

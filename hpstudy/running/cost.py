@@ -1,0 +1,80 @@
+"""What a study will cost, from a few timed steps, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hpstudy.errors import MachineError, UserError
+from hpstudy.hparams import HParams
+from hpstudy.records import Speed
+from hpstudy.running.workers import Measure, Measured, Ready, Refused, Setup, Worker
+from hpstudy.study import Choices, Study
+from hpstudy.training.schedule import plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """The price of a study's runs on this machine."""
+
+    runs: int
+    steps: int  # of one run at the baseline's batch
+    tokens: int  # of all runs
+    seconds: float  # of all runs on one worker; the mean over the micro-batches where they are searched
+    speeds: dict[int, Speed]  # by micro-batch
+    environment: dict[str, Any]
+    num_params: int
+
+
+def estimate(study: Study, device: str, num_runs: int, log: Path) -> Cost:
+    """Times steps of every micro-batch that may occur and adds up. Raises UserError or MachineError."""
+    worker = Worker(Setup(spec=study.spec, device=device, base=Path.cwd()), log)
+    try:
+        ready = welcome(worker)
+        baseline = study.baseline_hparams(study.spec.tokens)
+        dimension = study.space.get("micro_batch")
+        sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
+        speeds = {size: measure(worker, replace(baseline, micro_batch=size)) for size in sizes}
+    finally:
+        worker.stop()
+    mean_step = sum(speed.step_seconds for speed in speeds.values()) / len(speeds)
+    mean_eval = sum(speed.eval_seconds for speed in speeds.values()) / len(speeds)
+    spec = study.spec
+    budget = spec.tokens or math.ceil((spec.seconds or 0.0) / mean_step) * baseline.batch_tokens
+    steps = list(plan(baseline, budget=budget, unit=spec.ramp_multiple * spec.context, evals=spec.evals))
+    full_batches = steps[-1].tokens / baseline.batch_tokens  # the smaller batches of a ramp cost in proportion
+    num_evals = sum(step.eval_index is not None for step in steps)
+    return Cost(
+        runs=num_runs,
+        steps=len(steps),
+        tokens=steps[-1].tokens * num_runs,
+        seconds=num_runs * (full_batches * mean_step + num_evals * mean_eval),
+        speeds=speeds,
+        environment=ready.environment,
+        num_params=ready.num_params,
+    )
+
+
+def welcome(worker: Worker) -> Ready:
+    """Waits until a worker is built. Raises UserError or MachineError when it cannot be."""
+    match worker.receive():
+        case Ready() as ready:
+            return ready
+        case Refused(problems=problems, by_user=by_user):
+            raise UserError(problems) if by_user else MachineError("; ".join(problems))
+        case _:
+            raise MachineError(f"the worker died before it was ready; see {worker.log}")
+
+
+def measure(worker: Worker, hparams: HParams) -> Speed:
+    """Times a few steps on an idle worker. Raises MachineError when they fail."""
+    worker.send(Measure(hparams=hparams))
+    match worker.receive():
+        case Measured(speed=Speed() as speed):
+            return speed
+        case Measured(message=message):
+            raise MachineError(f"the timed steps failed: {message}")
+        case _:
+            raise MachineError(f"the worker died in its timed steps; see {worker.log}")

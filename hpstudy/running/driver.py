@@ -1,0 +1,336 @@
+"""Joins the arrows: proposals become runs, workers train them, records go to the sinks, results are told.
+
+The driver is the only writer: it alone opens the Optuna storage, writes the run store and talks to W&B. The order of
+writing is header, steps, result, tell, so that a study killed at any moment goes on from what is on disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpstudy.errors import HpstudyError, MachineError, UserError
+from hpstudy.hparams import HParams, derived
+from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
+from hpstudy.running.cost import measure
+from hpstudy.running.environment import describe, refuse_if_changed
+from hpstudy.running.sources import Fixed, Source, Trials
+from hpstudy.running.summary import RunSummary
+from hpstudy.running.workers import (
+    Finished,
+    Ready,
+    Recorded,
+    Refused,
+    Setup,
+    Train,
+    Verdict,
+    Worker,
+)
+from hpstudy.search import Search
+from hpstudy.study import Study, changed_keys
+from hpstudy.tracking.store import RunStore, RunWriter
+from hpstudy.tracking.wandb_sink import ModeFlag, WandbSink, new_wandb_id, resolve_mode, resolve_project
+from hpstudy.training.corpus import check_size, load_corpus
+
+ATTEMPTS = 3  # trainings of one run, in all, before workers that die under it make it a failed one
+WANDB_CLOSING_SECONDS = 60.0
+LOOK_SECONDS = 0.2  # how often the driver looks at the stop request while nothing is reported
+
+
+class Progress(Protocol):
+    """What shows a human how far the study is; it never changes what is done."""
+
+    def phase(self, name: str, num_runs: int) -> None:
+        """A phase begins, with so many runs in all."""
+
+    def start(self, run: Run) -> None:
+        """A run begins."""
+
+    def step(self, run: Run, record: StepRecord) -> None:
+        """A step was recorded."""
+
+    def finish(self, run: Run, result: RunResult) -> None:
+        """A run has a result, of now or of an earlier session."""
+
+    def say(self, line: str) -> None:
+        """One line that the user should read."""
+
+
+class StopRequest:
+    """Set by a signal handler; the driver then stops at its next look."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+
+class Interrupted(HpstudyError):
+    """The user stopped the study; everything recorded is on disk."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Where and how a study runs; nothing here changes a result, save that `trials` may extend the search."""
+
+    runs: Path
+    device: str
+    wandb: ModeFlag
+    trials: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Flight:
+    """A run that a worker is training."""
+
+    run: Run
+    writer: RunWriter
+    summary: RunSummary
+    attempt: int  # from 1
+
+
+def run_study(study: Study, options: Options, progress: Progress, stop: StopRequest) -> RunStore:
+    """Searches and trains the baseline, or goes on where an earlier call was stopped; returns the run store.
+
+    Raises UserError for wrong input before anything is trained, Interrupted on a stop request, MachineError when no
+    worker can be kept alive.
+    """
+    spec = study.spec
+    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)  # relative paths: from here
+    check_size(corpus, spec.context, study.largest_batch_tokens)
+    store = RunStore(options.runs / study.name)
+    store.create()
+    _freeze_study(store, study)
+    driver = _Driver(study, store, options, progress, stop)
+    try:
+        driver.search(options.trials)
+        driver.baseline()
+    finally:
+        driver.close()
+    return store
+
+
+def baseline_run_id(study: Study) -> str:
+    """The run that the search is compared with: trial 0, or a run of its own when the space does not hold it."""
+    return "search-0000" if study.baseline_proposal() is not None else f"baseline-s{study.spec.seed}"
+
+
+def _freeze_study(store: RunStore, study: Study) -> None:
+    """Copies the study into its folder; refuses a file that was edited after its study began."""
+    frozen = store.read_json("study.json")
+    now = study.resolved()
+    if frozen is not None and (changes := changed_keys(frozen, now)):
+        remedy = "put the values back, or copy the file under another name for another study"
+        raise UserError([f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes])
+    store.freeze_study(study.path.read_text(encoding="utf-8"), now)
+
+
+class _Driver:
+    """One session of a study: a warm worker, the sinks, and the loop between them."""
+
+    def __init__(self, study: Study, store: RunStore, options: Options, progress: Progress, stop: StopRequest) -> None:
+        self._study, self._store, self._progress, self._stop = study, store, progress, stop
+        self._setup = Setup(spec=study.spec, device=options.device, base=Path.cwd())
+        self._workers = [self._start_worker(store.root / "worker-0.log")]  # it builds while the search is opened
+        self._flights: dict[Worker, _Flight] = {}
+        self._environment: dict[str, Any] | None = None
+        self._num_params = 0
+        project, entity = resolve_project(study.project, study.entity)
+        self._wandb = WandbSink(
+            mode=resolve_mode(options.wandb),
+            project=project,
+            entity=entity,
+            study=study.name,
+            directory=store.root,
+            extra=_wandb_config(study),
+            say=progress.say,
+        )
+
+    def search(self, trials: int | None) -> None:
+        """Trains every trial of the search and tells its result."""
+        search = Search(self._study, self._store.root / "optuna.journal", trials=trials)
+        self._await_ready()
+        self._progress.phase("search", search.num_trials)
+        self._train_all(Trials(self._study, search, self._calibrated_tokens))
+
+    def baseline(self) -> None:
+        """Trains the baseline at the search seed when it is no trial of the search."""
+        if self._study.baseline_proposal() is not None:
+            return
+        spec = self._study.spec
+        tokens = spec.tokens or self._calibrated_tokens(self._study.baseline_hparams(None))
+        run = Run(
+            run_id=baseline_run_id(self._study),
+            phase="baseline",
+            trial=None,
+            seed=spec.seed,
+            tokens=tokens,
+            hparams=self._study.baseline_hparams(tokens),
+        )
+        self._progress.phase("baseline", 1)
+        self._train_all(Fixed([run]))
+
+    def close(self) -> None:
+        """Ends the workers, leaves runs in the air without a result, and closes the sinks."""
+        for worker in self._workers:
+            worker.stop()
+        for flight in self._flights.values():
+            flight.writer.close()
+            self._wandb.abandon(flight.run.run_id)
+        self._wandb.close(timeout=WANDB_CLOSING_SECONDS)
+
+    def _train_all(self, source: Source) -> None:
+        """Keeps every worker busy until the source has no run left and none is in the air."""
+        while True:
+            self._assign(source)
+            if not self._flights:
+                return
+            for worker in self._reporting():
+                self._hear(worker, source)
+
+    def _assign(self, source: Source) -> None:
+        for worker in self._workers:
+            while worker not in self._flights and (run := source.next()) is not None:
+                result = self._store.result(run.run_id)  # of an earlier session
+                if result is None:
+                    self._begin(worker, run, source.judged, attempt=1)
+                else:
+                    self._progress.finish(run, result)
+                    source.ended(run, result)
+
+    def _reporting(self) -> list[Worker]:
+        """Waits for workers that have something to say, and looks at the stop request meanwhile."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        ready: list[Any] = []
+        while not ready:
+            if self._stop.requested:
+                raise Interrupted("stopped")
+            ready = wait(list(by_connection), timeout=LOOK_SECONDS)
+        return [by_connection[connection] for connection in ready]
+
+    def _hear(self, worker: Worker, source: Source) -> None:
+        report = worker.receive()
+        flight = self._flights.get(worker)
+        match report:
+            case Ready() | Refused():
+                self._welcome(report)
+            case Recorded(record=record) if flight:
+                self._record(worker, flight, record, source)
+            case Finished(outcome=outcome, message=message) if flight:
+                self._finish(worker, flight, flight.summary.result(outcome, message), source)
+            case None:
+                self._replace(worker, flight, source)
+            case _:
+                raise AssertionError(f"unexpected report {report!r}")
+
+    def _begin(self, worker: Worker, run: Run, judged: bool, attempt: int) -> None:
+        """Writes the header, tells the sinks and orders the training; a run begun before keeps its header."""
+        known = self._store.header(run.run_id)
+        header = known or RunHeader(
+            run=run,
+            study=self._study.name,
+            wandb_id=new_wandb_id(self._study.name, run.run_id),
+            derived=derived(run.hparams),
+            num_params=self._num_params,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        flight = _Flight(run=header.run, writer=self._store.begin(header), summary=RunSummary(), attempt=attempt)
+        self._flights[worker] = flight
+        self._wandb.begin(header)
+        self._progress.start(header.run)
+        worker.send(Train(run=header.run, judged=judged))
+
+    def _record(self, worker: Worker, flight: _Flight, record: StepRecord, source: Source) -> None:
+        flight.writer.append(record)
+        flight.summary.add(record)
+        self._wandb.log(flight.run.run_id, record)
+        self._progress.step(flight.run, record)
+        if record.evaluated:
+            source.heard(flight.run, record)
+            if source.judged and record.eval_index != self._study.spec.evals:
+                worker.send(Verdict(stop=source.should_stop(flight.run)))
+
+    def _finish(self, worker: Worker, flight: _Flight, result: RunResult, source: Source) -> None:
+        del self._flights[worker]
+        flight.writer.finish(result)
+        self._wandb.finish(flight.run.run_id, result)
+        self._progress.finish(flight.run, result)
+        source.ended(flight.run, result)
+
+    def _replace(self, dead: Worker, flight: _Flight | None, source: Source) -> None:
+        """Starts another worker for one that died; its run begins again, up to ATTEMPTS times."""
+        exit_code = dead.stop()
+        cause = f"the worker died (exit code {exit_code}; see {dead.log})"
+        if self._environment is None:
+            raise MachineError(f"{cause} before it was ready; run `hpstudy doctor` to see what is missing")
+        worker = self._workers[self._workers.index(dead)] = self._start_worker(dead.log)
+        if flight is None:
+            return
+        del self._flights[dead]
+        if flight.attempt < ATTEMPTS:
+            self._progress.say(f"{flight.run.run_id}: {cause}; it begins again")
+            flight.writer.close()
+            self._wandb.abandon(flight.run.run_id)
+            self._begin(worker, flight.run, source.judged, flight.attempt + 1)
+        else:
+            self._flights[worker] = flight
+            message = f"{cause}, {ATTEMPTS} times in a row"
+            self._finish(worker, flight, flight.summary.result(Outcome.FAILED, message), source)
+
+    def _start_worker(self, log: Path) -> Worker:
+        return Worker(self._setup, log)
+
+    def _await_ready(self) -> None:
+        """Waits until every worker is built and its environment is known to be the study's."""
+        waiting = set(self._workers)
+        while waiting:
+            for worker in self._reporting():
+                report = worker.receive()
+                if report is None:
+                    self._replace(worker, None, Fixed([]))
+                assert isinstance(report, Ready | Refused)
+                self._welcome(report)
+                waiting.discard(worker)
+
+    def _welcome(self, report: Ready | Refused) -> None:
+        if isinstance(report, Refused):
+            raise UserError(report.problems) if report.by_user else MachineError("; ".join(report.problems))
+        self._num_params = report.num_params
+        frozen = self._store.read_json("environment.json")
+        if frozen is None:
+            self._store.write_json("environment.json", describe(report.environment))
+        else:
+            refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
+        self._environment = report.environment
+
+    def _calibrated_tokens(self, hparams: HParams) -> int:
+        """The budget in tokens that `seconds` of training buy with this micro-batch, measured once per study.
+
+        Floored to whole batches, at least one, and frozen in calibration.json, so that a resumed study keeps it.
+        """
+        spec = self._study.spec
+        assert spec.seconds is not None
+        known: dict[str, float] = self._store.read_json("calibration.json") or {}
+        key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
+        if key not in known:
+            speed = measure(self._workers[0], hparams)
+            known[key] = hparams.batch_tokens / speed.step_seconds
+            self._store.write_json("calibration.json", known)
+        return max(1, int(spec.seconds * known[key]) // hparams.batch_tokens) * hparams.batch_tokens
+
+
+def _wandb_config(study: Study) -> dict[str, Any]:
+    """What every W&B run of a study has in common."""
+    spec = study.spec
+    return {
+        "question": study.question,
+        "model": asdict(spec.model),
+        "corpus": spec.corpus,
+        "tokenizer": spec.tokenizer,
+        "context": spec.context,
+        "precision": spec.precision,
+        "threads": spec.threads,
+    }

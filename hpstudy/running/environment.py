@@ -1,0 +1,36 @@
+"""What a study's numbers depend on beside its file, frozen when it starts."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from hpstudy.errors import UserError
+
+FROZEN = ("device", "device_name", "precision", "threads", "torch", "corpus_digest")
+PACKAGES = ("hpstudy", "optuna", "wandb", "tiktoken", "numpy", "pandas")
+
+
+def describe(worker: Mapping[str, Any]) -> dict[str, Any]:
+    """The worker's environment with the packages' versions and, in a checkout, the git commit."""
+    return {**worker, "packages": {name: version(name) for name in PACKAGES}, "git_commit": _git_commit()}
+
+
+def refuse_if_changed(frozen: Mapping[str, Any], now: Mapping[str, Any], study: str, folder: str) -> None:
+    """Raises UserError with every difference that would mix two kinds of numbers in one study."""
+    differences = [f"{key} was {frozen[key]}, is {now[key]}" for key in FROZEN if frozen[key] != now[key]]
+    if differences:
+        raise UserError(
+            f"{folder}: the study {study} began in another environment: {'; '.join(differences)}. Its numbers would "
+            "not be comparable; resume it where it began, or start anew with another --runs folder"
+        )
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,99 @@
+"""The worker process: builds a trainer once, trains what it is told, reports every step, writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from hpstudy.errors import HpstudyError, UserError
+from hpstudy.hparams import HParams
+from hpstudy.records import Outcome, Run
+from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded, Refused, Setup, Train
+from hpstudy.training.corpus import load_corpus
+from hpstudy.training.device import place
+from hpstudy.training.divergence import DivergenceWatch
+from hpstudy.training.trainer import Trainer
+
+
+def serve(connection: Connection) -> None:
+    """The worker's life: build, then obey until the pipe ends."""
+    setup: Setup = connection.recv()
+    try:
+        trainer, environment = _build(setup)
+    except HpstudyError as error:
+        problems = error.problems if isinstance(error, UserError) else (str(error),)
+        connection.send(Refused(problems=problems, by_user=isinstance(error, UserError)))
+        return
+    connection.send(Ready(environment=environment, num_params=trainer.num_params))
+    while True:
+        match connection.recv():
+            case Train(run=run, judged=judged):
+                connection.send(_train(trainer, run, judged, connection))
+            case Measure(hparams=hparams):
+                connection.send(_measure(trainer, hparams))
+            case order:
+                raise AssertionError(f"unexpected order {order!r}")
+
+
+def _build(setup: Setup) -> tuple[Trainer, dict[str, Any]]:
+    spec = setup.spec
+    torch.set_num_threads(spec.threads)
+    torch.use_deterministic_algorithms(True)
+    placement = place(setup.device, spec.precision)
+    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=setup.base)
+    return Trainer(spec, corpus, placement), {**placement.environment(), "corpus_digest": corpus.digest}
+
+
+def _train(trainer: Trainer, run: Run, judged: bool, connection: Connection) -> Finished:
+    """Trains one run and reports every step; whatever happens in it ends the run and not the worker."""
+    try:
+        outcome = _stream(trainer, run, judged, connection)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        raise  # the driver is gone
+    except Exception as error:
+        outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
+        return Finished(run_id=run.run_id, outcome=outcome, message="".join(traceback.format_exception(error)).strip())
+    return Finished(run_id=run.run_id, outcome=outcome, message="")
+
+
+def _stream(trainer: Trainer, run: Run, judged: bool, connection: Connection) -> Outcome:
+    watch = DivergenceWatch(trainer.vocab_size)
+    warmup_tokens = run.hparams.warmup_fraction * run.tokens
+    for record in trainer.train(run):
+        connection.send(Recorded(run_id=run.run_id, record=record))
+        warming_up = record.tokens <= warmup_tokens
+        if watch.diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up):
+            return Outcome.DIVERGED
+        if judged and record.evaluated and record.eval_index != trainer.spec.evals and connection.recv().stop:
+            return Outcome.PRUNED
+    return Outcome.COMPLETE
+
+
+def _measure(trainer: Trainer, hparams: HParams) -> Measured:
+    try:
+        return Measured(speed=trainer.measure(hparams))
+    except Exception as error:
+        return Measured(speed=None, message=f"{type(error).__name__}: {error}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # the CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def main() -> None:
+    """Entry point of the process: serves the pipe whose file descriptor is the only argument."""
+    with (
+        Connection(int(sys.argv[1])) as connection,
+        contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
+    ):
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()

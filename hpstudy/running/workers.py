@@ -1,0 +1,151 @@
+"""The driver's end of a worker: another process that trains what it is told and streams records back.
+
+Orders and reports are plain picklable values over one duplex pipe, so that something other than a local process can
+stand behind the same boundary. A worker exits by itself when its driver is gone: the pipe then ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from hpstudy.hparams import HParams
+from hpstudy.records import Outcome, Run, Speed, StepRecord
+from hpstudy.spec import TrainerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a worker builds once and keeps warm."""
+
+    spec: TrainerSpec
+    device: str  # as given on the command line: auto, cpu, cuda, cuda:N
+    base: Path  # relative corpus paths start here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Order: train a run. With `judged`, the worker waits for the driver's word after every evaluation but the last."""
+
+    run: Run
+    judged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Order: the word after an evaluation of a judged run."""
+
+    stop: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """Order: time a few steps, keep nothing."""
+
+    hparams: HParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Report: built and waiting; `environment` is what the numbers depend on."""
+
+    environment: dict[str, Any]
+    num_params: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Report: the worker cannot be built from what the user gave."""
+
+    problems: tuple[str, ...]
+    by_user: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Report: one step."""
+
+    run_id: str
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Report: a run has ended."""
+
+    run_id: str
+    outcome: Outcome
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Report: the answer to Measure; `speed` is None when it failed, and the message says why."""
+
+    speed: Speed | None
+    message: str = ""
+
+
+Order = Setup | Train | Verdict | Measure
+Report = Ready | Refused | Recorded | Finished | Measured
+
+
+class Worker:
+    """The driver's end of one worker process."""
+
+    def __init__(self, setup: Setup, log: Path) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs, log.open("ab") as stream:
+            self._process = _spawn(theirs, stream, setup.spec.threads)
+        self.connection = Connection(ours.detach())
+        self.log = log
+        self.send(setup)
+
+    def send(self, order: Order) -> None:
+        """Sends an order; a worker that has died is noticed by `receive`, not here."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(order)
+
+    def receive(self) -> Report | None:
+        """The next report, or None when the worker has died."""
+        try:
+            report: Report = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        return report
+
+    def stop(self, grace_seconds: float = 5.0) -> int:
+        """Ends the process, gently first; returns its exit code."""
+        self.connection.close()
+        self._process.terminate()
+        try:
+            return self._process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:
+    """A fresh interpreter in a session of its own, so that a terminal's Ctrl-C reaches the driver only."""
+    environment: Mapping[str, str] = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS needs to be deterministic
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "hpstudy.running.worker_main", str(connection.fileno())],
+        pass_fds=[connection.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=dict(environment),
+        start_new_session=True,
+    )

@@ -1,0 +1,47 @@
+"""Whether a trial is given up, as a function of its own reports and of the trials it may know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from hpstudy.study import Pruner
+
+
+def stops(pruner: Pruner, evals: int, told: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
+    """The pruner's word on `trial` after its last report, from the told trials it may know; lower reports are better.
+
+    Never before `from_fraction` of the evaluations, and never at the last one, which ends the run anyway.
+    """
+    if pruner.name == "none" or trial.last_step is None or trial.last_step >= evals:
+        return False
+    view = optuna.create_study(pruner=_pruner(pruner, evals))
+    for past in told:
+        again, _ = _replay(view, past)
+        view.tell(again, past.value if past.state is TrialState.COMPLETE else None, state=past.state)
+    _, stop = _replay(view, trial)
+    return stop
+
+
+def _replay(view: optuna.Study, trial: FrozenTrial) -> tuple[Trial, bool]:
+    """A trial reported again in `view`, and the pruner's word after its last report.
+
+    Told trials face the pruner again too: successive halving marks a trial's rungs as it judges it.
+    """
+    again, stop = view.ask(), False
+    for eval_index, loss in sorted(trial.intermediate_values.items()):
+        again.report(loss, eval_index)
+        stop = again.should_prune()
+    return again, stop
+
+
+def _pruner(pruner: Pruner, evals: int) -> BasePruner:
+    """Optuna's pruner; its steps are evaluations."""
+    first = max(1, math.ceil(round(pruner.from_fraction * evals, 6)))  # 0.55 * 20 is a little more than 11
+    if pruner.name == "median":
+        return MedianPruner(n_startup_trials=pruner.startup, n_warmup_steps=first)
+    return SuccessiveHalvingPruner(min_resource=first, reduction_factor=pruner.reduction)

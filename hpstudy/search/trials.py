@@ -1,0 +1,159 @@
+"""A study's trials: asked, reported, judged, told, in the order that makes them reproducible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from optuna.trial import FrozenTrial, Trial
+from optuna.trial import TrialState as OptunaState
+
+from hpstudy.records import Outcome, RunResult, bounded_loss
+from hpstudy.search.journal import open_journal
+from hpstudy.search.pruning import stops
+from hpstudy.search.sampling import first_proposals, is_grid, running_trial, sampled_params
+from hpstudy.search.space import decode, encode
+from hpstudy.study import Study, Value
+
+TrialState = Literal["running", "complete", "pruned", "failed"]
+
+_STATES: dict[OptunaState, TrialState] = {
+    OptunaState.RUNNING: "running",
+    OptunaState.COMPLETE: "complete",
+    OptunaState.PRUNED: "pruned",
+    OptunaState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A trial to train: its number, and its values keyed as in the study's space."""
+
+    number: int
+    values: dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialView:
+    """A trial as the journal knows it; `objectives` in the study's order, None unless the trial is complete."""
+
+    number: int
+    values: dict[str, Value]
+    state: TrialState
+    objectives: tuple[float, ...] | None
+
+
+def objective_values(study: Study, result: RunResult) -> tuple[float, ...] | None:
+    """What Optuna is told of a run, in the order of the study's objectives, or None when it has no value to tell.
+
+    A diverged run is told as ln(vocabulary), so that the sampler learns to keep away; no loss is told above that.
+    """
+    if result.outcome not in (Outcome.COMPLETE, Outcome.DIVERGED):
+        return None
+    loss = bounded_loss(None if result.outcome is Outcome.DIVERGED else result.val_loss, study.vocab_size)
+    values: list[float] = []
+    for objective in study.objectives:
+        value = loss if objective.metric == "val/loss" else result.tok_per_sec
+        if value is None:
+            return None
+        values.append(value)
+    return tuple(values)
+
+
+class Search:
+    """A study's trials in an Optuna journal, which is gone on with where it is there; at most `num_trials` of them.
+
+    Only one process may hold a writing Search on a journal, and the caller sees to that. A read-only one may look at
+    any time: it makes and mends nothing, and finds no trials where none has begun.
+    Raises UserError if the journal's trials were proposed from another space.
+    """
+
+    def __init__(self, study: Study, storage: Path, *, trials: int | None = None, read_only: bool = False) -> None:
+        self._study = study
+        self._optuna = open_journal(study, storage, read_only=read_only)
+        self._first = first_proposals(study)
+        wanted = study.budget.trials if trials is None else trials
+        self.num_trials = min(wanted, len(self._first)) if is_grid(study) else wanted
+        self._reports = [objective.metric for objective in study.objectives] == ["val/loss"]
+        assert self._reports or study.budget.pruner.name == "none", "a pruner needs val/loss as the only objective"
+
+    def ask(self) -> Proposal | None:
+        """The next trial to start, or None while it waits for results, and when every trial has been asked.
+
+        Trial n is asked once trial n - parallel has been told. Trial 0 is the baseline where the space holds it.
+        """
+        trials = self._frozen()
+        number = len(trials)
+        known = self._num_known(number)
+        if number >= self.num_trials or not all(trial.state.is_finished() for trial in trials[:known]):
+            return None
+        if number < len(self._first):
+            params = encode(self._study.space, self._first[number])
+        else:
+            params = sampled_params(self._study, number, told=trials[:known], running=trials[known:])
+        self._optuna.add_trial(running_trial(self._study.space, params))  # asked and proposed in one line
+        return Proposal(number=number, values=decode(self._study.space, params))
+
+    @property
+    def num_asked(self) -> int:
+        """How many trials have been asked; their numbers are 0 to one less."""
+        return len(self._frozen())
+
+    def pending(self) -> list[Proposal]:
+        """Trials asked and not told, in order; after a kill they go on under their numbers."""
+        return [Proposal(number=t.number, values=t.values) for t in self.trials() if t.state == "running"]
+
+    def report(self, number: int, eval_index: int, val_loss: float) -> None:
+        """Records an evaluation for the pruner; ignored when it is there already, as after a resume.
+
+        Without effect unless val/loss is the only objective.
+        """
+        trial = self._frozen()[number]
+        if self._reports and eval_index not in trial.intermediate_values:
+            Trial(self._optuna, trial._trial_id).report(bounded_loss(val_loss, self._study.vocab_size), eval_index)
+
+    def should_stop(self, number: int) -> bool:
+        """Whether the pruner gives a trial up, judged on its reports and on trials 0..number-parallel alone."""
+        trials = self._frozen()
+        told = trials[: self._num_known(number)]
+        return stops(self._study.budget.pruner, self._study.spec.evals, told, trials[number])
+
+    def tell(self, number: int, result: RunResult) -> None:
+        """Records how a trial ended. Trials are told in order of number; the caller holds early results back."""
+        expected = sum(trial.state.is_finished() for trial in self._frozen())
+        assert number == expected, f"trial {expected} must be told next, but got {number}"
+        values = objective_values(self._study, result)
+        if values is not None:
+            self._optuna.tell(number, values)
+        else:
+            pruned = result.outcome is Outcome.PRUNED
+            self._optuna.tell(number, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
+
+    def trials(self) -> list[TrialView]:
+        """Every trial asked so far, in order of number."""
+        return [self._view(trial) for trial in self._frozen()]
+
+    def front(self) -> list[TrialView]:
+        """The complete trials that no other beats in every objective, in order of number."""
+        return [self._view(trial) for trial in sorted(self._optuna.best_trials, key=lambda trial: trial.number)]
+
+    def best(self) -> TrialView | None:
+        """The complete trial with the best value, the earliest among equals; of a study with one objective."""
+        assert len(self._study.objectives) == 1, "two objectives have a front, not a best"
+        return next(iter(self.front()), None)
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return self._optuna.get_trials(deepcopy=False)
+
+    def _num_known(self, number: int) -> int:
+        """How many trials, from 0 on, have been told when trial `number` is asked."""
+        return max(0, number - self._study.budget.parallel + 1)
+
+    def _view(self, trial: FrozenTrial) -> TrialView:
+        return TrialView(
+            number=trial.number,
+            values=decode(self._study.space, trial.params),
+            state=_STATES[trial.state],
+            objectives=tuple(trial.values) if trial.state is OptunaState.COMPLETE else None,
+        )

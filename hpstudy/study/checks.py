@@ -1,0 +1,231 @@
+"""What the values of a study file must hold, each by itself and between them; one sentence per problem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
+from hpstudy.study.file import ChoicesTable, Direction, Finding, MetricName, RangeTable, StudyFile, nearest, shown
+from hpstudy.study.study import default_micro_batch
+
+GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
+BETAS = ("beta1", "beta2")
+
+
+def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
+    """Every batch in tokens that a trial or the baseline may have: where it is stated, and what it may be cut into."""
+    found: dict[int, tuple[str, set[int]]] = {}
+
+    def add(place: str, batch: int, micro_batches: Iterable[int]) -> None:
+        sizes = found.setdefault(batch, (f"{place} batch_tokens", set()))[1]
+        sizes.update(micro_batches or (default_micro_batch(batch, file.trainer.context),))
+
+    stated = {"micro_batch"} & {*file.search, *file.hparams}
+    for batch in _values(file, "batch_tokens"):
+        place = "[search]" if "batch_tokens" in file.search else "[hparams]"
+        add(place, batch, _values(file, "micro_batch") if stated else ())
+    own = {**file.hparams, **file.baseline.overrides}
+    micro_batch = own.get("micro_batch")
+    add("[baseline] overrides:", own.get("batch_tokens", GPT3.batch_tokens), (micro_batch,) if micro_batch else ())
+    return found
+
+
+def problems(file: StudyFile, shape: list[Finding]) -> list[str]:
+    """Every problem of a file whose shape had the findings `shape`; a rule is judged when all it reads is sound."""
+    findings = [*shape, *_hyperparameters(file), *_dimensions(file)]
+    wrong = {key for key, _ in findings}
+    for rule, reads in _RULES:
+        if not any(_overlap(key, need) for key in wrong for need in reads.split()):
+            findings += [(reads, sentence) for sentence in rule(file)]
+    return [sentence for _, sentence in findings]
+
+
+def _overlap(key: str, other: str) -> bool:
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _values(file: StudyFile, key: str) -> list[Any]:
+    """What trials may give a key: its choices, the ends of its range, or its one value."""
+    dimension = file.search.get(key)
+    if dimension is None:
+        return [file.hparams.get(key, getattr(GPT3, key))]
+    return dimension.choices if isinstance(dimension, ChoicesTable) else [dimension.low, dimension.high]
+
+
+def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
+    """Each value of [hparams] and of [baseline] overrides against its key's rule."""
+    for section, place, table in (
+        ("hparams", "[hparams] ", file.hparams),
+        ("baseline", "[baseline] overrides: ", file.baseline.overrides),
+    ):
+        for key, value in table.items():
+            if key not in RULES:
+                yield f"{section}.{key}", place + _unknown(key)
+            elif problem := value_problem(key, value):
+                yield f"{section}.{key}", f"{place}{key}: {problem}"
+
+
+def _dimensions(file: StudyFile) -> Iterator[Finding]:
+    """Each dimension of [search] against its key's rule and its scale's."""
+    for key, dimension in file.search.items():
+        if key not in RULES:
+            yield f"search.{key}", f"[search] {_unknown(key)}"
+            continue
+        if key in file.hparams:
+            yield f"search.{key}", f"[search] {key}: also in [hparams]; a key is searched or fixed, remove one of them"
+        sentences = _choices(key, dimension) if isinstance(dimension, ChoicesTable) else _range(key, dimension)
+        for sentence in sentences:
+            yield f"search.{key}", f"[search] {key}: {sentence}"
+
+
+def _unknown(key: str) -> str:
+    return f'unknown key "{key}"' + (nearest(key, RULES) or f"; known are {', '.join(RULES)}")
+
+
+def _range(key: str, dimension: RangeTable) -> Iterator[str]:
+    low, high, scale = dimension.low, dimension.high, dimension.scale
+    if key in INTEGER_KEYS or key == "clip_mode":
+        example = '["global", "none"]' if key == "clip_mode" else "[8, 16, 32]"
+        yield f"has no continuous range; search it with {{ choices = {example} }}"
+        return
+    for end, value in (("low", low), ("high", high)):
+        if problem := value_problem(key, value):
+            yield f"{end} {problem}"
+    if not low < high:
+        yield f"`low < high` must hold, but got low={low:g}, high={high:g}"
+    if scale == "log" and low == 0 and RULES[key].allows(low):
+        yield 'scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'
+    if scale == "log1m" and key not in BETAS:
+        yield 'scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'
+
+
+def _choices(key: str, dimension: ChoicesTable) -> Iterator[str]:
+    values = dimension.choices
+    bad = [problem for value in values if (problem := value_problem(key, value))]
+    yield from (f"choices {problem}" for problem in bad)
+    if not bad and (len(set(values)) < len(values) or len(values) < 2):
+        yield f"choices must be at least two different values, but got {shown(values)}"
+
+
+def _run_budget(file: StudyFile) -> Iterator[str]:
+    tokens, seconds = file.trainer.tokens, file.trainer.seconds
+    if (tokens is None) == (seconds is None):
+        got = "neither" if tokens is None else f"tokens={tokens} and seconds={seconds:g}"
+        yield f"[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got {got}"
+
+
+def _model(file: StudyFile) -> Iterator[str]:
+    model = file.trainer.model
+    if model.width % model.heads:
+        yield f"[trainer] model: width must be a multiple of heads, but got width={model.width}, heads={model.heads}"
+
+
+def _validation(file: StudyFile) -> Iterator[str]:
+    least, got = file.trainer.context + 1, file.trainer.val_tokens
+    if got < least:
+        yield f"[trainer] val_tokens: must hold a sequence and its last target, context + 1 = {least}, but got {got}"
+
+
+def _vocabulary(file: StudyFile) -> Iterator[str]:
+    if file.trainer.corpus == "fineweb-edu" and file.trainer.tokenizer != "gpt2":
+        yield f'[trainer] tokenizer: "fineweb-edu" comes tokenized with "gpt2", but got "{file.trainer.tokenizer}"'
+
+
+def _batches(file: StudyFile) -> Iterator[str]:
+    context = file.trainer.context
+    for batch, (place, micro_batches) in batches(file).items():
+        bad = sorted(size for size in micro_batches if batch % (size * context))
+        if bad:
+            unit = math.lcm(*micro_batches) * context
+            near = [tokens for tokens in (batch // unit * unit, batch // unit * unit + unit) if tokens]
+            yield (
+                f"{place}: must be a multiple of micro_batch x context, but {batch} is not for micro_batch "
+                f"{', '.join(map(str, bad))} at context {context}; the nearest that work: {', '.join(map(str, near))}"
+            )
+
+
+def _steps(file: StudyFile) -> Iterator[str]:
+    tokens = file.trainer.tokens
+    for batch, (place, _) in batches(file).items():
+        if tokens is not None and tokens < batch:
+            yield f"{place}: a run must hold at least one step, but got {batch} > [trainer] tokens={tokens}"
+
+
+def _schedule(file: StudyFile) -> Iterator[str]:
+    """Warm-up before the decay's end wherever the file states a warm-up; the scaled one always fits."""
+    own = {**file.hparams, **file.baseline.overrides}
+    warmup, decay = max(_values(file, "warmup_fraction")), min(_values(file, "decay_fraction"))
+    sides = [("[search]", warmup, decay)] if "warmup_fraction" in {*file.hparams, *file.search} else []
+    if "warmup_fraction" in own and own != file.hparams:
+        sides.append(("[baseline] overrides:", own["warmup_fraction"], own.get("decay_fraction", GPT3.decay_fraction)))
+    for place, warmup, decay in sides:
+        if warmup > decay:
+            yield (
+                f"{place} warmup_fraction: warm-up must end before the decay does, but got "
+                f"warmup_fraction={warmup:g} > decay_fraction={decay:g}"
+            )
+
+
+def _objective(file: StudyFile) -> Iterator[str]:
+    metrics, goals = file.objective.metric, file.objective.goal
+    if len(set(metrics)) < len(metrics):
+        yield f"[objective] metric: two objectives must differ, but got {shown(metrics)}"
+    expected = [GOALS[metric] for metric in metrics]
+    if goals is not None and goals != expected:
+        yield f"[objective] goal: must be {shown(expected)} for {shown(metrics)}, but got {shown(goals)}; leave it out"
+
+
+def _pruner(file: StudyFile) -> Iterator[str]:
+    name = file.budget.pruner.name
+    if name != "none" and file.objective.metric != ["val/loss"]:
+        yield (
+            f'[budget] pruner: "{name}" judges val/loss alone, but the objective is {shown(file.objective.metric)}; '
+            'use pruner = "none"'
+        )
+
+
+def _pack(file: StudyFile) -> Iterator[str]:
+    pack, parallel = file.budget.pack, file.budget.parallel
+    if pack > parallel:
+        yield f"[budget] pack: `pack <= parallel` must hold, but got pack={pack}, parallel={parallel}"
+
+
+def _trials(file: StudyFile) -> Iterator[str]:
+    if not file.search and (file.budget.trials or 1) > 1:
+        yield f"[budget] trials: an empty [search] has one trial, the baseline, but got {file.budget.trials}"
+
+
+def _grid(file: StudyFile) -> Iterator[str]:
+    ranges = [key for key, dimension in file.search.items() if isinstance(dimension, RangeTable)]
+    if file.budget.sampler.name == "grid" and ranges:
+        yield f'[budget] sampler: "grid" needs choices, but these are ranges: {", ".join(ranges)}'
+
+
+def _seeds(file: StudyFile) -> Iterator[str]:
+    seeds, search_seed = file.confirm.seeds, file.trainer.seed
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        yield f"[confirm] seeds: must differ, but these are there twice: {', '.join(map(str, twice))}"
+    if search_seed in seeds:
+        yield f"[confirm] seeds: must be fresh, but {search_seed} is the search's own [trainer] seed; choose another"
+
+
+_BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
+_FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
+_RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a rule between keys, and the keys it reads
+    (_run_budget, "trainer.tokens trainer.seconds"),
+    (_model, "trainer.model"),
+    (_validation, "trainer.val_tokens trainer.context"),
+    (_vocabulary, "trainer.corpus trainer.tokenizer"),
+    (_batches, _BATCH),
+    (_steps, f"trainer.tokens {_BATCH}"),
+    (_schedule, _FRACTIONS),
+    (_objective, "objective"),
+    (_pruner, "objective budget.pruner"),
+    (_pack, "budget.pack budget.parallel"),
+    (_trials, "budget.trials search"),
+    (_grid, "budget.sampler search"),
+    (_seeds, "confirm.seeds trainer.seed"),
+)

@@ -1,0 +1,157 @@
+"""A study file in TOML -> `Study`: found by name, read, judged whole, its defaults filled in."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hpstudy.errors import UserError, did_you_mean
+from hpstudy.hparams import INTEGER_KEYS
+from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
+from hpstudy.study import checks
+from hpstudy.study.file import ChoicesTable, RangeTable, SamplerName, StudyFile, read
+from hpstudy.study.study import (
+    Budget,
+    Choices,
+    Confirm,
+    Dimension,
+    FloatRange,
+    Objective,
+    Pruner,
+    Sampler,
+    Study,
+    Value,
+)
+
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+DEFAULT_TRIALS = 16
+
+
+def load_study(name_or_path: str, studies_dir: Path = Path("studies")) -> Study:
+    """Reads and validates `studies/NAME.toml`, or a path to a .toml file.
+
+    Raises UserError with every problem of the file at once.
+    """
+    path = _locate(name_or_path, studies_dir)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: must be UTF-8, but byte {error.start} is not; save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_study(text, name=path.stem, path=path)
+
+
+def list_studies(studies_dir: Path = Path("studies")) -> list[tuple[str, str]]:
+    """(name, question) of every study file in a folder, in order of name; a file that does not parse has its error."""
+    listed = []
+    for path in sorted(studies_dir.glob("*.toml")):
+        try:
+            listed.append((path.stem, load_study(str(path)).question))
+        except UserError as error:
+            listed.append((path.stem, error.problems[0]))
+    return listed
+
+
+def parse_study(text: str, *, name: str, path: Path) -> Study:
+    """The study that a file's text states. Raises UserError with every problem of the text at once."""
+    try:
+        file, findings = read(text)
+    except UserError as error:
+        raise UserError(f"{path}: {problem}" for problem in error.problems) from error
+    if problems := checks.problems(file, findings):
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    study = _resolve(file, name=name, path=path)
+    return replace(study, warnings=tuple(_warnings(study)))
+
+
+def _locate(name_or_path: str, studies_dir: Path) -> Path:
+    """The file that a NAME on the command line means."""
+    is_path = name_or_path.endswith(".toml")
+    name = Path(name_or_path).stem if is_path else name_or_path
+    if not NAME.fullmatch(name):
+        remedy = "rename the file" if is_path else "give a path that ends in .toml for a study that lies elsewhere"
+        raise UserError(
+            f'study "{name}": a name has at most 64 letters, digits, "-" and "_", a letter or digit first; {remedy}'
+        )
+    path = Path(name_or_path) if is_path else studies_dir / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(other.stem for other in path.parent.glob("*.toml"))
+        listed = f"known in {path.parent}: {', '.join(known)}" if known else f"{path.parent} holds no study"
+        raise UserError(f"{path}: no such study{did_you_mean(name, known)}; {listed}")
+    return path
+
+
+def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
+    """The study that sound tables state, without its warnings."""
+    trainer, budget, confirm = file.trainer.model_dump(), file.budget, file.confirm
+    trainer["model"] = ModelShape(**trainer["model"])
+    micro_batches = {size for _, sizes in checks.batches(file).values() for size in sizes}
+    space = {key: _dimension(key, table) for key, table in file.search.items()}
+    return Study(
+        name=name,
+        path=path,
+        question=file.question,
+        baseline_name=file.baseline.name,
+        overrides=_typed(file.baseline.overrides),
+        hparams=_typed(file.hparams),
+        spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches)),
+        space=space,
+        objectives=tuple(Objective(metric=m, direction=checks.GOALS[m]) for m in file.objective.metric),
+        budget=Budget(
+            trials=budget.trials or _default_trials(space, budget.sampler.name),
+            parallel=budget.parallel,
+            pack=budget.pack,
+            sampler=Sampler(**budget.sampler.model_dump()),
+            pruner=Pruner(**budget.pruner.model_dump()),
+        ),
+        confirm=Confirm(
+            seeds=tuple(confirm.seeds), top=confirm.top, margin=float(confirm.margin), design=confirm.design
+        ),
+        vocab_size=vocab_size(file.trainer.tokenizer),
+        project=file.wandb.project,
+        entity=file.wandb.entity,
+        warnings=(),
+    )
+
+
+def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
+    """The baseline alone where nothing is searched, every point of a grid, else 16."""
+    if space and sampler != "grid":
+        return DEFAULT_TRIALS
+    return math.prod(len(dimension.values) for dimension in space.values() if isinstance(dimension, Choices))
+
+
+def _dimension(key: str, table: RangeTable | ChoicesTable) -> Dimension:
+    if isinstance(table, RangeTable):
+        return FloatRange(low=float(table.low), high=float(table.high), scale=table.scale)
+    return Choices(values=tuple(_typed({key: value})[key] for value in table.choices))
+
+
+def _typed(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Whole numbers as floats where the key's values are floats, so that `1` and `1.0` are one value."""
+    whole = {*INTEGER_KEYS, "clip_mode"}
+    return {key: value if key in whole else float(value) for key, value in values.items()}
+
+
+def _warnings(study: Study) -> Iterator[str]:
+    """What is legal but probably not meant."""
+    spec, metrics = study.spec, [objective.metric for objective in study.objectives]
+    if "micro_batch" in study.space and metrics == ["val/loss"] and spec.tokens is not None:
+        yield (
+            "[search] micro_batch: changes speed and rounding only, never the loss; search it for train/tok_per_sec, "
+            "for both metrics, or under a budget in seconds"
+        )
+    if outside := study.baseline_outside():
+        yield (
+            f"[search] {', '.join(outside)}: no trial can have the baseline's value, so the baseline runs as phase "
+            "`baseline` only and is not trial 0"
+        )
+    batch = study.baseline_hparams(spec.tokens).batch_tokens
+    if spec.tokens is not None and spec.evals > spec.tokens // batch:
+        yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
+    if len(study.confirm.seeds) < 2:
+        yield "[confirm] seeds: fewer than two give no error bar, so the verdict stays undecided"

@@ -1,0 +1,78 @@
+"""Where a training runs and in what precision, and why."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from hpstudy.errors import UserError
+from hpstudy.spec import PrecisionChoice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The device and the precision of every training of a study."""
+
+    device: str  # "cpu", "cuda:0"
+    precision: str  # "bf16" or "fp32"
+    reason: str  # why this precision
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the device is a CUDA GPU."""
+        return self.device.startswith("cuda")
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass: bf16 matrix products, while weights, moments and the loss stay fp32."""
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16")
+
+    def environment(self) -> dict[str, Any]:
+        """What must stay the same for a study's numbers to stay the same on this machine, and what it runs on."""
+        name = torch.cuda.get_device_name(self.device) if self.is_cuda else platform.processor() or platform.machine()
+        return {
+            **asdict(self),
+            "device_name": name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+
+def place(device: str, precision: PrecisionChoice) -> Placement:
+    """Resolves `auto|cpu|cuda[:N]` and `auto|bf16|fp32` on this machine.
+
+    Raises UserError when the device or the precision asked for is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return Placement(device="cpu", **_cpu_precision(precision))
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:N; use --device auto")
+    count = torch.cuda.device_count()
+    if int(index or 0) >= count:
+        found = f"this machine has {count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA GPU was found"
+        raise UserError(f"--device {device}: {found}; use --device cpu, or leave the flag out")
+    if precision == "fp32":
+        return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="the study asks for it")
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        if precision == "bf16":
+            raise UserError('[trainer] precision: this GPU has no bf16 arithmetic; use precision = "fp32" or "auto"')
+        return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="this GPU has no bf16 arithmetic")
+    return Placement(device=f"cuda:{index or 0}", precision="bf16", reason="the GPU has bf16 arithmetic")
+
+
+def _cpu_precision(precision: PrecisionChoice) -> dict[str, str]:
+    has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
+    if precision == "bf16" and not has_bf16:
+        raise UserError('[trainer] precision: this CPU has no bf16 arithmetic; use precision = "fp32" or "auto"')
+    if precision == "fp32":
+        return {"precision": "fp32", "reason": "the study asks for it"}
+    if has_bf16:
+        return {"precision": "bf16", "reason": "the CPU has bf16 arithmetic (AVX512-BF16 or AMX)"}
+    return {"precision": "fp32", "reason": "this CPU has no bf16 arithmetic (AVX512-BF16 or AMX)"}

@@ -1,0 +1,24 @@
+"""When a run counts as lost: not finite, or worse than a uniform guess for good."""
+
+from __future__ import annotations
+
+import math
+
+PATIENCE_STEPS = 20
+MARGIN_NATS = 1.0
+
+
+class DivergenceWatch:
+    """Follows one run; a run has diverged when its loss or gradient norm is not finite, or when its train loss stays
+    above ln(vocabulary) + 1 for 20 steps in a row after warm-up."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._limit = math.log(vocab_size) + MARGIN_NATS
+        self._bad_steps = 0
+
+    def diverged(self, *, loss: float, grad_norm: float, warming_up: bool) -> bool:
+        """Whether the run has diverged with this step. Call it once per step, in order."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return True
+        self._bad_steps = self._bad_steps + 1 if loss > self._limit and not warming_up else 0
+        return self._bad_steps >= PATIENCE_STEPS

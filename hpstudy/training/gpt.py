@@ -1,0 +1,128 @@
+"""GPT-2's architecture: learned positions, pre-LayerNorm, tanh GELU, biases, tied embeddings, no dropout.
+
+Sources: Radford et al. 2019 (GPT-2) and Brown et al. 2020, arXiv:2005.14165, section 2.1. Parameter names and
+shapes follow GPT-2's (linear weights transposed: [out, in]).
+Shapes: B sequences, T tokens of context, C width, H heads, D = C / H, V vocabulary padded to a multiple of 64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpstudy.spec import ModelShape
+
+INIT_STD = 0.02
+VOCAB_MULTIPLE = 64  # matrix kernels are fastest on aligned sizes; the padding is masked out of the softmax
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.c_attn = nn.Linear(shape.width, 3 * shape.width)
+        self.c_proj = nn.Linear(shape.width, shape.width)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        B, T, C = x_BTC.shape
+        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x_BTC).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        out: Tensor = self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))
+        return out
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide inside."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(shape.width, 4 * shape.width)
+        self.c_proj = nn.Linear(4 * shape.width, shape.width)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        out: Tensor = self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """One layer: both halves add to the residual stream, each behind its own LayerNorm."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.width)
+        self.attn = Attention(shape)
+        self.ln_2 = nn.LayerNorm(shape.width)
+        self.mlp = MLP(shape)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+        out: Tensor = x_BTC + self.mlp(self.ln_2(x_BTC))
+        return out
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer that returns its loss; the output layer shares the embedding's weights."""
+
+    def __init__(self, shape: ModelShape, vocab_size: int, context: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.vocab_size = vocab_size
+        padded = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        self.wte = nn.Embedding(padded, shape.width)
+        self.wpe = nn.Embedding(context, shape.width)
+        self.h = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.ln_f = nn.LayerNorm(shape.width)
+
+    @property
+    def num_params(self) -> int:
+        """Parameters with the vocabulary unpadded; the tied embedding counts once."""
+        padding = (self.wte.num_embeddings - self.vocab_size) * self.shape.width
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """Token ids [B, T] -> final hidden states [B, T, C]."""
+        x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
+        for block in self.h:
+            x_BTC = block(x_BTC)
+        out: Tensor = self.ln_f(x_BTC)
+        return out
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Token ids [B, T] -> logits [B, T, vocab_size], without the padding."""
+        return F.linear(self.hidden(tokens_BT), self.wte.weight)[..., : self.vocab_size]
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, fp32, over all B * T predictions; targets are below vocab_size."""
+        logits_NV = F.linear(self.hidden(tokens_BT), self.wte.weight).flatten(0, 1).float()
+        if logits_NV.shape[1] > self.vocab_size:
+            logits_NV[:, self.vocab_size :] = -torch.inf
+        return F.cross_entropy(logits_NV, targets_BT.flatten())
+
+
+@torch.no_grad()
+def initialize(model: GPT, seed: int) -> None:
+    """Draws new weights in place: normal with std 0.02, residual projections scaled by 1/sqrt(2 * layers).
+
+    Biases and the padding rows of the embedding are 0, LayerNorm is the identity. Drawn on the CPU and without the
+    padding, so that a seed gives the same weights on every device. Source: Radford et al. 2019, section 2.3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    residual_std = INIT_STD / math.sqrt(2 * model.shape.layers)
+    for name, param in model.named_parameters():
+        if param.ndim < 2:
+            is_gain = name.endswith("weight")  # of a LayerNorm; everything else of one dimension is a bias
+            param.fill_(1.0 if is_gain else 0.0)
+            continue
+        rows = model.vocab_size if name == "wte.weight" else param.shape[0]
+        std = residual_std if name.endswith("c_proj.weight") else INIT_STD
+        drawn = torch.empty(rows, param.shape[1]).normal_(0.0, std, generator=generator)
+        param[:rows].copy_(drawn)
+        param[rows:].zero_()

@@ -1,0 +1,84 @@
+"""The plan of a run: batch, learning rate and evaluation of every step, as pure arithmetic on tokens.
+
+Everything is stated in tokens, so that runs with different batches share one schedule. With a constant batch the
+learning rate is the familiar one in steps, with `it` from 0: (it + 1) / warmup_steps up to the peak, then
+floor + (1 - floor) * (1 + cos(pi * (it - warmup_steps) / (decay_steps - warmup_steps))) / 2, then the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hpstudy.hparams import HParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """What one optimizer step will do."""
+
+    step: int  # from 1
+    tokens_before: int
+    batch_tokens: int
+    lr: float
+    warming_up: bool
+    eval_index: int | None  # point of the evaluation grid that this step reaches first, from 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen once the step is done."""
+        return self.tokens_before + self.batch_tokens
+
+
+def learning_rate(hparams: HParams, tokens_before: int, batch_tokens: int, budget: int) -> float:
+    """The rate of the step that starts at `tokens_before` of a run of `budget` tokens.
+
+    Linear warm-up and cosine to a floor as in GPT-3 (Brown et al. 2020, appendix B), in tokens.
+    """
+    warmup = hparams.warmup_fraction * budget
+    decay_end = hparams.decay_fraction * budget
+    if tokens_before < warmup:
+        return hparams.lr * min(1.0, (tokens_before + batch_tokens) / warmup)
+    floor = hparams.lr * hparams.min_lr_fraction
+    if tokens_before >= decay_end:
+        return floor
+    progress = (tokens_before - warmup) / (decay_end - warmup)
+    return floor + (hparams.lr - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def ramped_batch(hparams: HParams, tokens_before: int, budget: int, unit: int) -> int:
+    """Tokens of the step that starts at `tokens_before`: linear from batch_ramp_start to the full batch.
+
+    Rounded down to a multiple of `unit` tokens (a micro-batch of every size must fit), at least one unit.
+    """
+    ramp = hparams.batch_ramp_fraction * budget
+    if tokens_before >= ramp:
+        return hparams.batch_tokens
+    share = hparams.batch_ramp_start + (1.0 - hparams.batch_ramp_start) * tokens_before / ramp
+    return min(hparams.batch_tokens, max(unit, int(hparams.batch_tokens * share) // unit * unit))
+
+
+def plan(hparams: HParams, *, budget: int, unit: int, evals: int) -> Iterator[StepPlan]:
+    """Every step of a run of `budget` tokens; without a ramp floor(budget / batch_tokens) of them.
+
+    Evaluations lie on a grid of `evals` points equally spaced in tokens: the first step that reaches a point
+    evaluates, and the last step always does, as point `evals`. A step that reaches several points takes the last.
+    """
+    step, tokens, reached = 0, 0, 0
+    batch = ramped_batch(hparams, 0, budget, unit)
+    while tokens + batch <= budget:
+        step += 1
+        after = tokens + batch
+        next_batch = ramped_batch(hparams, after, budget, unit)
+        last = after + next_batch > budget
+        point = evals if last else after * evals // budget
+        yield StepPlan(
+            step=step,
+            tokens_before=tokens,
+            batch_tokens=batch,
+            lr=learning_rate(hparams, tokens, batch, budget),
+            warming_up=tokens < hparams.warmup_fraction * budget,
+            eval_index=point if point > reached else None,
+        )
+        tokens, batch, reached = after, next_batch, max(reached, point)

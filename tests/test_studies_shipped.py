@@ -1,0 +1,83 @@
+"""The studies in studies/: each loads without a warning, teaches its question, and is as large as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpstudy.study import Choices, FloatRange, Study, list_studies, load_study
+
+STUDIES = Path(__file__).parent.parent / "studies"
+NAMES = [name for name, _ in list_studies(STUDIES)]
+
+
+def shipped(name: str) -> Study:
+    return load_study(name, STUDIES)
+
+
+def test_the_studies_that_the_documents_name_are_shipped() -> None:
+    basics = {"quickstart", "gpt3-baseline", "gpt3-125m", "joint", "micro-batch"}
+    one_knob = {"lr", "betas", "weight-decay", "epsilon", "clipping", "warmup", "batch-ramp"}
+    assert set(NAMES) == basics | one_knob
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_study_loads_without_a_warning_and_asks_a_question(name: str) -> None:
+    study = shipped(name)
+    assert study.warnings == ()
+    assert study.question.endswith("?")
+    assert study.name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trial_0_of_a_shipped_study_is_its_baseline(name: str) -> None:
+    study = shipped(name)
+    proposal = study.baseline_proposal()
+    assert proposal is not None
+    assert study.trial_hparams(proposal, study.spec.tokens) == study.baseline_hparams(study.spec.tokens)
+    assert study.baseline_hparams(study.spec.tokens).problems() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_comment_above_the_question_teaches_something(name: str) -> None:
+    assert (STUDIES / f"{name}.toml").read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt3-125m"])
+def test_every_study_but_one_is_sized_for_a_laptop(name: str) -> None:
+    study = shipped(name)
+    assert study.spec.tokens is not None
+    runs = study.budget.trials + 2 * len(study.confirm.seeds)
+    compute = 6 * study.spec.model.num_params(study.vocab_size, study.spec.context) * study.spec.tokens * runs
+    assert compute < 2e14  # an hour at 50 GFLOP/s
+    assert study.spec.corpus == "asv"
+
+
+def test_quickstart_searches_what_the_readme_says() -> None:
+    study = shipped("quickstart")
+    assert study.space["lr"] == FloatRange(low=3e-4, high=3e-2, scale="log")
+    assert list(study.space) == ["lr", "beta1", "beta2", "weight_decay"]
+
+
+def test_the_grids_hold_every_combination() -> None:
+    assert shipped("epsilon").space["eps"] == Choices(values=(1e-8, 1e-4, 1e-12, 1e-6, 1e-3))
+    assert shipped("epsilon").budget.trials == 5
+    assert shipped("clipping").budget.trials == 3
+    assert shipped("micro-batch").budget.trials == 7
+
+
+def test_gpt3_125m_is_gpt3_small_on_a_billion_tokens() -> None:
+    study = shipped("gpt3-125m")
+    assert study.spec.model.num_params(study.vocab_size, study.spec.context) == 124_439_808
+    assert study.spec.tokens is not None
+    assert study.spec.tokens >= 1_000_000_000
+    assert study.baseline_hparams(study.spec.tokens).batch_tokens == 2**19
+
+
+def test_joint_looks_for_a_front_of_loss_and_speed() -> None:
+    study = shipped("joint")
+    assert [(o.metric, o.direction) for o in study.objectives] == [
+        ("val/loss", "minimize"),
+        ("train/tok_per_sec", "maximize"),
+    ]

@@ -1,0 +1,241 @@
+"""The run store: what is written is what is read, whatever was killed, cut short or not a number."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tracking_samples import header, record, result
+
+from hpstudy.errors import MachineError, UserError
+from hpstudy.records import Outcome, StepRecord, as_row
+from hpstudy.tracking.store import NON_FINITE, RunStore, decode, encode
+
+FLOATS = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324])
+TEXT = st.text().filter(lambda text: text not in NON_FINITE)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | FLOATS | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    store = RunStore(tmp_path / "runs" / "quickstart")
+    store.create()
+    return store
+
+
+def no_constants(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+@given(JSON)
+def test_json_loses_nothing_and_stays_standard(value: object) -> None:
+    text = encode(value)
+    assert repr(decode(text)) == repr(value)  # repr, because NaN differs from itself and -0.0 equals 0.0
+    assert "\n" not in text
+    json.loads(text, parse_constant=no_constants)
+
+
+@given(loss=FLOATS, norm=FLOATS, val_loss=FLOATS | st.none(), tokens=st.integers(1, 10**15))
+def test_records_come_back_from_a_row_as_they_went_in(
+    loss: float, norm: float, val_loss: float | None, tokens: int
+) -> None:
+    written = replace(record(3, loss=loss), grad_norm=norm, val_loss=val_loss, tokens=tokens)
+    assert repr(decode(encode(as_row(written)))) == repr(as_row(written))
+
+
+def test_a_finished_run_reads_back_whole(store: RunStore) -> None:
+    steps = [record(1), record(2, loss=math.nan), record(3, loss=-math.inf, evaluated=True)]
+    ended = result(Outcome.DIVERGED, steps=3, train_loss=math.inf)
+    writer = store.begin(header())
+    for step in steps:
+        writer.append(step)
+    assert store.result("search-0007") is None
+    writer.finish(ended)
+
+    (run,) = store.runs()
+    assert run.header == header() == store.header("search-0007")
+    assert run.header.derived["decay_timescale_steps"] == math.inf
+    assert run.result == ended == store.result("search-0007")
+    assert repr(list(run.records())) == repr(steps)
+    assert [json.loads(line)["step"] for line in run.steps_path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_runs_come_in_order_of_phase_and_number(store: RunStore) -> None:
+    for run in [
+        header("confirm-0007-s102", phase="confirm", trial=7, seed=102),
+        header("confirm-0007-s101", phase="confirm", trial=7, seed=101),
+        header("baseline-s101", phase="baseline", trial=None, seed=101),
+        header("search-0010", trial=10),
+        header("search-0002", trial=2),
+    ]:
+        store.begin(run).close()
+    (store.root / "wandb").mkdir()
+    (store.root / "search-0011").mkdir()  # killed before its header was written
+    assert [run.run_id for run in store.runs()] == [
+        "search-0002",
+        "search-0010",
+        "baseline-s101",
+        "confirm-0007-s101",
+        "confirm-0007-s102",
+    ]
+
+
+def test_a_killed_process_loses_no_step(store: RunStore) -> None:
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from tracking_samples import header, record
+from hpstudy.tracking.store import RunStore
+writer = RunStore(Path({str(store.root)!r})).begin(header())
+for step in range(1, 501):
+    writer.append(record(step))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    (run,) = store.runs()
+    assert run.result is None
+    assert list(run.records()) == [record(step) for step in range(1, 501)]
+
+
+def test_a_file_is_old_or_new_when_its_writer_is_killed(store: RunStore) -> None:
+    program = f"""
+from pathlib import Path
+from hpstudy.tracking.store import RunStore
+store = RunStore(Path({str(store.root)!r}))
+print(flush=True)
+while True:
+    store.write_json("environment.json", ["old"] * 20_000)
+    store.write_json("environment.json", ["new"] * 20_000)
+"""
+    for pause in (0.05, 0.11, 0.17):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(pause)
+            process.kill()
+        assert store.read_json("environment.json") in (None, ["old"] * 20_000, ["new"] * 20_000)
+
+
+def test_a_cut_last_line_is_left_out_while_the_run_is_unfinished(store: RunStore) -> None:
+    writer = store.begin(header())
+    for step in (1, 2, 3):
+        writer.append(record(step))
+    writer.close()
+    (run,) = store.runs()
+    run.steps_path.write_bytes(run.steps_path.read_bytes()[:-20])
+    assert [row["step"] for row in run.rows()] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b.replace(b'"step": 2', b'"step"\xff2')])
+def test_a_damaged_line_of_a_finished_run_is_named(store: RunStore, damage) -> None:
+    writer = store.begin(header())
+    for step in (1, 2):
+        writer.append(record(step))
+    writer.finish(result(steps=2))
+    (run,) = store.runs()
+    run.steps_path.write_bytes(damage(run.steps_path.read_bytes()))
+    with pytest.raises(MachineError, match=r"search-0007/steps\.jsonl: line 2 must be"):
+        list(run.rows())
+
+
+def test_an_unfinished_run_begins_again_at_its_first_step(store: RunStore) -> None:
+    writer = store.begin(header())
+    writer.append(record(1))
+    writer.close()
+    again = store.begin(header())
+    again.append(record(1, loss=2.0))
+    again.close()
+    (run,) = store.runs()
+    assert [step.loss for step in run.records()] == [2.0]
+
+
+def test_a_finished_run_is_never_begun_again(store: RunStore) -> None:
+    store.begin(header()).finish(result())
+    with pytest.raises(AssertionError, match="finished"):
+        store.begin(header())
+
+
+def test_keys_of_a_newer_store_are_ignored(store: RunStore) -> None:
+    writer = store.begin(header())
+    writer.append(record(1))
+    writer.finish(result())
+    for name in ("header.json", "result.json", "steps.jsonl"):
+        path = store.root / "search-0007" / name
+        path.write_text(path.read_text().replace("{", '{"from_the_future":1,', 1))
+    (run,) = store.runs()
+    assert (run.header, run.result, list(run.records())) == (header(), result(), [record(1)])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": {}}', "null"])
+def test_a_damaged_header_is_named(store: RunStore, text: str) -> None:
+    store.begin(header()).close()
+    (store.root / "search-0007" / "header.json").write_text(text)
+    with pytest.raises(MachineError, match=r"search-0007/header\.json: must be a file that hpstudy wrote"):
+        store.runs()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../search-0007", "search-../x", "search/0007", "Search-7", "search-7\n", "wandb", "/tmp/a-b"]
+)
+def test_a_name_cannot_leave_the_folder(store: RunStore, name: str) -> None:
+    for use in (store.header, store.result, store.folder):
+        with pytest.raises(UserError, match="name must look like search-0007"):
+            use(name)
+    with pytest.raises(UserError):
+        store.begin(header(name))
+
+
+def test_a_study_is_frozen_as_text_and_as_values(store: RunStore) -> None:
+    store.freeze_study('question = "é?"\n', {"search.lr": [1e-4, math.inf], "budget.trials": 64})
+    assert (store.root / "study.toml").read_text(encoding="utf-8") == 'question = "é?"\n'
+    assert store.read_json("study.json") == {"search.lr": [1e-4, math.inf], "budget.trials": 64}
+    assert store.read_json("environment.json") is None
+
+
+def test_nothing_is_created_before_it_is_asked_for(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs" / "quickstart")
+    assert store.runs() == []
+    assert store.header("search-0007") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"quickstart: the folder of runs must be writable.*--runs") as caught:
+        RunStore(tmp_path / "runs" / "quickstart").create()
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always-full device")
+def test_a_full_disk_names_the_file_and_the_way_on(store: RunStore) -> None:
+    folder = store.folder("search-0007")
+    folder.mkdir()
+    (folder / "steps.jsonl").symlink_to("/dev/full")
+    writer = store.begin(header())
+    with pytest.raises(MachineError, match=r"steps\.jsonl: cannot be written: No space left.*run the same command"):
+        writer.append(record(1))
+    with pytest.raises(MachineError, match="cannot be written"):
+        writer.close()
+
+
+def test_a_step_costs_microseconds(store: RunStore) -> None:
+    steps: list[StepRecord] = [record(step) for step in range(1, 2001)]
+    writer = store.begin(header())
+    began = time.perf_counter()
+    for step in steps:
+        writer.append(step)
+    mean = (time.perf_counter() - began) / len(steps)
+    writer.close()
+    assert mean < 300e-6  # some 20 µs on a quiet core
