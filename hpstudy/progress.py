@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpstudy.records import Outcome, Run, RunResult, StepRecord
+from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
 from hpstudy.study import Study
 
 PLAIN_SECONDS = 10.0  # between two lines about a run that is under way
@@ -38,7 +39,7 @@ class StudyProgress:
         self._baseline_hparams = study.baseline_hparams(study.spec.tokens)
         self._baseline: RunResult | None = None
         self._best: tuple[Run, RunResult] | None = None
-        self._phase, self._num_runs, self._done, self._skipped = "starting", 0, 0, 0
+        self._phase, self._num_runs, self._done, self._earlier = "starting", 0, 0, 0
         self._active: dict[str, _Active] = {}
         self._phase_start = time.monotonic()
         self._last_line = 0.0
@@ -48,10 +49,14 @@ class StudyProgress:
         """The context in which the view is live; outside a terminal it does nothing."""
         return self._live if self._console.is_terminal else nullcontext()
 
-    def phase(self, name: str, num_runs: int) -> None:
-        """A phase begins, with so many runs in all."""
-        self._phase, self._num_runs, self._done, self._skipped = name, num_runs, 0, 0
-        self._phase_start = time.monotonic()
+    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
+        """A phase begins: so many runs in all, and those that earlier sessions finished."""
+        self._phase, self._num_runs, self._done = name, num_runs, len(finished)
+        self._earlier, self._phase_start = len(finished), time.monotonic()
+        for run, result in finished:
+            self._rank(run, result)
+        if finished:
+            self.say(f"{name}: {len(finished)} of {num_runs} are done, from an earlier session")
 
     def start(self, run: Run) -> None:
         """A run begins."""
@@ -68,26 +73,29 @@ class StudyProgress:
             self.say(f"{run.run_id}: {self._describe(active)}")
 
     def finish(self, run: Run, result: RunResult) -> None:
-        """A run has a result, of now or of an earlier session."""
-        earlier = self._active.pop(run.run_id, None) is None
+        """A run has a result."""
+        del self._active[run.run_id]
         self._done += 1
-        self._skipped += earlier
-        if run.hparams == self._baseline_hparams and self._baseline is None:
-            self._baseline = result
-        if self._better(result):
-            self._best = run, result
-        name = f"{run.run_id}{' (baseline)' if run.hparams == self._baseline_hparams else ''}"
+        self._rank(run, result)
+        name = f"{run.run_id} (baseline)" if run.hparams == self._baseline_hparams else run.run_id
         what = f"val loss {_loss(result.val_loss)}" if result.outcome is Outcome.COMPLETE else result.outcome.value
         speed = f"{result.tok_per_sec:,.0f} tok/s" if result.tok_per_sec else "no steps"
-        when = ", from an earlier session" if earlier else f" in {duration(result.train_seconds)}"
-        self.say(f"{self._phase} {self._done}/{self._num_runs}  {name}: {what}, {speed}{when}")
-        if result.outcome is Outcome.FAILED:
-            self.say(f"  {result.message.splitlines()[-1] if result.message else 'no message'}")
+        self.say(
+            f"{self._phase} {self._done}/{self._num_runs}  {name}: {what}, {speed} in {duration(result.train_seconds)}"
+        )
+        if result.message:
+            self.say(f"  {result.message.splitlines()[-1]}")
 
     def say(self, line: str) -> None:
         """One line that the user should read."""
         self._last_line = time.monotonic()
         self._console.print(line, highlight=False, markup=False)
+
+    def _rank(self, run: Run, result: RunResult) -> None:
+        if run.hparams == self._baseline_hparams and self._baseline is None:
+            self._baseline = result
+        if self._better(result):
+            self._best = run, result
 
     def _better(self, result: RunResult) -> bool:
         if result.outcome is not Outcome.COMPLETE:
@@ -114,7 +122,7 @@ class StudyProgress:
     def _time_left(self) -> str:
         """From the phase's own pace: finished runs and the shares of those under way."""
         shares = sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
-        trained = self._done - self._skipped + shares
+        trained = self._done - self._earlier + shares
         if trained < 0.05:
             return "…"
         pace = (time.monotonic() - self._phase_start) / trained

@@ -302,6 +302,19 @@ def test_ramp_batches_fit_every_micro_batch_that_may_occur() -> None:
     assert both.spec.ramp_multiple == 24
 
 
+@pytest.mark.parametrize(
+    ("edits", "largest"),
+    [
+        ({}, 4096),
+        ({"baseline__overrides": {"batch_tokens": 2048}}, 4096),
+        ({"baseline__overrides": {"batch_tokens": 8192}}, 8192),
+        ({"hparams": {}, "search": {"batch_tokens": {"choices": [4096, 8192]}}}, 2**19),  # the baseline's own
+    ],
+)
+def test_the_largest_batch_is_that_of_any_trial_or_of_the_baseline(edits: dict[str, Any], largest: int) -> None:
+    assert parse(text(**edits)).largest_batch_tokens == largest
+
+
 def test_the_baseline_is_a_point_of_the_space_up_to_rounding() -> None:
     edge = math.nextafter(6e-4, 1)
     study = parse(text(search__lr={"low": edge, "high": 1e-2}))

@@ -118,7 +118,8 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
             raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
         sources = RunStore(Path(runs) / name).runs()
     trials = _trials(sources)
-    return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(trials, sources))
+    heads = trials[list(_RUN_COLUMNS)]  # its own object: what a caller does to `trials` does not reach it
+    return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(heads, sources))
 
 
 def _trials(sources: Sequence[Source]) -> pd.DataFrame:
@@ -141,13 +142,13 @@ def _trial_row(header: RunHeader, result: RunResult | None) -> dict[str, Any]:
     }
 
 
-def _steps(trials: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
+def _steps(heads: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
     with ThreadPoolExecutor() as pool:  # pyarrow parses outside the GIL
         tables = list(pool.map(_steps_table, sources))
     counts = [len(table) for table in tables]
     table = pa.concat_tables([_STEPS_SCHEMA.empty_table(), *tables])
     del tables
-    frame = trials[list(_RUN_COLUMNS)].take(np.repeat(np.arange(len(counts)), counts)).reset_index(drop=True)
+    frame = heads.take(np.repeat(np.arange(len(counts)), counts)).reset_index(drop=True)
     for name, hint in _STEP_HINTS.items():  # column by column, so that no second copy of the table ever exists
         missing = {pa.int64(): pd.Int64Dtype()} if type(None) in get_args(hint) else {}
         frame[name] = table.column(0).to_pandas(types_mapper=missing.get)

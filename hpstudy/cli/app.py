@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import click
 import typer
 
 from hpstudy import __version__
@@ -125,13 +124,7 @@ def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
 def main() -> None:
     """Runs the command line; every foreseen failure is a message and its exit code, never a traceback."""
     try:
-        app(standalone_mode=False)
+        app()
     except HpstudyError as error:
         typer.secho(str(error), err=True, fg="red")
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        typer.secho("stopped at once; what was recorded is kept", err=True)
-        sys.exit(130)

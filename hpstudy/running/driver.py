@@ -6,6 +6,7 @@ writing is header, steps, result, tell, so that a study killed at any moment goe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from hpstudy.errors import HpstudyError, MachineError, UserError
 from hpstudy.hparams import HParams, derived
-from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
+from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord
 from hpstudy.running.cost import measure
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.sources import Fixed, Source, Trials
@@ -43,8 +44,8 @@ LOOK_SECONDS = 0.2  # how often the driver looks at the stop request while nothi
 class Progress(Protocol):
     """What shows a human how far the study is; it never changes what is done."""
 
-    def phase(self, name: str, num_runs: int) -> None:
-        """A phase begins, with so many runs in all."""
+    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
+        """A phase begins: so many runs in all, and those that earlier sessions finished."""
 
     def start(self, run: Run) -> None:
         """A run begins."""
@@ -53,7 +54,7 @@ class Progress(Protocol):
         """A step was recorded."""
 
     def finish(self, run: Run, result: RunResult) -> None:
-        """A run has a result, of now or of an earlier session."""
+        """A run has a result."""
 
     def say(self, line: str) -> None:
         """One line that the user should read."""
@@ -153,7 +154,7 @@ class _Driver:
         """Trains every trial of the search and tells its result."""
         search = Search(self._study, self._store.root / "optuna.journal", trials=trials)
         self._await_ready()
-        self._progress.phase("search", search.num_trials)
+        self._begin_phase("search", search.num_trials)
         self._train_all(Trials(self._study, search, self._calibrated_tokens))
 
     def baseline(self) -> None:
@@ -170,7 +171,7 @@ class _Driver:
             tokens=tokens,
             hparams=self._study.baseline_hparams(tokens),
         )
-        self._progress.phase("baseline", 1)
+        self._begin_phase("baseline", 1)
         self._train_all(Fixed([run]))
 
     def close(self) -> None:
@@ -181,6 +182,12 @@ class _Driver:
             flight.writer.close()
             self._wandb.abandon(flight.run.run_id)
         self._wandb.close(timeout=WANDB_CLOSING_SECONDS)
+
+    def _begin_phase(self, phase: Phase, num_runs: int) -> None:
+        """Tells the view what is to come, and what earlier sessions have finished of it."""
+        views = (view for view in self._store.runs() if view.header.run.phase == phase)
+        finished = [(view.header.run, view.result) for view in views if view.result is not None]
+        self._progress.phase(phase, num_runs, finished)
 
     def _train_all(self, source: Source) -> None:
         """Keeps every worker busy until the source has no run left and none is in the air."""
@@ -198,7 +205,6 @@ class _Driver:
                 if result is None:
                     self._begin(worker, run, source.judged, attempt=1)
                 else:
-                    self._progress.finish(run, result)
                     source.ended(run, result)
 
     def _reporting(self) -> list[Worker]:

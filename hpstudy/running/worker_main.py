@@ -17,6 +17,7 @@ from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import place
 from hpstudy.training.divergence import DivergenceWatch
+from hpstudy.training.memory import keep_freed_memory
 from hpstudy.training.trainer import Trainer
 
 
@@ -88,6 +89,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def main() -> None:
     """Entry point of the process: serves the pipe whose file descriptor is the only argument."""
+    keep_freed_memory()
     with (
         Connection(int(sys.argv[1])) as connection,
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),

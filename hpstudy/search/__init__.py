@@ -10,8 +10,9 @@ import logging
 
 from hpstudy.search.trials import Proposal, Search, TrialState, TrialView, objective_values
 
-# Optuna would print "A new study created in memory" at every proposal. Only its storages are turned down, so that a
-# program that imports hpstudy keeps the verbosity it chose for the rest.
-logging.getLogger("optuna.storages").setLevel(logging.WARNING)
+# Optuna would print "A new study created in memory" at every proposal, and at GP's first one that a package is missing
+# which makes it faster. Only these two are turned down, so that a program that imports hpstudy keeps the rest.
+for _chatter in ("optuna.storages", "optuna._gp"):
+    logging.getLogger(_chatter).setLevel(logging.ERROR)
 
 __all__ = ["Proposal", "Search", "TrialState", "TrialView", "objective_values"]

@@ -9,5 +9,9 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 
 def serve(journal: Path, host: str, port: int) -> None:
-    """Serves until interrupted; the dashboard is a reader, so a study may run meanwhile."""
-    optuna_dashboard.run_server(JournalStorage(JournalFileBackend(str(journal))), host=host, port=port)
+    """Serves until interrupted, also while the study runs.
+
+    The path must be absolute: Optuna's lock of a relative one is a dangling link that nobody can take over.
+    """
+    storage = JournalStorage(JournalFileBackend(str(journal.resolve())))
+    optuna_dashboard.run_server(storage, host=host, port=port)

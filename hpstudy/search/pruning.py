@@ -20,18 +20,17 @@ def stops(pruner: Pruner, evals: int, told: Sequence[FrozenTrial], trial: Frozen
     if pruner.name == "none" or trial.last_step is None or trial.last_step >= evals:
         return False
     view = optuna.create_study(pruner=_pruner(pruner, evals))
-    for past in told:
-        again, _ = _replay(view, past)
-        view.tell(again, past.value if past.state is TrialState.COMPLETE else None, state=past.state)
-    _, stop = _replay(view, trial)
-    return stop
+    if pruner.name == "median":
+        view.add_trials(told)
+    else:  # successive halving marks a trial's rungs as it judges it, so told trials face it again
+        for past in told:
+            value = past.value if past.state is TrialState.COMPLETE else None
+            view.tell(_replay(view, past)[0], value, state=past.state)
+    return _replay(view, trial)[1]
 
 
 def _replay(view: optuna.Study, trial: FrozenTrial) -> tuple[Trial, bool]:
-    """A trial reported again in `view`, and the pruner's word after its last report.
-
-    Told trials face the pruner again too: successive halving marks a trial's rungs as it judges it.
-    """
+    """A trial reported again in `view`, and the pruner's word after its last report."""
     again, stop = view.ask(), False
     for eval_index, loss in sorted(trial.intermediate_values.items()):
         again.report(loss, eval_index)

@@ -128,9 +128,9 @@ class Study:
     @property
     def largest_batch_tokens(self) -> int:
         """Tokens of the largest batch that any run may have."""
-        searched = self.space.get("batch_tokens")
-        batches = [int(value) for value in searched.values] if isinstance(searched, Choices) else []
-        return max(self.baseline_hparams(self.spec.tokens).batch_tokens, *batches)
+        searched, fixed = self.space.get("batch_tokens"), self.hparams.get("batch_tokens", GPT3.batch_tokens)
+        batches = searched.values if isinstance(searched, Choices) else (fixed,)
+        return max(self.baseline_hparams(self.spec.tokens).batch_tokens, *(int(batch) for batch in batches))
 
     def trial_hparams(self, proposal: dict[str, Value], tokens: int | None) -> HParams:
         """GPT-3's values under [hparams] under a proposal; warm-up scaled to a run of `tokens` where nobody set it."""

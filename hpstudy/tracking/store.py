@@ -206,10 +206,11 @@ class RunStore:
             for folder in self.root.iterdir()
             if RUN_ID.fullmatch(folder.name) and (header := self.header(folder.name))
         ]
-        return sorted(views, key=lambda view: _order(view.header.run))
+        return sorted(views, key=lambda view: run_order(view.header.run))
 
 
-def _order(run: Run) -> tuple[int, int, int]:
+def run_order(run: Run) -> tuple[int, int, int]:
+    """The key that sorts runs by phase, then trial, then seed."""
     return PHASES.index(run.phase), -1 if run.trial is None else run.trial, run.seed
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3, RULES, HParams, derived
 from hpstudy.records import GLOSSARY, Outcome, Run, RunHeader, RunResult
-from hpstudy.tracking.store import PHASES, restored
+from hpstudy.tracking.store import restored, run_order
 
 _METRICS = frozenset(metric.name for metric in GLOSSARY.values())
 _DERIVED = tuple(derived(GPT3))
@@ -35,19 +36,19 @@ class FetchedRun:
     remote: Any  # wandb's public Run
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The history, one row per step; raises MachineError when W&B returns fewer rows than it holds."""
-        logged = self.remote.lastHistoryStep  # steps count from 1 and each is logged once, so this is also their number
-        expected = max(logged, self.result.steps if self.result else 0)
-        count = 0
-        for row in self.remote.scan_history(use_cache=False):
-            count += 1
-            yield {key: restored(value) for key, value in row.items() if key in _METRICS}
-        if count != expected:
+        """The history, one row per step; raises MachineError when W&B returns fewer rows than it was sent."""
+        name = f"W&B run {self.header.wandb_id} ({self.header.run.run_id})"
+        with _answered(name):
+            rows = list(self.remote.scan_history(use_cache=False))
+            sent = self.remote.lastHistoryStep  # steps count from 1 and each is sent once, so this is also their number
+        expected = max(sent, self.result.steps if self.result else 0, 0)
+        if len(rows) != expected:
             raise MachineError(
-                f"W&B run {self.header.wandb_id} ({self.header.run.run_id}): {expected} history rows expected, "
-                f"but got {count}; wait until W&B has taken in all of them (`hpstudy sync {self.header.study}` sends "
-                "offline runs), then load again"
+                f"{name}: {expected} history rows expected, but got {len(rows)}; wait until W&B has taken in all that "
+                f"was sent (`hpstudy sync {self.header.study}` sends what is missing), then load again"
             )
+        for row in rows:
+            yield {key: restored(value) for key, value in row.items() if key in _METRICS}
 
 
 def fetch_runs(path: str) -> list[FetchedRun]:
@@ -57,20 +58,18 @@ def fetch_runs(path: str) -> list[FetchedRun]:
     """
     import wandb  # here, because it takes half a second
     from wandb.sdk.lib import wbauth
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
     entity, _, rest = path.partition("/")
     project, _, study = rest.partition("/")
     if not (entity and project and study):
         raise UserError(f'"wandb:{path}": must have the form wandb:ENTITY/PROJECT/STUDY')
     host = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent, or it greets on stderr
-    try:
+    with _answered(f'"wandb:{path}"'):
         if not wbauth.authenticate_session(host=host, source="hpstudy", prompt=False, update_session=False):
             raise UserError(f'"wandb:{path}": no login for {host}; set WANDB_API_KEY or run `wandb login`')
         found = list(wandb.Api().runs(f"{entity}/{project}", filters={"group": study}, lazy=False))
-    except (wandb.errors.Error, WandbApiFailedError, ValueError) as error:
-        raise MachineError(f'"wandb:{path}": {host} did not list its runs: {error}; try again') from error
-    runs = sorted((_fetched(remote) for remote in found if remote.config.get("study") == study), key=_order)
+    of_study = (_fetched(remote) for remote in found if remote.config.get("study") == study)
+    runs = sorted(of_study, key=lambda fetched: run_order(fetched.header.run))
     if not runs:
         raise UserError(f'"wandb:{path}": {entity}/{project} has no runs of a study "{study}"')
     twice = [run_id for run_id, count in Counter(run.header.run.run_id for run in runs).items() if count > 1]
@@ -82,9 +81,16 @@ def fetch_runs(path: str) -> list[FetchedRun]:
     return runs
 
 
-def _order(run: FetchedRun) -> tuple[int, int, int]:
-    planned = run.header.run
-    return PHASES.index(planned.phase), -1 if planned.trial is None else planned.trial, planned.seed
+@contextmanager
+def _answered(what: str) -> Iterator[None]:
+    """Turns whatever wandb raises when its server fails or refuses into a MachineError."""
+    import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    try:
+        yield
+    except (wandb.errors.Error, WandbApiFailedError, ValueError) as error:
+        raise MachineError(f"{what}: W&B did not answer as it should: {error}; try again") from error
 
 
 def _fetched(remote: Any) -> FetchedRun:

@@ -132,6 +132,12 @@ def test_steps_table_says_which_run_each_step_belongs_to(frames: StudyFrames) ->
     assert (frames.steps.loc[frames.steps["run_id"] == "search-0003", "trial"] == 3).all()
 
 
+def test_steps_do_not_depend_on_what_was_done_to_trials(store: RunStore, frames: StudyFrames) -> None:
+    frames.trials.loc[0, "run_id"] = "search-0003"
+    frames.trials["seed"] = 99
+    pd.testing.assert_frame_equal(frames.steps, load("small", store.root.parent).steps)
+
+
 def test_tables_have_the_documented_columns_and_types(frames: StudyFrames) -> None:
     assert list(frames.trials.columns) == list(TRIALS_COLUMNS)
     assert list(frames.steps.columns) == list(STEPS_COLUMNS)
