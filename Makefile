@@ -36,7 +36,7 @@ check: $(STAMP)  ## ruff, mypy and import-linter
 	@$(BIN)/lint-imports
 
 golden: $(STAMP)  ## records the golden loss curves anew; say why in the commit
-	@$(BIN)/python -m tests.golden.record
+	@$(BIN)/python -m tests.golden.curves
 
 clean:  ## removes what can be made again; never runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

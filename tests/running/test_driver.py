@@ -29,7 +29,7 @@ TIMES = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
 class Watch:
     """A progress view that remembers, and may act on a step."""
 
-    def __init__(self, on_step: Callable[[Run, StepRecord], None] = lambda run, record: None) -> None:
+    def __init__(self, on_step: Callable[[Run, StepRecord], None] = lambda *_: None) -> None:
         self.started: list[str] = []
         self.finished: list[str] = []
         self.said: list[str] = []

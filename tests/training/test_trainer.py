@@ -1,7 +1,6 @@
 """The trainer against a plain torch loop, and its promises of determinism."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +35,6 @@ HPARAMS = replace(
     GPT3, lr=3e-3, batch_tokens=BATCH, micro_batch=8, warmup_fraction=0.25, batch_ramp_fraction=0.0, grad_clip=0.5
 )
 TIMES = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
