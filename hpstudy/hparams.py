@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -28,7 +29,7 @@ class Rule:
         """Whether a number lies in the range; NaN and infinities never do."""
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return math.isfinite(value) and above and below
+        return abs(value) <= sys.float_info.max and above and below
 
     def __str__(self) -> str:
         """The range in interval notation, as error messages quote it."""

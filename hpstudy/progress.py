@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
+from hpstudy.running.driver import baseline_run_id
 from hpstudy.study import Study
 
 PLAIN_SECONDS = 10.0  # between two lines about a run that is under way
@@ -36,7 +37,7 @@ class StudyProgress:
     def __init__(self, study: Study, console: Console) -> None:
         self._study, self._console = study, console
         self._metric = study.objectives[0].metric
-        self._baseline_hparams = study.baseline_hparams(study.spec.tokens)
+        self._baseline_id = baseline_run_id(study)
         self._baseline: RunResult | None = None
         self._best: tuple[Run, RunResult] | None = None
         self._phase, self._num_runs, self._done, self._earlier = "starting", 0, 0, 0
@@ -77,7 +78,7 @@ class StudyProgress:
         del self._active[run.run_id]
         self._done += 1
         self._rank(run, result)
-        name = f"{run.run_id} (baseline)" if run.hparams == self._baseline_hparams else run.run_id
+        name = f"{run.run_id} (baseline)" if run.run_id == self._baseline_id else run.run_id
         what = f"val loss {_loss(result.val_loss)}" if result.outcome is Outcome.COMPLETE else result.outcome.value
         speed = f"{result.tok_per_sec:,.0f} tok/s" if result.tok_per_sec else "no steps"
         self.say(
@@ -92,7 +93,7 @@ class StudyProgress:
         self._console.print(line, highlight=False, markup=False)
 
     def _rank(self, run: Run, result: RunResult) -> None:
-        if run.hparams == self._baseline_hparams and self._baseline is None:
+        if run.run_id == self._baseline_id:
             self._baseline = result
         if self._better(result):
             self._best = run, result

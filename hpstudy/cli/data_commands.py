@@ -40,7 +40,13 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     if not journal.exists():
         raise UserError(f"{journal}: no search has begun; start it with `hpstudy run {name}`")
     err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)", markup=False)
-    serve(journal, host, port)
+    try:
+        serve(journal, host, port)
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: must be an address that is free here, but got: {error.strerror}; "
+            "choose another port"
+        ) from error
 
 
 def _print_studies(runs: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from hpstudy.analysis.comparison import comparison, comparison_table
 from hpstudy.analysis.frames import load
-from hpstudy.cli.app import WandbMode
+from hpstudy.cli.app import RUNS, WandbMode
 from hpstudy.cli.consoles import err, out
 from hpstudy.hparams import GPT3
 from hpstudy.progress import StudyProgress, duration
@@ -56,24 +57,32 @@ def run(name: str, runs: Path, device: str, wandb: WandbMode, trials: int | None
     console.print(f"{study.name}: {study.question}", markup=False)
     options = Options(runs=runs, device=device, wandb=wandb, trials=trials)
     progress = StudyProgress(study, console)
-    command = f"hpstudy run {name}" + ("" if runs == Path("runs") else f" --runs {runs}")
     with _stop_on_signals(console) as stop:
         try:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except Interrupted as error:
-            raise Interrupted(f"stopped; every finished run is kept. Go on with: {command}") from error
-    _print_result(study, store, runs, command)
+            raise Interrupted(f"stopped; every finished run is kept. Go on with: {_command(name, options)}") from error
+    _print_result(study, store, runs, _command(name, replace(options, trials=None)))
+
+
+def _command(name: str, options: Options) -> str:
+    """The command that goes on with a study: its name and each flag that is not at its default."""
+    default = Options(runs=RUNS, device="auto", wandb="auto")
+    flags = [field.name for field in fields(options) if getattr(options, field.name) != getattr(default, field.name)]
+    given = [word for flag in flags for word in (f"--{flag}", str(getattr(options, flag)))]
+    return shlex.join(["hpstudy", "run", name, *given])
 
 
 def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> None:
     frames = load(study.name, runs=runs)
     console = out()
     console.print(comparison_table(comparison(frames, study, baseline_run_id=baseline_run_id(study)), study.name))
-    suffix = "" if runs == Path("runs") else f" --runs {runs}"
+    export = shlex.join(["hpstudy", "export", study.name, *([] if runs == RUNS else ["--runs", str(runs)])])
     console.print(f"files    {store.root}", markup=False, soft_wrap=True)
-    console.print(f"W&B runs {store.root / 'wandb'}", markup=False, soft_wrap=True)
-    console.print(f"next     hpstudy export {study.name}{suffix}    {command} --trials N", markup=False, soft_wrap=True)
+    if (store.root / "wandb").is_dir():
+        console.print(f"W&B runs {store.root / 'wandb'}", markup=False, soft_wrap=True)
+    console.print(f"next     {export}    {command} --trials N", markup=False, soft_wrap=True)
 
 
 def _space_table(study: Study) -> Table:
