@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpstudy.spec import ModelShape
+from hpstudy.training.kernels import attention, gelu, output_loss
 
 INIT_STD = 0.02
 VOCAB_MULTIPLE = 64  # matrix kernels are fastest on aligned sizes; the padding is masked out of the softmax
@@ -32,7 +33,7 @@ class Attention(nn.Module):
         """[B, T, C] -> [B, T, C]."""
         B, T, C = x_BTC.shape
         q_BHTD, k_BHTD, v_BHTD = self.c_attn(x_BTC).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+        y_BHTD = attention(q_BHTD, k_BHTD, v_BHTD)
         out: Tensor = self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))
         return out
 
@@ -47,7 +48,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        out: Tensor = self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh"))
+        out: Tensor = self.c_proj(gelu(self.c_fc(x_BTC)))
         return out
 
 
@@ -101,10 +102,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats, fp32, over all B * T predictions; targets are below vocab_size."""
-        logits_NV = F.linear(self.hidden(tokens_BT), self.wte.weight).flatten(0, 1).float()
-        if logits_NV.shape[1] > self.vocab_size:
-            logits_NV[:, self.vocab_size :] = -torch.inf
-        return F.cross_entropy(logits_NV, targets_BT.flatten())
+        return output_loss(self.hidden(tokens_BT).flatten(0, 1), self.wte.weight, targets_BT.flatten(), self.vocab_size)
 
 
 @torch.no_grad()

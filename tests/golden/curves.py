@@ -20,7 +20,7 @@ from hpstudy.training.trainer import Trainer
 
 FOLDER = Path(__file__).parent
 STEADY = replace(
-    GPT3, lr=5e-3, batch_tokens=1024, micro_batch=4, warmup_fraction=0.1, batch_ramp_fraction=0.0, weight_decay=0.1
+    GPT3, lr=1e-3, batch_tokens=1024, micro_batch=4, warmup_fraction=0.1, batch_ramp_fraction=0.0, weight_decay=0.1
 )
 RUNS = {
     "accumulated": STEADY,

@@ -1,0 +1,242 @@
+"""Wrong input is one message that names place, rule and remedy, exit code 2, and nothing that began is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def refused(hpstudy, tmp_path: Path) -> Callable[..., None]:
+    """Runs `hpstudy ARGS` and asserts one refusal whose message holds all of `parts`, and an untouched runs folder."""
+    runs = tmp_path / "runs"
+
+    def check(*args: object, parts: tuple[str, ...]) -> None:
+        before = contents(runs)
+        told = hpstudy(*args, "--runs", runs)
+        assert (told.code, told.out) == (2, "")
+        *before_it, message = told.err.splitlines()
+        assert all(part in message for part in parts), told.err
+        assert all(line == "tiny: Does the smallest study there is run?" for line in before_it)
+        assert "Traceback" not in told.err
+        assert contents(runs) == before
+
+    return check
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder, but for the logs of workers."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+
+
+STUDY_MISTAKES = {
+    "unknown key": ({"evals = 4": "eval = 4"}, ("[trainer]", 'unknown key "eval"', 'did you mean "evals"?')),
+    "misspelt hyperparameter": (
+        {"micro_batch = 16": "micro_bach = 16"},
+        ("[hparams]", 'unknown key "micro_bach"', 'did you mean "micro_batch"?'),
+    ),
+    "misspelt searched key": ({"lr = {": "learning_rate = {"}, ("[search]", 'unknown key "learning_rate"')),
+    "missing question": ({'question = "Does the smallest study there is run?"': ""}, ("question", "missing")),
+    "missing budget": ({"tokens = 5120": ""}, ("[trainer] tokens", "exactly one, but got neither")),
+    "low not below high": (
+        {"low = 0.9, high = 0.999": "low = 0.99, high = 0.9"},
+        ("[search] beta2", "`low < high` must hold, but got low=0.99, high=0.9"),
+    ),
+    "beta of one": ({"high = 0.999": "high = 1.0"}, ("[search] beta2", "high must lie in (0, 1), but got 1.0")),
+    "beta below zero": (
+        {"micro_batch = 16": "micro_batch = 16\nbeta1 = -0.1"},
+        ("[hparams] beta1", "must lie in (0, 1), but got -0.1"),
+    ),
+    "lr of zero": ({"low = 1e-4": "low = 0"}, ("[search] lr", "low must lie in (0, inf), but got 0")),
+    "lr below zero": ({"low = 1e-4": "low = -1e-4"}, ("[search] lr", "low must lie in (0, inf), but got -0.0001")),
+    "batch that no micro-batch fits": (
+        {"batch_tokens = 256": "batch_tokens = 300"},
+        ("[hparams] batch_tokens", "multiple of micro_batch x context", "300", "the nearest that work: 256, 512"),
+    ),
+    "no TOML": ({"format = 1": "format ="}, ("line 3",)),
+}
+
+
+@pytest.mark.parametrize(("replace", "parts"), STUDY_MISTAKES.values(), ids=STUDY_MISTAKES)
+def test_a_mistake_in_a_study_file_is_told_with_place_rule_and_remedy(refused, tiny_file, replace, parts) -> None:
+    path = tiny_file(replace=replace)
+    refused("run", path, parts=(f"{path}: ", *parts))
+
+
+def test_all_mistakes_of_a_file_are_told_together(hpstudy, tiny_file) -> None:
+    path = tiny_file(replace={"low = 1e-4": "low = 0", "high = 0.999": "high = 1.0", "evals = 4": "eval = 4"})
+    told = hpstudy("check", path)
+    assert (told.code, told.out) == (2, "")
+    assert [line.partition(": ")[0] for line in told.err.splitlines()] == [str(path)] * 3
+
+
+@pytest.mark.parametrize("command", ["check", "run", "dashboard"])
+def test_an_unknown_study_lists_the_known_ones(hpstudy, tiny_file, tmp_path, monkeypatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    tiny_file().rename("studies/tiny.toml")
+    told = hpstudy(command, "tinny")
+    assert (told.code, told.out) == (2, "")
+    message = 'studies/tinny.toml: no such study; did you mean "tiny"?; known in studies: tiny\n'
+    assert told.err == message
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_a_study_that_never_began_lists_those_that_did(refused, finished, tmp_path, command: str) -> None:
+    shutil.copytree(finished.runs, tmp_path / "runs")
+    refused(command, "tinny", parts=('no study "tinny" has begun', 'did you mean "tiny"?', "begun are tiny"))
+
+
+@pytest.mark.parametrize("name", ["../tiny", "a/b", "..", ".", "", "a b", "tiny\n"])
+@pytest.mark.parametrize("command", ["run", "status", "export"])
+def test_a_name_never_leaves_its_folder(hpstudy, tmp_path, monkeypatch, command: str, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = hpstudy(command, name)
+    assert (told.code, told.out) == (2, "")
+    assert "study" in told.err
+    assert "Traceback" not in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_stem_is_no_name_is_refused_with_the_rule(refused, tiny_file) -> None:
+    refused("run", tiny_file("ti ny"), parts=('study "ti ny"', "at most 64 letters, digits", "rename the file"))
+
+
+TEXTS = {
+    "missing": (None, ("must be a file or a folder, but does not exist", "correct the path")),
+    "empty": (b"", ("must hold text, but is empty", "remove the file")),
+    "not UTF-8": (b"abc\xff" * 9999, ("must be UTF-8, but byte 0xff at offset 3 is not", "convert the file")),
+    "no validation": (b"to be " * 10, ("must hold val_tokens and one more", "but holds 60 ", "lower val_tokens")),
+    "no batch": (b"to be " * 100, ("at least one batch of 256 tokens", "hold 80 to train on", "lower batch_tokens")),
+}
+
+
+@pytest.mark.parametrize(("content", "parts"), TEXTS.values(), ids=TEXTS)
+def test_a_text_that_cannot_be_trained_on_is_told(refused, tiny_file, tmp_path, content: bytes | None, parts) -> None:
+    text = tmp_path / "corpus.txt"
+    if content is not None:
+        text.write_bytes(content)
+    path = tiny_file(replace={'"asv"': f'"text:{text}"', '"gpt2:256"': '"bytes"'})
+    refused("run", path, parts=(f'corpus "text:{text}"', *parts))
+
+
+def shard(magic: int = 20240520, version: int = 1, num_tokens: int = 2000) -> bytes:
+    """A file in the format of the public GPT-2 corpora, of 2000 tokens whatever its header says."""
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, num_tokens
+    return header.tobytes() + np.full(2000, 65, "<u2").tobytes()
+
+
+SHARDS = {
+    "magic": (shard(magic=1), ("magic number 20240520, but got 1", "is it a shard")),
+    "version": (shard(version=2), ("version must be 1, but got 2", "write it again")),
+    "truncated": (shard()[:-500], ("must have 5,024 bytes for 2,000 tokens, but has 4,524", "fetch or write it again")),
+    "no header": (shard()[:100], ("must hold a header of 1,024 bytes", "has 100 bytes")),
+}
+
+
+@pytest.mark.parametrize(("content", "parts"), SHARDS.values(), ids=SHARDS)
+def test_a_file_that_is_no_whole_shard_is_told(refused, tiny_file, tmp_path, content: bytes, parts) -> None:
+    file = tmp_path / "train.bin"
+    file.write_bytes(content)
+    refused("run", tiny_file(replace={'"asv"': f'"shards:{file}"'}), parts=(f"{file}: ", *parts))
+
+
+@pytest.mark.parametrize("place", ["tiny.toml", "/proc"])
+def test_a_runs_folder_that_cannot_be_written_is_told(hpstudy, tiny_file, tmp_path, place: str) -> None:
+    path, runs = tiny_file(), tmp_path / place  # an absolute place stands for itself
+    told = hpstudy("run", path, "--runs", runs)
+    assert (told.code, told.out) == (2, "")
+    assert f"{runs / 'tiny'}: the folder of runs must be writable" in told.err
+    assert "name another with --runs" in told.err
+    assert "Traceback" not in told.err
+
+
+too_late = pytest.mark.xfail(
+    strict=True, reason="the driver freezes the study before the worker and W&B have accepted what the user asked for"
+)
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@too_late
+def test_cuda_without_a_gpu_is_told_and_leaves_nothing(refused, tiny_file) -> None:
+    if has_gpu():
+        pytest.skip("this machine has a GPU")
+    remedy = "use --device cpu, or leave the flag out"
+    refused("run", tiny_file(), "--device", "cuda", parts=("--device cuda: no CUDA GPU was found", remedy))
+
+
+@too_late
+def test_an_unknown_wandb_mode_is_told_and_leaves_nothing(program: str, tiny_file, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command, environment = (
+        [program, "run", str(tiny_file()), "--runs", str(runs)],
+        os.environ | {"WANDB_MODE": "ofline"},
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "WANDB_MODE: must be one of online, offline, disabled" in done.stderr
+    assert 'but got "ofline"; or pass --wandb' in done.stderr
+    assert contents(runs) == {}
+
+
+def test_a_study_edited_after_it_began_is_told_the_keys_and_loses_nothing(hpstudy, finished, tiny_file, tmp_path):
+    runs = Path(shutil.copytree(finished.runs, tmp_path / "runs"))
+    before = contents(runs)
+    path = tiny_file(replace={"batch_tokens = 256": "batch_tokens = 512", "low = 1e-4": "low = 2e-4"})
+    told = hpstudy("run", path, "--runs", runs)
+    assert (told.code, told.out) == (2, "")
+    assert f"{path}: changed after its study began: [hparams] batch_tokens: was 256, is 512; put" in told.err
+    assert "[search] lr: was " in told.err
+    assert "or copy the file under another name for another study" in told.err
+    assert contents(runs) == before
+
+
+def test_resuming_in_another_environment_is_told_what_differs_and_loses_nothing(refused, finished, tmp_path) -> None:
+    runs = Path(shutil.copytree(finished.runs, tmp_path / "runs"))
+    path = runs / "tiny" / "environment.json"
+    environment = json.loads(path.read_text())
+    path.write_text(json.dumps(environment | {"device": "cuda:0", "precision": "bf16", "threads": 7}))
+    place = f"{runs / 'tiny'}: the study tiny began in another environment"
+    differences = "device was cuda:0, is cpu; precision was bf16, is fp32; threads was 7, is 1"
+    refused("run", finished.path, "--device", "cpu", parts=(place, differences, "with another --runs folder"))
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["run", "quickstart", "--frob"], "No such option: --frob"),
+        (["run"], "Missing argument 'NAME'"),
+        (["run", "quickstart", "--trials", "0"], "'--trials': Input should be greater than or equal to 1"),
+        (["run", "quickstart", "--wandb", "maybe"], "'maybe' is not one of 'auto', 'online', 'offline', 'disabled'"),
+        (["export", "quickstart", "--format", "xlsx"], "'xlsx' is not one of 'parquet', 'csv'"),
+    ],
+)
+def test_a_command_line_that_does_not_parse_names_the_word(hpstudy, tmp_path, monkeypatch, args, part: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = hpstudy(*args)
+    assert (told.code, told.out) == (2, "")
+    assert part in " ".join(told.err.replace("│", " ").split())
+    assert "--help' for help" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_itself_ends_with_exit_code_2_and_no_traceback(program: str, tmp_path: Path) -> None:
+    command = [program, "check", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "studies/nowhere.toml: no such study; studies holds no study\n"
