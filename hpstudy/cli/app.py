@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hpstudy import __version__
-from hpstudy.errors import HpstudyError
+from hpstudy.errors import HpstudyError, UserError
 
 app = typer.Typer(
     name="hpstudy",
@@ -26,6 +26,8 @@ Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, c
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 Wandb = Annotated[WandbMode, typer.Option("--wandb", help="auto: online where a key or login exists, else offline.")]
 Trials = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Trials in all; extends the search.")]
+
+Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
 
 RUNS = Path("runs")
 
@@ -50,11 +52,18 @@ def check(name: Name, device: Device = "auto", trials: Trials = None) -> None:
 
 
 @app.command(epilog="Example: hpstudy run quickstart --wandb offline")
-def run(name: Name, runs: Runs = RUNS, device: Device = "auto", wandb: Wandb = "auto", trials: Trials = None) -> None:
+def run(
+    name: Name,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    wandb: Wandb = "auto",
+    workers: Workers = "auto",
+    trials: Trials = None,
+) -> None:
     """Searches, trains the baseline and compares the best trials with it; run it again to resume."""
     from hpstudy.cli import study_commands
 
-    study_commands.run(name, runs, device, wandb, trials)
+    study_commands.run(name, runs, device, wandb, _num_workers(workers), trials)
 
 
 @app.command(epilog="Example: hpstudy status quickstart")
@@ -119,6 +128,14 @@ def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
     from hpstudy.cli import machine_commands
 
     machine_commands.doctor(runs, device)
+
+
+def _num_workers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f"--workers {text}: must be a whole number from 1, or auto")
 
 
 def main() -> None:

@@ -48,14 +48,14 @@ def check(name: str, device: str, trials: int | None) -> None:
     _print_cost(console, study, cost, corpus.num_train_tokens)
 
 
-def run(name: str, runs: Path, device: str, wandb: WandbMode, trials: int | None) -> None:
+def run(name: str, runs: Path, device: str, wandb: WandbMode, workers: int | None, trials: int | None) -> None:
     """Runs or resumes a study and prints the comparison."""
     study = load_study(name)
     console = err()
     for warning in study.warnings:
         console.print(f"warning: {warning}", markup=False)
     console.print(f"{study.name}: {study.question}", markup=False)
-    options = Options(runs=runs, device=device, wandb=wandb, trials=trials)
+    options = Options(runs=runs, device=device, wandb=wandb, workers=workers, trials=trials)
     progress = StudyProgress(study, console)
     with _stop_on_signals(console) as stop:
         try:

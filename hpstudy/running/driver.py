@@ -6,7 +6,7 @@ writing is header, steps, result, tell, so that a study killed at any moment goe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
@@ -80,6 +80,7 @@ class Options:
     runs: Path
     device: str
     wandb: ModeFlag
+    workers: int | None = None  # None: as many as this machine trains fastest with
     trials: int | None = None
 
 
@@ -107,7 +108,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     _freeze_study(store, study)
     driver = _Driver(study, store, options, progress, stop)
     try:
-        driver.search(options.trials)
+        driver.search()
         driver.baseline()
     finally:
         driver.close()
@@ -134,8 +135,8 @@ class _Driver:
 
     def __init__(self, study: Study, store: RunStore, options: Options, progress: Progress, stop: StopRequest) -> None:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
-        self._setup = Setup(spec=study.spec, device=options.device, base=Path.cwd())
-        self._workers = [self._start_worker(store.root / "worker-0.log")]  # it builds while the search is opened
+        self._options = options
+        self._workers = [self._start_worker(0)]  # it builds while the search is opened
         self._flights: dict[Worker, _Flight] = {}
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
@@ -150,10 +151,10 @@ class _Driver:
             say=progress.say,
         )
 
-    def search(self, trials: int | None) -> None:
+    def search(self) -> None:
         """Trains every trial of the search and tells its result."""
-        search = Search(self._study, self._store.root / "optuna.journal", trials=trials)
-        self._await_ready()
+        search = Search(self._study, self._store.root / "optuna.journal", trials=self._options.trials)
+        self._start_all_workers()
         self._begin_phase("search", search.num_trials)
         self._train_all(Trials(self._study, search, self._calibrated_tokens))
 
@@ -272,7 +273,8 @@ class _Driver:
         cause = f"the worker died (exit code {exit_code}; see {dead.log})"
         if self._environment is None:
             raise MachineError(f"{cause} before it was ready; run `hpstudy doctor` to see what is missing")
-        worker = self._workers[self._workers.index(dead)] = self._start_worker(dead.log)
+        index = self._workers.index(dead)
+        worker = self._workers[index] = self._start_worker(index)
         if flight is None:
             return
         del self._flights[dead]
@@ -286,20 +288,23 @@ class _Driver:
             message = f"{cause}, {ATTEMPTS} times in a row"
             self._finish(worker, flight, flight.summary.result(Outcome.FAILED, message), source)
 
-    def _start_worker(self, log: Path) -> Worker:
-        return Worker(self._setup, log)
+    def _start_worker(self, index: int) -> Worker:
+        device = self._options.device
+        if index > 0 and device in ("auto", "cuda") and self._environment and self._environment["device"] == "cuda":
+            device = f"cuda:{index}"
+        setup = Setup(spec=self._study.spec, device=device, base=Path.cwd())
+        return Worker(setup, self._store.root / f"worker-{index}.log")
 
-    def _await_ready(self) -> None:
-        """Waits until every worker is built and its environment is known to be the study's."""
-        waiting = set(self._workers)
-        while waiting:
-            for worker in self._reporting():
-                report = worker.receive()
-                if report is None:
-                    self._replace(worker, None, Fixed([]))
-                assert isinstance(report, Ready | Refused)
-                self._welcome(report)
-                waiting.discard(worker)
+    def _start_all_workers(self) -> None:
+        """Waits for the first worker, whose environment tells how many there shall be, and starts the others."""
+        report = self._workers[0].receive()
+        if report is None:
+            self._replace(self._workers[0], None, Fixed([]))
+        assert isinstance(report, Ready | Refused)
+        self._welcome(report)
+        assert self._environment is not None
+        count = num_workers(self._study, self._environment, self._options.workers, self._progress.say)
+        self._workers += [self._start_worker(index) for index in range(1, count)]
 
     def _welcome(self, report: Ready | Refused) -> None:
         if isinstance(report, Refused):
@@ -326,6 +331,24 @@ class _Driver:
             known[key] = hparams.batch_tokens / speed.step_seconds
             self._store.write_json("calibration.json", known)
         return max(1, int(spec.seconds * known[key]) // hparams.batch_tokens) * hparams.batch_tokens
+
+
+def num_workers(study: Study, environment: Mapping[str, Any], asked: int | None, say: Callable[[str], None]) -> int:
+    """Workers to start: as many as asked for; else one per GPU, or one per `threads` cores of a CPU.
+
+    One where speed is measured (an objective, or a budget in seconds): trainings side by side would slow each other.
+    Never more than the trials that may be proposed ahead.
+    """
+    timed = study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives)
+    if timed:
+        if asked and asked > 1:
+            say(
+                "one worker instead of --workers: this study measures speed, and trainings side by side slow each other"
+            )
+        return 1
+    if asked is None:
+        asked = environment["num_gpus"] or max(1, environment["cores"] // study.spec.threads)
+    return min(asked, study.budget.parallel)
 
 
 def _wandb_config(study: Study) -> dict[str, Any]:

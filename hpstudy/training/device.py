@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,21 +22,29 @@ class Placement:
     reason: str  # why this precision
 
     @property
+    def kind(self) -> str:
+        """ "cpu" or "cuda"; which one of several like GPUs does not matter to the numbers."""
+        return self.device.partition(":")[0]
+
+    @property
     def is_cuda(self) -> bool:
         """Whether the device is a CUDA GPU."""
-        return self.device.startswith("cuda")
+        return self.kind == "cuda"
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bf16 matrix products, while weights, moments and the loss stay fp32."""
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
 
     def environment(self) -> dict[str, Any]:
         """What must stay the same for a study's numbers to stay the same on this machine, and what it runs on."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else platform.processor() or platform.machine()
         return {
             **asdict(self),
+            "device": self.kind,
             "device_name": name,
+            "num_gpus": torch.cuda.device_count() if self.is_cuda else 0,
             "threads": torch.get_num_threads(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "platform": platform.platform(),

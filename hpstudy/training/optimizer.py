@@ -6,7 +6,7 @@ memory instead of a call per tensor. AdamW works element by element, so its numb
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,23 +66,43 @@ def make_adamw(flat: FlatParameters, hparams: HParams) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=hparams.lr, betas=(hparams.beta1, hparams.beta2), eps=hparams.eps, fused=True)
 
 
-def clip_(flat: FlatParameters, mode: ClipMode, max_norm: float) -> tuple[Tensor, Tensor]:
-    """Scales gradients down in place; returns the global norm before clipping and whether anything was scaled.
+class Clipping(NamedTuple):
+    """What clipping found, and what the optimizer shall divide every gradient by."""
+
+    norm: Tensor  # global, before clipping
+    clipped: Tensor  # bool: whether any gradient is scaled down
+    divisor: Tensor  # at least 1
+
+
+def clip_(flat: FlatParameters, mode: ClipMode, max_norm: float) -> Clipping:
+    """Clips gradients to `max_norm`; "global" leaves them and returns a divisor, "per_tensor" scales them in place.
 
     "global" scales all by min(1, max_norm / norm) with one norm over all parameters, as
     torch.nn.utils.clip_grad_norm_ does (Pascanu et al. 2013, arXiv:1211.5063); "per_tensor" does so with each
     tensor's own norm; "none" leaves them alone.
     """
     total = norm(flat.grads)
+    one = torch.ones_like(total)
     if mode == "none":
-        return total, torch.zeros_like(total, dtype=torch.bool)
+        return Clipping(norm=total, clipped=one.bool().logical_not(), divisor=one)
     if mode == "global":
-        flat.grads.mul_((max_norm / (total + CLIP_EPS)).clamp(max=1.0))
-        return total, total > max_norm
+        divisor = ((total + CLIP_EPS) / max_norm).clamp(min=1.0)
+        return Clipping(norm=total, clipped=total > max_norm, divisor=divisor)
     grads = [param.grad for param in flat.tensors if param.grad is not None]
     norms = torch.stack(torch._foreach_norm(grads))
     torch._foreach_mul_(grads, list((max_norm / (norms + CLIP_EPS)).clamp(max=1.0)))
-    return total, (norms > max_norm).any()
+    return Clipping(norm=total, clipped=(norms > max_norm).any(), divisor=one)
+
+
+def update_(optimizer: torch.optim.AdamW, lr: float, divisor: Tensor) -> None:
+    """One AdamW step at rate `lr` with every gradient divided by `divisor`.
+
+    The fused kernel divides as it reads the gradients, by the hook it has for loss scaling: one pass less over them.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from hpstudy.spec import TrainerSpec
 from hpstudy.training.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16
+from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
 from hpstudy.training.schedule import StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter moves its rounding
@@ -61,15 +61,15 @@ class Trainer:
         steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
         for step in steps:
             start = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = step.lr
             loss = self._accumulate_gradients(sampler, step, hparams.micro_batch)
-            grad_norm, clipped = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
+            clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
             self._before.copy_(self._flat.weights)
-            optimizer.step()
+            update_(optimizer, step.lr, clipping.divisor)
             # ||update|| / ||weights||; about 1e-3 at a healthy rate
             ratio = norm(self._flat.weights - self._before) / norm(self._before)
-            figures = torch.stack([loss, grad_norm, clipped, ratio]).tolist()  # the step's only synchronisation
+            figures = torch.stack(
+                [loss, clipping.norm, clipping.clipped, ratio]
+            ).tolist()  # the step's only synchronisation
             seconds = time.perf_counter() - start
             yield StepRecord(
                 step=step.step,

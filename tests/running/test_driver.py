@@ -60,8 +60,9 @@ def go(
     wandb: Any = "disabled",
     device: str = "cpu",
     trials: int | None = None,
+    workers: int = 1,
 ) -> RunStore:
-    options = Options(runs=runs, device=device, wandb=wandb, trials=trials)
+    options = Options(runs=runs, device=device, wandb=wandb, trials=trials, workers=workers)
     return run_study(study, options, watch or Watch(), stop or StopRequest())
 
 
@@ -114,7 +115,24 @@ def test_more_trials_extend_a_study_as_if_it_had_been_longer(tiny, tmp_path: Pat
     assert (trials(short, store), curves(store)) == uninterrupted
 
 
-@pytest.mark.parametrize(("trial", "step"), [(0, 1), (1, 20), (3, 7)])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_changes_neither_trials_nor_curves(tiny, tmp_path: Path, workers: int):
+    ahead = {"parallel = 2": "parallel = 4"}
+    alone, together = (go(tiny(replace=ahead), tmp_path / str(n), workers=n) for n in (1, workers))
+    assert len(list(together.root.glob("worker-*.log"))) == workers
+    assert trials(tiny(replace=ahead), together) == trials(tiny(replace=ahead), alone)
+    assert curves(together) == curves(alone)
+
+
+def test_a_study_that_measures_speed_has_one_worker_and_says_so(tiny, tmp_path: Path):
+    study = tiny(replace={"trials = 5": "trials = 2"}, more='[objective]\nmetric = "train/tok_per_sec"')
+    watch = Watch()
+    store = go(study, tmp_path, watch=watch, workers=2)
+    assert len(list(store.root.glob("worker-*.log"))) == 1
+    assert any("one worker" in line for line in watch.said)
+
+
+@pytest.mark.parametrize(("trial", "step"), [(0, 1), (3, 7)])
 def test_a_stopped_study_resumes_to_the_same_trials_and_curves(tiny, tmp_path, uninterrupted, trial, step):
     study, stop = tiny(), StopRequest()
 

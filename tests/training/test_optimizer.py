@@ -10,7 +10,7 @@ from torch import nn
 from hpstudy.hparams import GPT3
 from hpstudy.spec import ModelShape
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16
+from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
 
 SHAPE = ModelShape(layers=2, heads=2, width=32)
 
@@ -72,7 +72,8 @@ def test_global_clipping_by_hand():
     flat = FlatParameters(model)
     model.weight.grad.copy_(torch.tensor([[3.0], [0.0]]))
     model.bias.grad.copy_(torch.tensor([0.0, 4.0]))
-    total, clipped = clip_(flat, "global", 1.0)
+    total, clipped, divisor = clip_(flat, "global", 1.0)
+    flat.grads.div_(divisor)
     assert total.item() == pytest.approx(5.0)  # sqrt(3² + 4²): one norm over all tensors
     assert clipped
     torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6], [0.0]]))
@@ -84,7 +85,7 @@ def test_per_tensor_clipping_by_hand():
     flat = FlatParameters(model)
     model.weight.grad.copy_(torch.tensor([[3.0], [0.0]]))
     model.bias.grad.copy_(torch.tensor([0.0, 0.5]))
-    total, clipped = clip_(flat, "per_tensor", 1.0)
+    total, clipped, _ = clip_(flat, "per_tensor", 1.0)
     assert total.item() == pytest.approx(math.sqrt(9.25))  # what is logged is the global norm before clipping
     assert clipped
     torch.testing.assert_close(model.weight.grad, torch.tensor([[1.0], [0.0]]))
@@ -95,8 +96,9 @@ def test_per_tensor_clipping_by_hand():
 def test_gradients_below_the_limit_or_unclipped_stay_as_they_are(mode, max_norm):
     _, flat = model_with_gradients()
     before = flat.grads.clone()
-    _, clipped = clip_(flat, mode, max_norm)
+    _, clipped, divisor = clip_(flat, mode, max_norm)
     assert not clipped
+    assert divisor == 1.0
     assert torch.equal(flat.grads, before)
 
 
@@ -104,10 +106,24 @@ def test_global_clipping_equals_torchs_clip_grad_norm():
     model, flat = model_with_gradients()
     reference = plain_copy(model)
     expected = nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
-    total, _ = clip_(flat, "global", 1.0)
+    total, _, divisor = clip_(flat, "global", 1.0)
+    flat.grads.div_(divisor)
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_dividing_inside_the_update_equals_dividing_before_it():
+    updated = []
+    for inside in (True, False):
+        _, flat = model_with_gradients()
+        optimizer = make_adamw(flat, GPT3)
+        divisor = torch.tensor(7.0)
+        if not inside:
+            flat.grads.div_(divisor)
+        update_(optimizer, 1e-2, divisor if inside else torch.tensor(1.0))
+        updated.append(flat.weights)
+    assert torch.equal(*updated)
 
 
 def test_the_norm_of_many_numbers_is_exact_to_fp32():
