@@ -217,13 +217,13 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_resumes_to_the_same(tiny_f
     process = start_cli(tiny_file(), runs)
     wait_for_step(runs, "search-0001", process)
     workers = workers_of(process.pid)
-    assert len(workers) == 1
+    assert workers
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{workers[0]}").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not Path(f"/proc/{workers[0]}").exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     study = tiny()
     store = go(study, runs)
     assert (trials(study, store), curves(store)) == uninterrupted
