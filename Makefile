@@ -27,7 +27,7 @@ else
 endif
 
 test: $(STAMP)  ## runs the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## ruff, mypy and import-linter
 	@$(BIN)/ruff check .

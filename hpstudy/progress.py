@@ -104,12 +104,12 @@ class StudyProgress:
         if self._best is None:
             return True
         if self._metric == "val/loss":
-            return (result.val_loss or math.inf) < (self._best[1].val_loss or math.inf)
+            return _ranked(result.val_loss) < _ranked(self._best[1].val_loss)
         return (result.tok_per_sec or 0.0) > (self._best[1].tok_per_sec or 0.0)
 
     def _score(self, result: RunResult | None) -> str:
         if result is None:
-            return "–"
+            return "-"
         return _loss(result.val_loss) if self._metric == "val/loss" else f"{result.tok_per_sec or 0:,.0f} tok/s"
 
     def _describe(self, active: _Active) -> str:
@@ -125,7 +125,7 @@ class StudyProgress:
         shares = sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
         trained = self._done - self._earlier + shares
         if trained < 0.05:
-            return "…"
+            return "?"
         pace = (time.monotonic() - self._phase_start) / trained
         return duration(pace * max(0.0, self._num_runs - self._done - shares))
 
@@ -142,13 +142,17 @@ class StudyProgress:
             f"{self._time_left()} left",
         )
         lines = [Text(f"  {run_id}  {self._describe(active)}") for run_id, active in self._active.items()]
-        best = f"{self._score(self._best[1])} ({self._best[0].run_id})" if self._best else "–"
+        best = f"{self._score(self._best[1])} ({self._best[0].run_id})" if self._best else "-"
         lines.append(Text(f"  best {best} · baseline {self._score(self._baseline)}", style="dim"))
         return Group(head, *lines)
 
 
+def _ranked(loss: float | None) -> float:
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
 def _loss(loss: float | None) -> str:
-    return "–" if loss is None else f"{loss:.4f}"
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def duration(seconds: float) -> str:

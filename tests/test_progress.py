@@ -180,7 +180,7 @@ def test_only_complete_runs_can_be_the_best_and_a_diverged_baseline_has_no_loss(
             progress.start(a_run(study, trial))
             progress.finish(a_run(study, trial), result)
 
-    assert "best – · baseline –" in last_frame(study, happen)
+    assert "best - · baseline -" in last_frame(study, happen)
 
 
 def test_the_baseline_of_a_budget_in_seconds_is_shown(tiny) -> None:

@@ -213,7 +213,7 @@ def test_defaults_are_those_of_the_documents() -> None:
     )
     spec = study.spec
     assert (spec.corpus, spec.tokenizer, spec.context, spec.evals) == ("asv", "gpt2", 1024, 20)
-    assert (spec.seed, spec.threads, spec.precision, spec.val_tokens) == (0, 1, "auto", 2**20)
+    assert (spec.seed, spec.threads, spec.precision, spec.val_tokens) == (0, 1, "auto", 2**16)
     assert (study.budget.trials, study.budget.parallel, study.budget.pack) == (16, 4, 1)
     assert asdict(study.budget.sampler) == {"name": "tpe", "startup": 10, "seed": 0}
     assert asdict(study.budget.pruner) == {"name": "none", "startup": 5, "from_fraction": 0.3, "reduction": 3}
@@ -408,7 +408,7 @@ def test_the_first_studies_of_an_empty_place_are_none(tmp_path: Path) -> None:
 def test_resolved_is_flat_json_and_holds_every_default() -> None:
     resolved = parse(text()).resolved()
     assert json.loads(json.dumps(resolved)) == resolved
-    assert resolved["trainer.val_tokens"] == 2**20
+    assert resolved["trainer.val_tokens"] == 2**16
     assert resolved["trainer.model.layers"] == 2
     assert resolved["search.lr"] == {"low": 1e-4, "high": 1e-2, "scale": "log"}
     assert resolved["budget.sampler.name"] == "tpe"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -56,14 +56,17 @@ def _ranked(trials: pd.DataFrame, metrics: list[MetricName]) -> pd.DataFrame:
     return by_loss[by_loss["tok_per_sec"] > fastest_before]
 
 
-def comparison_table(frame: pd.DataFrame, title: str | None = None) -> Table:
-    """What `comparison` returned, for people: runs as rows or, where that is wider than 100 columns, as columns."""
+def comparison_table(frame: pd.DataFrame, title: str | None = None, width: int = 100) -> Table:
+    """What `comparison` returned, for people: runs as rows or, where that is wider than `width`, as columns.
+
+    Where that is too wide as well, the last trials are left out.
+    """
     columns = _cells(frame)
-    widths = [max(len(line) for text in column for line in text.split("\n")) for column in columns]
-    if sum(widths) + GAP * len(widths) > MAX_WIDTH:
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    if _width(columns) > width:
         rows = [[heading.replace("-\n", "-").replace("\n", " "), *cells] for heading, *cells in columns]
-    else:
-        rows = [list(row) for row in zip(*columns, strict=True)]
+        while len(rows[0]) > 2 and _width(list(zip(*rows, strict=True))) > width:
+            rows = [row[:-1] for row in rows]
     table = Table(title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.padding = (0, GAP - 1, 0, 0)  # the box adds one
     for index, heading in enumerate(rows[0]):
@@ -71,6 +74,10 @@ def comparison_table(frame: pd.DataFrame, title: str | None = None) -> Table:
     for row in rows[1:]:
         table.add_row(*row)
     return table
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    return sum(GAP + max(len(line) for text in column for line in text.split("\n")) for column in columns)
 
 
 def _cells(frame: pd.DataFrame) -> list[list[str]]:

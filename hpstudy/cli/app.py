@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +27,10 @@ Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 Wandb = Annotated[WandbMode, typer.Option("--wandb", help="auto: online where a key or login exists, else offline.")]
-Trials = Annotated[int | None, typer.Option("--trials", min=1, metavar="N", help="Trials in all; extends the search.")]
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", min=1, metavar="N", help="Trials in all; more extend the search."),
+]
 
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
 
@@ -89,6 +94,14 @@ def export(
     data_commands.export(name, runs, format)
 
 
+@app.command(epilog="Example: hpstudy sync quickstart")
+def sync(name: Name, runs: Runs = RUNS) -> None:
+    """Sends W&B every finished run that it does not have online, each step exactly once."""
+    from hpstudy.cli import study_commands
+
+    study_commands.sync(name, runs)
+
+
 @app.command(epilog="Example: hpstudy dashboard quickstart --port 8081")
 def dashboard(
     name: Name,
@@ -140,8 +153,15 @@ def _num_workers(text: str) -> int | None:
 
 def main() -> None:
     """Runs the command line; every foreseen failure is a message and its exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows a question mark
     try:
         app()
     except HpstudyError as error:
         typer.secho(str(error), err=True, fg="red")
         sys.exit(error.exit_code)
+    except OSError as error:  # of stdout: a closed pipe, a full disk
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  what is buffered can go nowhere
+        typer.secho(f"cannot write: {error}", err=True, fg="red")
+        sys.exit(1)

@@ -13,7 +13,7 @@ from hpstudy.analysis.frames import StudyFrames, load
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import UserError
 from hpstudy.search.dashboard import serve
-from hpstudy.study import list_studies, load_study
+from hpstudy.study import list_studies, study_name
 
 OUTCOMES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
 
@@ -23,20 +23,20 @@ def status(name: str | None, runs: Path) -> None:
     if name is None:
         _print_studies(runs)
     else:
-        _print_runs(load(Path(name).stem, runs=runs))
+        _print_runs(load(study_name(name), runs=runs))
 
 
 def export(name: str, runs: Path, fmt: Format) -> None:
     """Writes the tables and prints their paths."""
-    study = Path(name).stem
+    study = study_name(name)
     for path in write_tables(load(study, runs=runs), runs / study / "export", fmt):
         out().print(str(path), markup=False, soft_wrap=True)
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     """Serves optuna-dashboard until Ctrl-C."""
-    study = load_study(name)
-    journal = runs / study.name / "optuna.journal"
+    study = study_name(name)
+    journal = runs / study / "optuna.journal"
     if not journal.exists():
         raise UserError(f"{journal}: no search has begun; start it with `hpstudy run {name}`")
     err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)", markup=False)
@@ -54,11 +54,11 @@ def _print_studies(runs: Path) -> None:
     questions = dict(list_studies()) if Path("studies").is_dir() else {}
     begun = {path.parent.name for path in runs.glob("*/study.json")}
     for name in sorted(questions.keys() | begun):
-        counts = ("–", "–", "–")
+        counts = ("-", "-", "-")
         if name in begun:
             trials = load(name, runs=runs).trials
             best = trials.loc[trials["outcome"] == "complete", "val_loss"].min()
-            counts = (str(len(trials)), str(trials["outcome"].notna().sum()), "–" if pd.isna(best) else f"{best:.4f}")
+            counts = (str(len(trials)), str(trials["outcome"].notna().sum()), "-" if pd.isna(best) else f"{best:.4f}")
         table.add_row(name, *counts, questions.get(name, "(no study file here)"))
     out().print(table)
 

@@ -47,7 +47,7 @@ def corpora() -> None:
     """Lists what may stand in a study's `corpus`."""
     table = Table("corpus", "here", "tokens", "what", box=None, header_style="dim")
     for corpus in list_corpora():
-        tokens = f"{corpus.tokens:,}" if corpus.tokens else "–"
+        tokens = f"{corpus.tokens:,}" if corpus.tokens else "-"
         table.add_row(corpus.name, "yes" if corpus.available else "no", tokens, corpus.description)
     out().print(table)
 

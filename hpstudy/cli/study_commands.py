@@ -18,14 +18,18 @@ from hpstudy.analysis.comparison import comparison, comparison_table
 from hpstudy.analysis.frames import load
 from hpstudy.cli.app import RUNS, WandbMode
 from hpstudy.cli.consoles import err, out
+from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3
 from hpstudy.progress import StudyProgress, duration
 from hpstudy.running.cost import Cost, estimate
-from hpstudy.running.driver import Interrupted, Options, StopRequest, baseline_run_id, run_study
+from hpstudy.running.driver import Interrupted, Options, StopRequest, baseline_run_id, make_sink, run_study
+from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_study
 from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_sink import resolve_mode, whereabouts
 from hpstudy.training.corpus import check_size, load_corpus
 
+SYNC_SECONDS = 24 * 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,8 +45,7 @@ def check(name: str, device: str, trials: int | None) -> None:
         console.print(f"  {line}", markup=False)
     for warning in study.warnings:
         err().print(f"warning: {warning}", markup=False)
-    num_trials = study.budget.trials if trials is None else trials
-    num_runs = num_trials + (study.baseline_proposal() is None)
+    num_runs = num_trials(study, trials) + (study.baseline_proposal() is None)
     with tempfile.TemporaryDirectory() as folder:
         cost = estimate(study, device, num_runs, Path(folder) / "worker.log")
     _print_cost(console, study, cost, corpus.num_train_tokens)
@@ -61,7 +64,7 @@ def run(name: str, runs: Path, device: str, wandb: WandbMode, workers: int | Non
         try:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
-        except Interrupted as error:
+        except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Go on with: {_command(name, options)}") from error
     _print_result(study, store, runs, _command(name, replace(options, trials=None)))
 
@@ -74,15 +77,38 @@ def _command(name: str, options: Options) -> str:
     return shlex.join(["hpstudy", "run", name, *given])
 
 
+def sync(name: str, runs: Path) -> None:
+    """Sends every finished run that W&B does not have online, each step once."""
+    study = load_study(name)
+    store = RunStore(runs / study.name)
+    if not store.root.is_dir():
+        raise UserError(f"{store.root}: no run store; start the study with `hpstudy run {name}`")
+    if resolve_mode("auto") != "online":
+        raise UserError("W&B: no key or login here; set WANDB_API_KEY or run `wandb login`")
+    said: list[str] = []
+    with store.locked():
+        sink = make_sink(study, store, "online", said.append)
+        finished = [view for view in store.runs() if view.result]
+        for view in finished:
+            sink.replay(view)
+        sink.close(timeout=SYNC_SECONDS)
+    if said:
+        raise MachineError(said[0])
+    out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
+
+
 def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> None:
     frames = load(study.name, runs=runs)
     console = out()
-    console.print(comparison_table(comparison(frames, study, baseline_run_id=baseline_run_id(study)), study.name))
+    table = comparison(frames, study, baseline_run_id=baseline_run_id(study))
+    console.print(comparison_table(table, study.name, width=console.width))
     export = shlex.join(["hpstudy", "export", study.name, *([] if runs == RUNS else ["--runs", str(runs)])])
-    console.print(f"files    {store.root}", markup=False, soft_wrap=True)
-    if (store.root / "wandb").is_dir():
-        console.print(f"W&B runs {store.root / 'wandb'}", markup=False, soft_wrap=True)
-    console.print(f"next     {export}    {command} --trials N", markup=False, soft_wrap=True)
+    for what, where in (
+        ("files", store.root),
+        ("W&B runs", whereabouts(store.root, study.name)),
+        ("next", f"{export}    {command} --trials N"),
+    ):
+        console.print(f"{what:<8} {where}", markup=False, soft_wrap=True)
 
 
 def _space_table(study: Study) -> Table:
@@ -120,8 +146,11 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
         markup=False,
         soft_wrap=True,
     )
+    batch = study.baseline_hparams(spec.tokens).batch_tokens
     for size, speed in cost.speeds.items():
-        batch = study.baseline_hparams(spec.tokens).batch_tokens
+        if speed is None:
+            console.print(f"speed    micro-batch {size}: does not fit here", markup=False)
+            continue
         console.print(
             f"speed    micro-batch {size}: {1000 * speed.step_seconds:,.1f} ms a step, "
             f"{batch / speed.step_seconds:,.0f} tok/s; {speed.eval_seconds:.2f} s an evaluation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Cost:
     steps: int  # of one run at the baseline's batch
     tokens: int  # of all runs
     seconds: float  # of all runs on one worker; the mean over the micro-batches where they are searched
-    speeds: dict[int, Speed]  # by micro-batch
+    speeds: dict[int, Speed | None]  # by micro-batch; None where a step does not fit or fails
     environment: dict[str, Any]
     num_params: int
 
@@ -39,8 +40,11 @@ def estimate(study: Study, device: str, num_runs: int, log: Path) -> Cost:
         speeds = {size: measure(worker, replace(baseline, micro_batch=size)) for size in sizes}
     finally:
         worker.stop()
-    mean_step = sum(speed.step_seconds for speed in speeds.values()) / len(speeds)
-    mean_eval = sum(speed.eval_seconds for speed in speeds.values()) / len(speeds)
+    good = [speed for speed in speeds.values() if speed is not None]
+    if not good:
+        raise MachineError("no step of this study fits or runs here; lower micro_batch, or take a smaller model")
+    mean_step = sum(speed.step_seconds for speed in good) / len(good)
+    mean_eval = sum(speed.eval_seconds for speed in good) / len(good)
     spec = study.spec
     budget = spec.tokens or math.ceil((spec.seconds or 0.0) / mean_step) * baseline.batch_tokens
     steps = list(plan(baseline, budget=budget, unit=spec.ramp_multiple * spec.context, evals=spec.evals))
@@ -57,24 +61,22 @@ def estimate(study: Study, device: str, num_runs: int, log: Path) -> Cost:
     )
 
 
-def welcome(worker: Worker) -> Ready:
+def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Ready:
     """Waits until a worker is built. Raises UserError or MachineError when it cannot be."""
-    match worker.receive():
+    match worker.receive(meanwhile):
         case Ready() as ready:
             return ready
         case Refused(problems=problems, by_user=by_user):
             raise UserError(problems) if by_user else MachineError("; ".join(problems))
         case _:
-            raise MachineError(f"the worker died before it was ready; see {worker.log}")
+            raise MachineError(f"the worker died before it was ready; see {worker.log}, or run `hpstudy doctor`")
 
 
-def measure(worker: Worker, hparams: HParams) -> Speed:
-    """Times a few steps on an idle worker. Raises MachineError when they fail."""
+def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None) -> Speed | None:
+    """Times a few steps on an idle worker; None when they do not fit or fail, as a run would then tell."""
     worker.send(Measure(hparams=hparams))
-    match worker.receive():
-        case Measured(speed=Speed() as speed):
+    match worker.receive(meanwhile):
+        case Measured(speed=speed):
             return speed
-        case Measured(message=message):
-            raise MachineError(f"the timed steps failed: {message}")
         case _:
             raise MachineError(f"the worker died in its timed steps; see {worker.log}")

@@ -7,6 +7,7 @@ writing is header, steps, result, tell, so that a study killed at any moment goe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
@@ -16,11 +17,12 @@ from typing import Any, Protocol
 from hpstudy.errors import HpstudyError, MachineError, UserError
 from hpstudy.hparams import HParams, derived
 from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord
-from hpstudy.running.cost import measure
+from hpstudy.running.cost import measure, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.sources import Fixed, Source, Trials
 from hpstudy.running.summary import RunSummary
 from hpstudy.running.workers import (
+    LOOK_SECONDS,
     Finished,
     Ready,
     Recorded,
@@ -33,12 +35,10 @@ from hpstudy.running.workers import (
 from hpstudy.search import Search
 from hpstudy.study import Study, changed_keys
 from hpstudy.tracking.store import RunStore, RunWriter
-from hpstudy.tracking.wandb_sink import ModeFlag, WandbSink, new_wandb_id, resolve_mode, resolve_project
+from hpstudy.tracking.wandb_sink import Mode, ModeFlag, WandbSink, new_wandb_id, resolve_mode, resolve_project
 from hpstudy.training.corpus import check_size, load_corpus
 
 ATTEMPTS = 3  # trainings of one run, in all, before workers that die under it make it a failed one
-WANDB_CLOSING_SECONDS = 60.0
-LOOK_SECONDS = 0.2  # how often the driver looks at the stop request while nothing is reported
 
 
 class Progress(Protocol):
@@ -105,13 +105,16 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()
-    _freeze_study(store, study)
-    driver = _Driver(study, store, options, progress, stop)
+    _refuse_edited(store, study)
     try:
-        driver.search()
-        driver.baseline()
+        with store.locked(), closing(_Driver(study, store, options, progress, stop)) as driver:
+            driver.welcome_workers()
+            store.freeze_study(study.path.read_text(encoding="utf-8"), study.resolved())
+            driver.search()
+            driver.baseline()
+            driver.deliver_missing()
     finally:
-        driver.close()
+        store.discard_unless_begun()
     return store
 
 
@@ -120,14 +123,12 @@ def baseline_run_id(study: Study) -> str:
     return "search-0000" if study.baseline_proposal() is not None else f"baseline-s{study.spec.seed}"
 
 
-def _freeze_study(store: RunStore, study: Study) -> None:
-    """Copies the study into its folder; refuses a file that was edited after its study began."""
+def _refuse_edited(store: RunStore, study: Study) -> None:
+    """Raises UserError when the file was edited after its study began."""
     frozen = store.read_json("study.json")
-    now = study.resolved()
-    if frozen is not None and (changes := changed_keys(frozen, now)):
+    if frozen is not None and (changes := changed_keys(frozen, study.resolved())):
         remedy = "put the values back, or copy the file under another name for another study"
         raise UserError([f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes])
-    store.freeze_study(study.path.read_text(encoding="utf-8"), now)
 
 
 class _Driver:
@@ -136,27 +137,35 @@ class _Driver:
     def __init__(self, study: Study, store: RunStore, options: Options, progress: Progress, stop: StopRequest) -> None:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
         self._options = options
-        self._workers = [self._start_worker(0)]  # it builds while the search is opened
         self._flights: dict[Worker, _Flight] = {}
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
-        project, entity = resolve_project(study.project, study.entity)
-        self._wandb = WandbSink(
-            mode=resolve_mode(options.wandb),
-            project=project,
-            entity=entity,
-            study=study.name,
-            directory=store.root,
-            extra=_wandb_config(study),
-            say=progress.say,
+        mode = resolve_mode(options.wandb)
+        self._workers = [self._start_worker(0)]  # it imports and builds meanwhile
+        self._wandb = make_sink(study, store, mode, progress.say)
+
+    def welcome_workers(self) -> None:
+        """Waits for the first worker, whose environment tells how many there shall be, and starts the others."""
+        environment = self._welcome(welcome(self._workers[0], self._look))
+        self._progress.say(
+            f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
+            f"{environment['reason']}"
         )
+        count = num_workers(self._study, environment, self._options.workers, self._progress.say)
+        self._workers += [self._start_worker(index) for index in range(1, count)]
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""
         search = Search(self._study, self._store.root / "optuna.journal", trials=self._options.trials)
-        self._start_all_workers()
-        self._begin_phase("search", search.num_trials)
+        self.deliver_missing()
+        self._begin_phase("search", max(search.num_trials, search.num_asked))
         self._train_all(Trials(self._study, search, self._calibrated_tokens))
+
+    def deliver_missing(self) -> None:
+        """Sends W&B every finished run that it does not have, as after a kill or a failing server."""
+        for view in self._store.runs():
+            if view.result is not None:
+                self._wandb.replay(view)
 
     def baseline(self) -> None:
         """Trains the baseline at the search seed when it is no trial of the search."""
@@ -182,7 +191,7 @@ class _Driver:
         for flight in self._flights.values():
             flight.writer.close()
             self._wandb.abandon(flight.run.run_id)
-        self._wandb.close(timeout=WANDB_CLOSING_SECONDS)
+        self._wandb.close()
 
     def _begin_phase(self, phase: Phase, num_runs: int) -> None:
         """Tells the view what is to come, and what earlier sessions have finished of it."""
@@ -209,21 +218,26 @@ class _Driver:
                     source.ended(run, result)
 
     def _reporting(self) -> list[Worker]:
-        """Waits for workers that have something to say, and looks at the stop request meanwhile."""
+        """Waits for workers that have something to say."""
         by_connection = {worker.connection: worker for worker in self._workers}
         ready: list[Any] = []
         while not ready:
-            if self._stop.requested:
-                raise Interrupted("stopped")
+            self._look()
             ready = wait(list(by_connection), timeout=LOOK_SECONDS)
         return [by_connection[connection] for connection in ready]
+
+    def _look(self) -> None:
+        if self._stop.requested:
+            raise Interrupted("stopped")
 
     def _hear(self, worker: Worker, source: Source) -> None:
         report = worker.receive()
         flight = self._flights.get(worker)
         match report:
-            case Ready() | Refused():
+            case Ready():  # of a worker that was started later
                 self._welcome(report)
+            case Refused(problems=problems):
+                raise MachineError(f"a worker could not be started: {'; '.join(problems)}")
             case Recorded(record=record) if flight:
                 self._record(worker, flight, record, source)
             case Finished(outcome=outcome, message=message) if flight:
@@ -271,8 +285,6 @@ class _Driver:
         """Starts another worker for one that died; its run begins again, up to ATTEMPTS times."""
         exit_code = dead.stop()
         cause = f"the worker died (exit code {exit_code}; see {dead.log})"
-        if self._environment is None:
-            raise MachineError(f"{cause} before it was ready; run `hpstudy doctor` to see what is missing")
         index = self._workers.index(dead)
         worker = self._workers[index] = self._start_worker(index)
         if flight is None:
@@ -295,27 +307,15 @@ class _Driver:
         setup = Setup(spec=self._study.spec, device=device, base=Path.cwd())
         return Worker(setup, self._store.root / f"worker-{index}.log")
 
-    def _start_all_workers(self) -> None:
-        """Waits for the first worker, whose environment tells how many there shall be, and starts the others."""
-        report = self._workers[0].receive()
-        if report is None:
-            self._replace(self._workers[0], None, Fixed([]))
-        assert isinstance(report, Ready | Refused)
-        self._welcome(report)
-        assert self._environment is not None
-        count = num_workers(self._study, self._environment, self._options.workers, self._progress.say)
-        self._workers += [self._start_worker(index) for index in range(1, count)]
-
-    def _welcome(self, report: Ready | Refused) -> None:
-        if isinstance(report, Refused):
-            raise UserError(report.problems) if report.by_user else MachineError("; ".join(report.problems))
-        self._num_params = report.num_params
+    def _welcome(self, report: Ready) -> dict[str, Any]:
+        """Freezes the environment with the study's first worker, and holds every later one to it."""
         frozen = self._store.read_json("environment.json")
         if frozen is None:
             self._store.write_json("environment.json", describe(report.environment))
         else:
             refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
-        self._environment = report.environment
+        self._environment, self._num_params = report.environment, report.num_params
+        return report.environment
 
     def _calibrated_tokens(self, hparams: HParams) -> int:
         """The budget in tokens that `seconds` of training buy with this micro-batch, measured once per study.
@@ -327,7 +327,9 @@ class _Driver:
         known: dict[str, float] = self._store.read_json("calibration.json") or {}
         key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
         if key not in known:
-            speed = measure(self._workers[0], hparams)
+            speed = measure(self._workers[0], hparams, self._look)
+            if speed is None:
+                return hparams.batch_tokens  # one step, which will tell in the run's own result why it failed
             known[key] = hparams.batch_tokens / speed.step_seconds
             self._store.write_json("calibration.json", known)
         return max(1, int(spec.seconds * known[key]) // hparams.batch_tokens) * hparams.batch_tokens
@@ -351,10 +353,11 @@ def num_workers(study: Study, environment: Mapping[str, Any], asked: int | None,
     return min(asked, study.budget.parallel)
 
 
-def _wandb_config(study: Study) -> dict[str, Any]:
-    """What every W&B run of a study has in common."""
+def make_sink(study: Study, store: RunStore, mode: Mode, say: Callable[[str], None]) -> WandbSink:
+    """The W&B sink of a study, whose every run has the study's fixed values in its config."""
+    project, entity = resolve_project(study.project, study.entity)
     spec = study.spec
-    return {
+    extra = {
         "question": study.question,
         "model": asdict(spec.model),
         "corpus": spec.corpus,
@@ -363,3 +366,6 @@ def _wandb_config(study: Study) -> dict[str, Any]:
         "precision": spec.precision,
         "threads": spec.threads,
     }
+    return WandbSink(
+        mode=mode, project=project, entity=entity, study=study.name, directory=store.root, extra=extra, say=say
+    )

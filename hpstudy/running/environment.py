@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from hpstudy.errors import UserError
 
 FROZEN = ("device", "device_name", "precision", "threads", "torch", "corpus_digest")
+HERE = Path(__file__).parent
 PACKAGES = ("hpstudy", "optuna", "wandb", "tiktoken", "numpy", "pandas")
 
 
@@ -29,8 +31,11 @@ def refuse_if_changed(frozen: Mapping[str, Any], now: Mapping[str, Any], study: 
 
 
 def _git_commit() -> str | None:
+    """Of the checkout that hpstudy runs from, whatever the current folder is."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

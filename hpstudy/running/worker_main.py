@@ -70,9 +70,11 @@ def _stream(trainer: Trainer, run: Run, judged: bool, connection: Connection) ->
     for record in trainer.train(run):
         connection.send(Recorded(run_id=run.run_id, record=record))
         warming_up = record.tokens <= warmup_tokens
+        awaited = judged and record.evaluated and record.eval_index != trainer.spec.evals
+        stop = awaited and connection.recv().stop  # first of all, or the word would be taken for the next order
         if watch.diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up):
             return Outcome.DIVERGED
-        if judged and record.evaluated and record.eval_index != trainer.spec.evals and connection.recv().stop:
+        if stop:
             return Outcome.PRUNED
     return Outcome.COMPLETE
 

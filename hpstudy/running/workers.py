@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,6 +20,9 @@ from typing import IO, Any
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
+
+LOOK_SECONDS = 0.2  # how often a waiting driver looks at its stop request
+GRACE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,23 +117,24 @@ class Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(order)
 
-    def receive(self) -> Report | None:
-        """The next report, or None when the worker has died."""
+    def receive(self, meanwhile: Callable[[], None] = lambda: None) -> Report | None:
+        """The next report, or None when the worker has died; calls `meanwhile` several times a second."""
         try:
+            while not self.connection.poll(LOOK_SECONDS):
+                meanwhile()
             report: Report = self.connection.recv()
         except (EOFError, OSError):
             return None
         return report
 
-    def stop(self, grace_seconds: float = 5.0) -> int:
+    def stop(self) -> int:
         """Ends the process, gently first; returns its exit code."""
-        self.connection.close()
-        self._process.terminate()
-        try:
-            return self._process.wait(grace_seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        self.connection.close()  # an idle worker then ends by itself
+        for end in (self._process.terminate, self._process.kill):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(GRACE_SECONDS)
+            end()
+        return self._process.wait()
 
 
 def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ journal, written whole: a kill falls between events and never inside one.
 
 import logging
 
+from hpstudy.search.sampling import num_trials
 from hpstudy.search.trials import Proposal, Search, TrialState, TrialView, objective_values
 
 # Optuna would print "A new study created in memory" at every proposal, and at GP's first one that a package is missing
@@ -15,4 +16,4 @@ from hpstudy.search.trials import Proposal, Search, TrialState, TrialView, objec
 for _chatter in ("optuna.storages", "optuna._gp"):
     logging.getLogger(_chatter).setLevel(logging.ERROR)
 
-__all__ = ["Proposal", "Search", "TrialState", "TrialView", "objective_values"]
+__all__ = ["Proposal", "Search", "TrialState", "TrialView", "num_trials", "objective_values"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import optuna_dashboard
@@ -13,5 +15,6 @@ def serve(journal: Path, host: str, port: int) -> None:
 
     The path must be absolute: Optuna's lock of a relative one is a dangling link that nobody can take over.
     """
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # the server swallows what is raised while it answers
     storage = JournalStorage(JournalFileBackend(str(journal.resolve())))
     optuna_dashboard.run_server(storage, host=host, port=port)

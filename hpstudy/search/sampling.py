@@ -32,6 +32,12 @@ def first_proposals(study: Study) -> list[dict[str, Value]]:
     return first + [point for point in points if point != baseline]
 
 
+def num_trials(study: Study, asked: int | None) -> int:
+    """Trials of the search: as many as asked for, else as the file says; a grid has no more than its points."""
+    wanted = study.budget.trials if asked is None else asked
+    return min(wanted, len(first_proposals(study))) if is_grid(study) else wanted
+
+
 def sampled_params(study: Study, number: int, told: Sequence[FrozenTrial], running: Sequence[FrozenTrial]) -> Params:
     """What the study's sampler proposes for trial `number`; `told` and `running` are the trials before it.
 

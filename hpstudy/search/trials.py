@@ -12,7 +12,7 @@ from optuna.trial import TrialState as OptunaState
 from hpstudy.records import Outcome, RunResult, bounded_loss
 from hpstudy.search.journal import open_journal
 from hpstudy.search.pruning import stops
-from hpstudy.search.sampling import first_proposals, is_grid, running_trial, sampled_params
+from hpstudy.search.sampling import first_proposals, num_trials, running_trial, sampled_params
 from hpstudy.search.space import decode, encode
 from hpstudy.study import Study, Value
 
@@ -73,8 +73,7 @@ class Search:
         self._study = study
         self._optuna = open_journal(study, storage, read_only=read_only)
         self._first = first_proposals(study)
-        wanted = study.budget.trials if trials is None else trials
-        self.num_trials = min(wanted, len(self._first)) if is_grid(study) else wanted
+        self.num_trials = num_trials(study, trials)
         self._reports = [objective.metric for objective in study.objectives] == ["val/loss"]
         assert self._reports or study.budget.pruner.name == "none", "a pruner needs val/loss as the only objective"
 

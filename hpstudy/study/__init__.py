@@ -6,7 +6,7 @@ and changes.py compares a study that has begun with its file of today.
 
 from hpstudy.study.changes import changed_keys
 from hpstudy.study.file import MetricName
-from hpstudy.study.load import list_studies, load_study, parse_study
+from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.study import (
     Budget,
     Choices,
@@ -36,4 +36,5 @@ __all__ = [
     "list_studies",
     "load_study",
     "parse_study",
+    "study_name",
 ]

@@ -116,6 +116,15 @@ def _run_budget(file: StudyFile) -> Iterator[str]:
         yield f"[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got {got}"
 
 
+def _warmup_in_seconds(file: StudyFile) -> Iterator[str]:
+    fixed = "warmup_fraction" in file.hparams or "warmup_fraction" in file.baseline.overrides
+    if file.trainer.seconds is not None and "warmup_fraction" in file.search and not fixed:
+        yield (
+            "[search] warmup_fraction: the baseline's own depends on the run's tokens, which a budget in seconds "
+            "tells too late; fix it in [baseline] overrides, or state the budget in tokens"
+        )
+
+
 def _model(file: StudyFile) -> Iterator[str]:
     model = file.trainer.model
     if model.width % model.heads:
@@ -216,6 +225,7 @@ _BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_
 _FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
 _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a rule between keys, and the keys it reads
     (_run_budget, "trainer.tokens trainer.seconds"),
+    (_warmup_in_seconds, "trainer.seconds search.warmup_fraction baseline"),
     (_model, "trainer.model"),
     (_validation, "trainer.val_tokens trainer.context"),
     (_vocabulary, "trainer.corpus trainer.tokenizer"),

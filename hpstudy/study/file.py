@@ -132,7 +132,7 @@ class TrainerTable(Table):
     tokens: Count | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
     evals: Count = 20
-    val_tokens: Count = 2**20  # a smaller corpus gives what it has
+    val_tokens: Count = 2**16
     seed: Seed = 0
     threads: Count = 1
     precision: PrecisionChoice = "auto"

@@ -68,8 +68,8 @@ def parse_study(text: str, *, name: str, path: Path) -> Study:
     return replace(study, warnings=tuple(_warnings(study)))
 
 
-def _locate(name_or_path: str, studies_dir: Path) -> Path:
-    """The file that a NAME on the command line means."""
+def study_name(name_or_path: str) -> str:
+    """The name of the study that a NAME on the command line means; raises UserError when it is none."""
     is_path = name_or_path.endswith(".toml")
     name = Path(name_or_path).stem if is_path else name_or_path
     if not NAME.fullmatch(name):
@@ -77,6 +77,12 @@ def _locate(name_or_path: str, studies_dir: Path) -> Path:
         raise UserError(
             f'study "{name}": a name has at most 64 letters, digits, "-" and "_", a letter or digit first; {remedy}'
         )
+    return name
+
+
+def _locate(name_or_path: str, studies_dir: Path) -> Path:
+    """The file that a NAME on the command line means."""
+    is_path, name = name_or_path.endswith(".toml"), study_name(name_or_path)
     path = Path(name_or_path) if is_path else studies_dir / f"{name}.toml"
     if not path.is_file():
         known = sorted(other.stem for other in path.parent.glob("*.toml"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,6 +22,7 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord, as_row, from_row
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: no dot and no slash leaves the folder
+LOCK = ".lock"
 PHASES: tuple[str, ...] = get_args(Phase)
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -159,6 +163,34 @@ class RunStore:
                 f"{self.root}: the folder of runs must be writable, but got: {error.strerror}; name another with --runs"
             ) from error
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the study for one driver. The system lets go of it however the process ends.
+
+        Raises UserError when another process has it.
+        """
+        with (self.root / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UserError(
+                    f"{self.root}: another hpstudy ({file.read().strip()}) runs this study; wait for it, or end it"
+                ) from error
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    def discard_unless_begun(self) -> None:
+        """Takes away what `create`, the lock and the workers left of a study that was refused before it began."""
+        if (self.root / "study.json").exists():
+            return
+        for leftover in (self.root / LOCK, *self.root.glob("worker-*.log")):
+            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, so not ours alone
+            self.root.rmdir()
+
     def folder(self, run_id: str) -> Path:
         """Where a run lies; raises UserError when the id is not one."""
         if not RUN_ID.fullmatch(run_id):
@@ -239,7 +271,7 @@ def _load(path: Path, build: Callable[[Any], T]) -> T | None:
         raise MachineError(f"{path}: must be a file that hpstudy wrote, but it is damaged: {error!r}") from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turns a failed write into a MachineError that names the file."""
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hpstudy.errors import UserError
 from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, StepRecord, as_row
-from hpstudy.tracking.store import spelled
+from hpstudy.tracking.store import RunView, decode, encode, spelled, write_atomic
 
 if TYPE_CHECKING:
     import wandb
@@ -30,6 +30,7 @@ ModeFlag = Literal["auto", "online", "offline", "disabled"]
 WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 WANDB_MODES |= {"run": "online", "shared": "online", "dryrun": "offline"}  # older names
 BROKEN = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})  # red on W&B; pruned and diverged runs did their job
+DELIVERED = "wandb.json"  # in a run's folder, once W&B has all of the run
 MAX_ID = 128  # characters of a W&B run id
 
 
@@ -72,6 +73,23 @@ def new_wandb_id(study: str, run_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", study)[: MAX_ID - len(tail)] + tail
 
 
+def whereabouts(root: Path, study: str) -> str:
+    """Where people find a study's W&B runs: their group's page, the offline files, or nowhere."""
+    deliveries = [_delivery(file.parent) for file in sorted(root.glob(f"*/{DELIVERED}"))]
+    pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
+    if pages:
+        return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
+    return f"{root / 'wandb'} (offline; `hpstudy sync {study}` sends them)" if deliveries else "none"
+
+
+def _delivery(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = decode((folder / DELIVERED).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 class WandbSink:
     """One W&B run per training, fed by a writer thread.
 
@@ -93,13 +111,10 @@ class WandbSink:
         patience: float = 20.0,
     ) -> None:
         """`directory` is the study's folder of runs, `extra` joins each config, `patience` is in seconds per answer."""
-        self.degraded: str | None = None
-        """The last line that was said, or None while all is well."""
         self._mode: Mode = mode
         self._project, self._entity, self._study = project, entity, study
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
         self._open: dict[str, wandb.Run] = {}  # by run id; touched by the thread alone
-        self._urls: dict[str, str] = {}
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if mode != "disabled":
@@ -120,11 +135,15 @@ class WandbSink:
         """Writes the summary and closes the run."""
         self._put(self._finish, run_id, result)
 
+    def replay(self, view: RunView) -> None:
+        """Sends a finished run from the store, unless W&B has all of it, in this mode or online."""
+        self._put(self._replay, view)
+
     def abandon(self, run_id: str) -> None:
         """Closes a run that is unfinished, as preempted."""
         self._put(self._abandon, run_id)
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float = 60.0) -> None:
         """Abandons what is still open and waits for the queue, at most `timeout` seconds."""
         if self._thread is None:
             return
@@ -133,10 +152,6 @@ class WandbSink:
         if self._thread.is_alive():
             self._mode = "disabled"  # whatever answer the thread still waits for, all is said here
             self._say(self._line(f"not everything was taken in within {timeout:g} s"))
-
-    def url(self, run_id: str) -> str | None:
-        """The page of a run, once W&B has answered; None offline."""
-        return self._urls.get(run_id)
 
     def _put(self, action: Callable[..., None], *args: Any) -> None:
         if self._thread is not None:
@@ -197,8 +212,6 @@ class WandbSink:
         )
         for metric in GLOSSARY.values():  # summary="none": one NaN would poison an automatic minimum for ever
             run.define_metric(metric.name, step_metric=None if metric.name == "tokens" else "tokens", summary="none")
-        if self._mode == "online" and run.url:
-            self._urls[header.run.run_id] = run.url
         return run
 
     def _log(self, run_id: str, record: StepRecord) -> None:
@@ -212,6 +225,17 @@ class WandbSink:
             figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
             run.summary.update({f"result/{key}": spelled(v) for key, v in figures.items() if v not in (None, "")})
             run.finish(exit_code=int(result.outcome in BROKEN))
+            (self._directory / run_id).mkdir(exist_ok=True)
+            write_atomic(self._directory / run_id / DELIVERED, encode({"mode": self._mode, "url": run.url}))
+
+    def _replay(self, view: RunView) -> None:
+        assert view.result is not None
+        if _delivery(view.folder).get("mode") in (self._mode, "online"):
+            return
+        self._begin(view.header)
+        for record in view.records():
+            self._log(view.run_id, record)
+        self._finish(view.run_id, view.result)
 
     def _abandon(self, run_id: str) -> None:
         run = self._open.pop(run_id, None)

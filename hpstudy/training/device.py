@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ class Placement:
 
     def environment(self) -> dict[str, Any]:
         """What must stay the same for a study's numbers to stay the same on this machine, and what it runs on."""
-        name = torch.cuda.get_device_name(self.device) if self.is_cuda else platform.processor() or platform.machine()
+        name = torch.cuda.get_device_name(self.device) if self.is_cuda else _cpu_name()
         return {
             **asdict(self),
             "device": self.kind,
@@ -74,6 +76,14 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
             raise UserError('[trainer] precision: this GPU has no bf16 arithmetic; use precision = "fp32" or "auto"')
         return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="this GPU has no bf16 arithmetic")
     return Placement(device=f"cuda:{index or 0}", precision="bf16", reason="the GPU has bf16 arithmetic")
+
+
+def _cpu_name() -> str:
+    """The processor's model, where the system tells; its architecture elsewhere."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def _cpu_precision(precision: PrecisionChoice) -> dict[str, str]:

@@ -22,7 +22,6 @@ class StepPlan:
     tokens_before: int
     batch_tokens: int
     lr: float
-    warming_up: bool
     eval_index: int | None  # point of the evaluation grid that this step reaches first, from 1
 
     @property
@@ -78,7 +77,6 @@ def plan(hparams: HParams, *, budget: int, unit: int, evals: int) -> Iterator[St
             tokens_before=tokens,
             batch_tokens=batch,
             lr=learning_rate(hparams, tokens, batch, budget),
-            warming_up=tokens < hparams.warmup_fraction * budget,
             eval_index=point if point > reached else None,
         )
         tokens, batch, reached = after, next_batch, max(reached, point)

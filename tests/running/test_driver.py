@@ -1,92 +1,16 @@
-"""Whole studies with real workers, journals and stores: ended, interrupted, killed, refused."""
+"""Whole studies with real workers, journals and stores."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hpstudy.errors import UserError
-from hpstudy.records import Outcome, Run, RunResult, StepRecord
-from hpstudy.running.driver import Interrupted, Options, StopRequest, run_study
-from hpstudy.search import Search
-from hpstudy.study import Study
-from hpstudy.tracking.store import RunStore
-
-TIMES = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
-
-
-class Watch:
-    """A progress view that remembers, and may act on a step."""
-
-    def __init__(self, on_step: Callable[[Run, StepRecord], None] = lambda *_: None) -> None:
-        self.started: list[str] = []
-        self.finished: list[str] = []
-        self.said: list[str] = []
-        self._on_step = on_step
-
-    def phase(self, name: str, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
-        self.finished += [run.run_id for run, _ in finished]
-
-    def start(self, run: Run) -> None:
-        self.started.append(run.run_id)
-
-    def step(self, run: Run, record: StepRecord) -> None:
-        self._on_step(run, record)
-
-    def finish(self, run: Run, result: RunResult) -> None:
-        self.finished.append(run.run_id)
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
-def go(
-    study: Study,
-    runs: Path,
-    *,
-    watch: Watch | None = None,
-    stop: StopRequest | None = None,
-    wandb: Any = "disabled",
-    device: str = "cpu",
-    trials: int | None = None,
-    workers: int = 1,
-) -> RunStore:
-    options = Options(runs=runs, device=device, wandb=wandb, trials=trials, workers=workers)
-    return run_study(study, options, watch or Watch(), stop or StopRequest())
-
-
-def curves(store: RunStore) -> dict[str, list[StepRecord]]:
-    return {view.run_id: [replace(r, **TIMES) for r in view.records()] for view in store.runs()}
-
-
-def trials(study: Study, store: RunStore) -> list[Any]:
-    return Search(study, store.root / "optuna.journal", read_only=True).trials()
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
-    """What the uninterrupted tiny study gave, filled by the first test that runs it."""
-    return {}
-
-
-@pytest.fixture
-def uninterrupted(tiny, tmp_path: Path, reference: dict[str, Any]) -> tuple[list[Any], dict[str, list[StepRecord]]]:
-    if not reference:
-        study = tiny()
-        store = go(study, tmp_path / "reference")
-        reference["trials"], reference["curves"] = trials(study, store), curves(store)
-    return reference["trials"], reference["curves"]
+from hpstudy.records import Outcome
+from studies import Watch, curves, go, trials
 
 
 def test_a_study_tells_every_trial_and_writes_every_step(tiny, uninterrupted):
@@ -97,22 +21,6 @@ def test_a_study_tells_every_trial_and_writes_every_step(tiny, uninterrupted):
     assert all([r.step for r in records] == list(range(1, 21)) for records in steps.values())
     assert told[0].values == pytest.approx(study.baseline_proposal())
     assert all(t.objectives == (steps[f"search-{t.number:04d}"][-1].val_loss,) for t in told)
-
-
-def test_a_study_that_is_run_again_trains_nothing(tiny, tmp_path: Path):
-    study = tiny()
-    first = curves(go(study, tmp_path))
-    watch = Watch()
-    assert curves(go(study, tmp_path, watch=watch)) == first
-    assert watch.started == []
-    assert watch.finished == list(first)
-
-
-def test_more_trials_extend_a_study_as_if_it_had_been_longer(tiny, tmp_path: Path, uninterrupted):
-    short = tiny(replace={"trials = 5": "trials = 3"})
-    go(short, tmp_path)
-    store = go(short, tmp_path, trials=5)
-    assert (trials(short, store), curves(store)) == uninterrupted
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -130,117 +38,6 @@ def test_a_study_that_measures_speed_has_one_worker_and_says_so(tiny, tmp_path: 
     store = go(study, tmp_path, watch=watch, workers=2)
     assert len(list(store.root.glob("worker-*.log"))) == 1
     assert any("one worker" in line for line in watch.said)
-
-
-@pytest.mark.parametrize(("trial", "step"), [(0, 1), (3, 7)])
-def test_a_stopped_study_resumes_to_the_same_trials_and_curves(tiny, tmp_path, uninterrupted, trial, step):
-    study, stop = tiny(), StopRequest()
-
-    def ask(run: Run, record: StepRecord) -> None:
-        stop.requested = stop.requested or (run.trial, record.step) == (trial, step)
-
-    with pytest.raises(Interrupted):
-        go(study, tmp_path, watch=Watch(ask), stop=stop)
-    store = go(study, tmp_path)
-    assert (trials(study, store), curves(store)) == uninterrupted
-
-
-def test_a_worker_that_is_killed_is_replaced_and_its_run_begins_again(tiny, tmp_path: Path, uninterrupted):
-    study = tiny()
-    killed: list[int] = []
-
-    def kill(run: Run, record: StepRecord) -> None:
-        if (run.trial, record.step) == (2, 5) and not killed:
-            killed.extend(workers_of(os.getpid()))
-            os.kill(killed[0], signal.SIGKILL)
-
-    watch = Watch(kill)
-    store = go(study, tmp_path, watch=watch)
-    assert len(killed) == 1
-    assert watch.started.count("search-0002") == 2
-    assert any("exit code -9" in line for line in watch.said)
-    assert (trials(study, store), curves(store)) == uninterrupted
-
-
-def test_a_run_whose_worker_always_dies_fails_and_the_study_goes_on(tiny, tmp_path: Path):
-    study = tiny(replace={"trials = 5": "trials = 3"})
-
-    def kill(run: Run, record: StepRecord) -> None:
-        if (run.trial, record.step) == (1, 3):
-            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
-
-    store = go(study, tmp_path, watch=Watch(kill))
-    assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
-    result = store.result("search-0001")
-    assert result.outcome is Outcome.FAILED
-    assert "3 times in a row" in result.message
-
-
-def workers_of(driver: int) -> list[int]:
-    """Pids of the worker processes of a driver, from /proc."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == driver and b"worker_main" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-DRIVER = "import sys; from hpstudy.cli import main; sys.argv = ['hpstudy', *sys.argv[1:]]; main()"
-
-
-def start_cli(path: Path, runs: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, "run", str(path), "--runs", str(runs), "--wandb", "disabled"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_step(runs: Path, run_id: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        steps = runs / "tiny" / run_id / "steps.jsonl"
-        if steps.exists() and steps.stat().st_size:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError(f"{run_id} did not begin")
-
-
-def test_a_driver_that_is_killed_leaves_no_worker_and_resumes_to_the_same(tiny_file, tiny, tmp_path, uninterrupted):
-    runs = tmp_path / "runs"
-    process = start_cli(tiny_file(), runs)
-    wait_for_step(runs, "search-0001", process)
-    workers = workers_of(process.pid)
-    assert workers
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    study = tiny()
-    store = go(study, runs)
-    assert (trials(study, store), curves(store)) == uninterrupted
-
-
-def test_ctrl_c_once_ends_cleanly_and_says_how_to_resume(tiny_file, tiny, tmp_path, uninterrupted):
-    runs, path = tmp_path / "runs", tiny_file()
-    process = start_cli(path, runs)
-    wait_for_step(runs, "search-0001", process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert f"hpstudy run {path} --runs {runs}" in stderr
-    assert "Traceback" not in stderr
-    study = tiny()
-    store = go(study, runs)
-    assert (trials(study, store), curves(store)) == uninterrupted
 
 
 def test_divergence_ends_a_run_early_and_is_told_as_a_uniform_guess(tiny, tmp_path: Path):
@@ -302,17 +99,14 @@ def test_an_edited_study_is_refused_and_names_the_key(tiny, tmp_path: Path):
         go(tiny(replace={"trials = 5": "trials = 1", "batch_tokens = 256": "batch_tokens = 512"}), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("device", "cuda:0"), ("precision", "bf16"), ("threads", 7), ("torch", "1.0"), ("corpus_digest", "x")],
-)
-def test_another_environment_is_refused_and_named(tiny, tmp_path: Path, key: str, value: object):
+def test_another_environment_is_refused_and_named(tiny, tmp_path: Path):
     study = tiny(replace={"trials = 5": "trials = 1"})
     store = go(study, tmp_path)
-    environment = store.read_json("environment.json")
-    store.write_json("environment.json", {**environment, key: value})
-    with pytest.raises(UserError, match=rf"{key} was {value}, is"):
+    was = {"precision": "bf16", "threads": 7, "torch": "1.0", "corpus_digest": "x", "device": "cuda"}
+    store.write_json("environment.json", {**store.read_json("environment.json"), **was})
+    with pytest.raises(UserError) as refused:
         go(study, tmp_path)
+    assert all(f"{key} was {value}, is" in str(refused.value) for key, value in was.items())
 
 
 def test_cuda_without_a_gpu_is_the_users_error(tiny, tmp_path: Path):
@@ -329,3 +123,26 @@ def test_environment_says_what_the_numbers_depend_on(tiny, tmp_path: Path):
     environment = json.loads((store.root / "environment.json").read_text())
     assert environment.keys() >= {"device", "precision", "threads", "torch", "python", "corpus_digest", "packages"}
     assert environment["precision"] == "fp32"
+
+
+def test_a_judged_run_that_diverges_at_an_evaluation_harms_no_worker(tiny, tmp_path: Path):
+    """Every step evaluates, so the word on a diverged run must not be taken for the next order."""
+    study = tiny(
+        replace={
+            "evals = 4": "evals = 20",
+            "low = 1e-4, high = 3e-2": "low = 1e-4, high = 1e7",
+            "trials = 5": "trials = 8",
+        },
+        more='pruner = { name = "median", startup = 8 }',
+    )
+    watch = Watch()
+    store = go(study, tmp_path, watch=watch)
+    assert Outcome.DIVERGED in {view.result.outcome for view in store.runs()}
+    assert not any("died" in line for line in watch.said)
+
+
+def test_a_refused_study_leaves_nothing_and_may_be_edited(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    with pytest.raises(UserError, match="WANDB_MODE"):
+        go(tiny(), tmp_path / "runs", wandb="auto")
+    assert list((tmp_path / "runs").iterdir()) == []

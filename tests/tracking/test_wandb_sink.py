@@ -22,7 +22,7 @@ from hpstudy.errors import UserError
 from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome, StepRecord, as_row
 from hpstudy.tracking.store import RunStore, restored
-from hpstudy.tracking.wandb_sink import Mode, WandbSink, new_wandb_id, resolve_mode, resolve_project
+from hpstudy.tracking.wandb_sink import Mode, WandbSink, new_wandb_id, resolve_mode, resolve_project, whereabouts
 
 KEY = "0" * 40
 STEPS = [record(step, evaluated=step == 10) for step in range(1, 21)]
@@ -124,7 +124,7 @@ def test_an_offline_run_holds_every_step_of_the_store(home: Path, capfd: pytest.
     sink.finish("search-0007", ended)
     sink.close(30)
 
-    assert (said, sink.degraded, sink.url("search-0007")) == ([], None, None)
+    assert said == []
     (run,) = store.runs()
     records = offline_records(home, "id")
     assert same(history(records), list(run.records()))
@@ -174,7 +174,8 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     assert said == []
     for run_id, wandb_id in runs.items():
         assert same(rows_of(server.runs[wandb_id].history), STEPS)
-        assert sink.url(run_id) == f"{server.url}/e/p/runs/{wandb_id}"
+        delivery = json.loads((home / run_id / "wandb.json").read_text())
+        assert delivery == {"mode": "online", "url": f"{server.url}/e/p/runs/{wandb_id}"}
     assert (server.runs["a"].exitcode, server.runs["b"].exitcode) == (0, 1)
     created = server.runs["b"].upserts[0]
     assert (created["groupName"], created["jobType"], created["displayName"]) == (
@@ -224,7 +225,6 @@ def test_a_server_that_does_not_answer_sends_the_run_offline(
     sink.close(30)
 
     (line,) = said
-    assert line == sink.degraded
     assert "\n" not in line
     assert line.startswith("W&B: CommError: ")
     assert "offline" in line
@@ -248,7 +248,7 @@ def test_a_server_lost_in_mid_run_is_said_once_and_later_runs_are_offline(home: 
     sink = new_sink(home, "online", said, patience=1.0)
     sink.begin(header(wandb_id="lost"))
     sink.log("search-0007", STEPS[0])
-    wait_until(lambda: sink.url("search-0007"))
+    wait_until(lambda: "lost" in server.runs)
     server.status = None
     for step in STEPS[1:]:
         sink.log("search-0007", step)
@@ -269,7 +269,7 @@ import os, signal, subprocess, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from tracking_samples import header, record, result
-from hpstudy.tracking.wandb_sink import WandbSink
+from hpstudy.tracking.wandb_sink import whereabouts, WandbSink
 here = Path({str(home)!r})
 sink = WandbSink(mode="offline", project="p", entity=None, study="quickstart", directory=here, extra={{}}, say=print)
 sink.begin(header())
@@ -311,7 +311,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from tracking_samples import header, record, result
-from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id, resolve_mode
+from hpstudy.tracking.wandb_sink import whereabouts, WandbSink, new_wandb_id, resolve_mode
 assert resolve_mode("disabled") == "disabled"
 here = Path({str(tmp_path)!r})
 sink = WandbSink(mode="disabled", project="p", entity=None, study="s", directory=here, extra={{}}, say=print)
@@ -391,3 +391,24 @@ def test_ids_suit_wandb_and_differ_each_time(study: str) -> None:
     assert len(first) <= 128
     assert not set(first) & set(":;,#?/'")
     assert "confirm-0007-s101" in first
+
+
+def test_a_replayed_store_reaches_the_server_once_however_often_it_is_replayed(home: Path, server: Loopback) -> None:
+    store = RunStore(home / "quickstart")
+    store.create()
+    for trial in range(2):
+        writer = store.begin(header(f"search-000{trial}", wandb_id=f"id-{trial}", trial=trial))
+        for step in STEPS:
+            writer.append(step)
+        writer.finish(result())
+    said: list[str] = []
+    for mode in ("offline", "online", "online", "offline"):
+        sink = new_sink(store.root, mode, said)
+        for view in store.runs():
+            sink.replay(view)
+        sink.close(30)
+    assert said == []
+    assert set(server.runs) == {"id-0", "id-1"}
+    assert all(same(rows_of(run.history), STEPS) for run in server.runs.values())
+    assert list((store.root / "wandb").glob("offline-run-*")) == []
+    assert whereabouts(store.root, "quickstart").endswith("/p/groups/quickstart")

@@ -1,0 +1,1 @@
+"""Speed on this machine: of one training against its limit and its peers, and of a whole study."""

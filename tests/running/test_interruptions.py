@@ -1,0 +1,181 @@
+"""Studies that are stopped, killed and run again end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpstudy.errors import UserError
+from hpstudy.records import Outcome, Run, StepRecord
+from hpstudy.running.driver import Interrupted, StopRequest
+from hpstudy.tracking.store import RunStore
+from studies import Watch, curves, go, trials
+
+
+def test_a_study_that_is_run_again_trains_nothing(tiny, tmp_path: Path):
+    study = tiny()
+    first = curves(go(study, tmp_path))
+    watch = Watch()
+    assert curves(go(study, tmp_path, watch=watch)) == first
+    assert watch.started == []
+    assert watch.finished == list(first)
+
+
+def test_more_trials_extend_a_study_as_if_it_had_been_longer(tiny, tmp_path: Path, uninterrupted):
+    short = tiny(replace={"trials = 5": "trials = 3"})
+    go(short, tmp_path)
+    store = go(short, tmp_path, trials=5)
+    assert (trials(short, store), curves(store)) == uninterrupted
+
+
+@pytest.mark.parametrize(("trial", "step"), [(0, 1), (3, 7)])
+def test_a_stopped_study_resumes_to_the_same_trials_and_curves(tiny, tmp_path, uninterrupted, trial, step):
+    study, stop = tiny(), StopRequest()
+
+    def ask(run: Run, record: StepRecord) -> None:
+        stop.requested = stop.requested or (run.trial, record.step) == (trial, step)
+
+    with pytest.raises(Interrupted):
+        go(study, tmp_path, watch=Watch(ask), stop=stop)
+    store = go(study, tmp_path)
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_run_begins_again(tiny, tmp_path: Path, uninterrupted):
+    study = tiny()
+    killed: list[int] = []
+
+    def kill(run: Run, record: StepRecord) -> None:
+        if (run.trial, record.step) == (2, 5) and not killed:
+            killed.extend(workers_of(os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    watch = Watch(kill)
+    store = go(study, tmp_path, watch=watch)
+    assert len(killed) == 1
+    assert watch.started.count("search-0002") == 2
+    assert any("exit code -9" in line for line in watch.said)
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_run_whose_worker_always_dies_fails_and_the_study_goes_on(tiny, tmp_path: Path):
+    study = tiny(replace={"trials = 5": "trials = 3"})
+
+    def kill(run: Run, record: StepRecord) -> None:
+        if (run.trial, record.step) == (1, 3):
+            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+
+    store = go(study, tmp_path, watch=Watch(kill))
+    assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
+    result = store.result("search-0001")
+    assert result.outcome is Outcome.FAILED
+    assert "3 times in a row" in result.message
+
+
+def workers_of(driver: int) -> list[int]:
+    """Pids of the worker processes of a driver, from /proc."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == driver and b"worker_main" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+DRIVER = "import sys; from hpstudy.cli import main; sys.argv = ['hpstudy', *sys.argv[1:]]; main()"
+
+
+def start_cli(path: Path, runs: Path, wandb: str = "disabled") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, "run", str(path), "--runs", str(runs), "--wandb", wandb],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(runs: Path, run_id: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        steps = runs / "tiny" / run_id / "steps.jsonl"
+        if steps.exists() and steps.stat().st_size:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"{run_id} did not begin")
+
+
+def test_a_driver_that_is_killed_leaves_no_worker_and_resumes_to_the_same(tiny_file, tiny, tmp_path, uninterrupted):
+    runs = tmp_path / "runs"
+    process = start_cli(tiny_file(), runs)
+    wait_for_step(runs, "search-0001", process)
+    workers = workers_of(process.pid)
+    assert workers
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    study = tiny()
+    store = go(study, runs)
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_ctrl_c_once_ends_cleanly_and_says_how_to_resume(tiny_file, tiny, tmp_path, uninterrupted):
+    runs, path = tmp_path / "runs", tiny_file()
+    process = start_cli(path, runs)
+    wait_for_step(runs, "search-0001", process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"hpstudy run {path} --runs {runs}" in stderr
+    assert "Traceback" not in stderr
+    study = tiny()
+    store = go(study, runs)
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_second_driver_is_refused_and_told_who_has_the_study(tiny, tmp_path: Path):
+    study, refused = tiny(replace={"trials = 5": "trials = 1"}), []
+
+    def start_another(_: Run, record: StepRecord) -> None:
+        if record.step == 3:
+            with pytest.raises(UserError) as error:
+                go(study, tmp_path)
+            refused.append(str(error.value))
+
+    store = go(study, tmp_path, watch=Watch(start_another))
+    assert f"another hpstudy (pid {os.getpid()} on" in refused[0]
+    assert store.result("search-0000").outcome is Outcome.COMPLETE
+
+
+def offline_rows(store: RunStore) -> dict[str, int]:
+    """History rows in each run's one offline file."""
+    rows = {}
+    for view in store.runs():
+        (file,) = (store.root / "wandb").glob(f"*{view.header.wandb_id}/run-*.wandb")
+        leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        lines = subprocess.run(leet, capture_output=True, text=True, check=True).stdout.splitlines()
+        rows[view.run_id] = sum('"history"' in line for line in lines)
+    return rows
+
+
+def test_wandb_gets_the_runs_that_were_finished_when_the_driver_was_killed(tiny_file, tiny, tmp_path: Path):
+    runs = tmp_path / "runs"
+    process = start_cli(tiny_file(), runs, wandb="offline")
+    wait_for_step(runs, "search-0002", process)
+    process.kill()
+    process.communicate()
+    store = go(tiny(), runs, wandb="offline")
+    assert offline_rows(store) == {view.run_id: 20 for view in store.runs()}
+    assert len(offline_rows(store)) == 5
