@@ -35,6 +35,9 @@ check: $(STAMP)  ## ruff, mypy and import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+bench: $(STAMP)  ## speed on this machine against its limit: make bench ARGS="--peers"
+	@$(BIN)/hpstudy bench $(ARGS)
+
 golden: $(STAMP)  ## records the golden loss curves anew; say why in the commit
 	@$(BIN)/python -m tests.golden.curves
 

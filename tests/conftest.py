@@ -49,7 +49,7 @@ def private_folders(monkeypatch: pytest.MonkeyPatch, cache_folder: Path, tmp_pat
     """No test writes into the user's home or finds a login there; children inherit this."""
     monkeypatch.setenv("HPSTUDY_CACHE", str(cache_folder))
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL"):
+    for name in ("WANDB_SERVICE", "WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name in ("DIR", "CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / "wandb-home"))

@@ -17,6 +17,7 @@ from hpstudy.benching.peers import build
 from hpstudy.benching.trials import Trial
 from hpstudy.training.corpus import load_corpus, val_windows
 from hpstudy.training.device import place
+from hpstudy.training.gpt import GPT, initialize
 
 EVAL_TOKENS = 16_384  # of one forward pass
 
@@ -25,13 +26,15 @@ def run_trial(trial: Trial) -> float:
     """Trains the trial's run and returns its last validation loss."""
     spec, run = trial.spec, trial.run
     torch.set_num_threads(spec.threads)
-    torch.manual_seed(run.seed)
     placement = place(trial.device, spec.precision)
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
     inputs, targets = (torch.from_numpy(ids).to(placement.device) for ids in val_windows(corpus, spec.context))
     rows = EVAL_TOKENS // spec.context
     batches = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
     model, forward = build("notebook", spec.model, corpus.vocab_size, spec.context, placement)
+    start = GPT(spec.model, corpus.vocab_size, spec.context)
+    initialize(start, run.seed)
+    model.load_state_dict(start.state_dict(), strict=False)  # the tied output layer is there under wte's name
     logged = wandb.init(
         mode="offline",
         project="bench",

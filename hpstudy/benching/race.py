@@ -182,7 +182,8 @@ def race(
         built = {name: contender.built() for name, contender in contenders.items()}
         turns: dict[Name, list[Turn]] = {name: [] for name in field}
         for number, name, contender in taking_turns(contenders, rounds + 1):
-            say(f"{setting.name}: round {number} of {rounds}, {name}" if number else f"{setting.name}: {name} warms up")
+            if name == field[0]:
+                say(f"{setting.name}: {f'round {number} of {rounds}' if number else 'warming up'}")
             turn = contender.turn(turn_seconds)
             if number:
                 turns[name].append(turn)

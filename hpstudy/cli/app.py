@@ -143,6 +143,20 @@ def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
     machine_commands.doctor(runs, device)
 
 
+@app.command(epilog="Example: hpstudy bench --peers --quick")
+def bench(
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each training.")] = 1,
+    peers: Annotated[bool, typer.Option("--peers", help="Against other trainers, by turns.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="Trials per hour against a process per trial.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
+) -> None:
+    """Measures the speed of training on this machine against its limit, other trainers, or sweep agents."""
+    from hpstudy.cli import bench_command
+
+    bench_command.bench(device=device, threads=threads, peers=peers, study=study, quick=quick)
+
+
 def _num_workers(text: str) -> int | None:
     if text == "auto":
         return None

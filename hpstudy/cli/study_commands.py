@@ -22,7 +22,8 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3
 from hpstudy.progress import StudyProgress, duration
 from hpstudy.running.cost import Cost, estimate
-from hpstudy.running.driver import Interrupted, Options, StopRequest, baseline_run_id, make_sink, run_study
+from hpstudy.running.driver import baseline_run_id, make_sink, run_study
+from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_study
 from hpstudy.tracking.store import RunStore

@@ -75,8 +75,9 @@ def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Rea
 def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None) -> Speed | None:
     """Times a few steps on an idle worker; None when they do not fit or fail, as a run would then tell."""
     worker.send(Measure(hparams=hparams))
-    match worker.receive(meanwhile):
-        case Measured(speed=speed):
-            return speed
-        case _:
-            raise MachineError(f"the worker died in its timed steps; see {worker.log}")
+    report = worker.receive(meanwhile)
+    while isinstance(report, Ready):  # of a worker that has just replaced a dead one
+        report = worker.receive(meanwhile)
+    if not isinstance(report, Measured):
+        raise MachineError(f"the worker died in its timed steps; see {worker.log}")
+    return report.speed

@@ -6,19 +6,20 @@ writing is header, steps, result, tell, so that a study killed at any moment goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from hpstudy.errors import HpstudyError, MachineError, UserError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams, derived
 from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord
 from hpstudy.running.cost import measure, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
+from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.sources import Fixed, Source, Trials
 from hpstudy.running.summary import RunSummary
 from hpstudy.running.workers import (
@@ -35,53 +36,10 @@ from hpstudy.running.workers import (
 from hpstudy.search import Search
 from hpstudy.study import Study, changed_keys
 from hpstudy.tracking.store import RunStore, RunWriter
-from hpstudy.tracking.wandb_sink import Mode, ModeFlag, WandbSink, new_wandb_id, resolve_mode, resolve_project
+from hpstudy.tracking.wandb_sink import Mode, WandbSink, new_wandb_id, resolve_mode, resolve_project
 from hpstudy.training.corpus import check_size, load_corpus
 
 ATTEMPTS = 3  # trainings of one run, in all, before workers that die under it make it a failed one
-
-
-class Progress(Protocol):
-    """What shows a human how far the study is; it never changes what is done."""
-
-    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
-        """A phase begins: so many runs in all, and those that earlier sessions finished."""
-
-    def start(self, run: Run) -> None:
-        """A run begins."""
-
-    def step(self, run: Run, record: StepRecord) -> None:
-        """A step was recorded."""
-
-    def finish(self, run: Run, result: RunResult) -> None:
-        """A run has a result."""
-
-    def say(self, line: str) -> None:
-        """One line that the user should read."""
-
-
-class StopRequest:
-    """Set by a signal handler; the driver then stops at its next look."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-
-class Interrupted(HpstudyError):
-    """The user stopped the study; everything recorded is on disk."""
-
-    exit_code = 130
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Where and how a study runs; nothing here changes a result, save that `trials` may extend the search."""
-
-    runs: Path
-    device: str
-    wandb: ModeFlag
-    workers: int | None = None  # None: as many as this machine trains fastest with
-    trials: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)

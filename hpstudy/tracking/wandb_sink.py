@@ -79,7 +79,8 @@ def whereabouts(root: Path, study: str) -> str:
     pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
     if pages:
         return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
-    return f"{root / 'wandb'} (offline; `hpstudy sync {study}` sends them)" if deliveries else "none"
+    sync = f"hpstudy sync {study}" + ("" if root.parent == Path("runs") else f" --runs {root.parent}")
+    return f"{root / 'wandb'} (offline; `{sync}` sends them)" if deliveries else "none"
 
 
 def _delivery(folder: Path) -> dict[str, Any]:

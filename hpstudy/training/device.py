@@ -33,6 +33,11 @@ class Placement:
         """Whether the device is a CUDA GPU."""
         return self.kind == "cuda"
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the model is compiled: on GPUs, where it fuses what would be many small kernels."""
+        return self.is_cuda
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bf16 matrix products, while weights, moments and the loss stay fp32."""
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")

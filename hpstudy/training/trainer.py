@@ -38,6 +38,8 @@ class Trainer:
         self.vocab_size = corpus.vocab_size
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
+        # one graph per micro-batch, cached on disk; on CPUs the kernels' own formulations are as fast, at once
+        self._loss = torch.compile(self._model, dynamic=False) if placement.compiles else self._model
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
         inputs, targets = val_windows(corpus, spec.context)
@@ -67,9 +69,7 @@ class Trainer:
             update_(optimizer, step.lr, clipping.divisor)
             # ||update|| / ||weights||; about 1e-3 at a healthy rate
             ratio = norm(self._flat.weights - self._before) / norm(self._before)
-            figures = torch.stack(
-                [loss, clipping.norm, clipping.clipped, ratio]
-            ).tolist()  # the step's only synchronisation
+            figures = torch.stack([loss, clipping.norm, clipping.clipped, ratio]).tolist()  # the only synchronisation
             seconds = time.perf_counter() - start
             yield StepRecord(
                 step=step.step,
@@ -110,7 +110,7 @@ class Trainer:
         total = torch.zeros((), device=self.placement.device)
         for x_BT, y_BT in zip(torch.split(inputs, micro_batch), torch.split(targets, micro_batch), strict=True):
             with self.placement.autocast():
-                loss = self._model(x_BT, y_BT) * (micro_batch / count)
+                loss = self._loss(x_BT, y_BT) * (micro_batch / count)
             loss.backward()
             total += loss.detach()
         return total
@@ -123,7 +123,7 @@ class Trainer:
         count = 0
         for x_BT, y_BT in self._val_batches:
             with self.placement.autocast():
-                total += self._model(x_BT, y_BT).double() * y_BT.numel()
+                total += self._loss(x_BT, y_BT).double() * y_BT.numel()
             count += y_BT.numel()
         val_loss, bf16_lost = torch.stack([total / count, lost.double()]).tolist()
         return {
@@ -134,4 +134,7 @@ class Trainer:
         }
 
     def _to_device(self, windows: np.ndarray) -> Tensor:
-        return torch.from_numpy(windows).to(self.placement.device)
+        tensor = torch.from_numpy(windows)
+        if not self.placement.is_cuda:
+            return tensor
+        return tensor.pin_memory().to(self.placement.device, non_blocking=True)  # the host does not wait for the copy

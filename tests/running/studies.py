@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.records import Run, RunResult, StepRecord
-from hpstudy.running.driver import Options, StopRequest, run_study
+from hpstudy.running.driver import run_study
+from hpstudy.running.interface import Options, StopRequest
 from hpstudy.search import Search
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore

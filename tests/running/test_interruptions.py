@@ -13,7 +13,7 @@ import pytest
 
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome, Run, StepRecord
-from hpstudy.running.driver import Interrupted, StopRequest
+from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.tracking.store import RunStore
 from studies import Watch, curves, go, trials
 

@@ -14,7 +14,8 @@ import pytest
 
 from hpstudy.hparams import derived
 from hpstudy.records import Run, RunResult, StepRecord
-from hpstudy.running.driver import Options, StopRequest, run_study
+from hpstudy.running.driver import run_study
+from hpstudy.running.interface import Options, StopRequest
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore, RunView, restored
 
@@ -60,7 +61,7 @@ def offline(once: list[Offline], tiny: Callable[..., Study], tmp_path: Path) -> 
         options = Options(runs=tmp_path / "runs", device="cpu", wandb="offline")
         store = run_study(study, options, progress, StopRequest())
         wandb.teardown()  # a file is whole once the session has ended
-        assert not any("W&B" in line for line in progress.said)
+        assert [line for line in progress.said if "W&B" in line] == []
         once.append(Offline(store, {view.run_id: inspected(store, view) for view in store.runs()}))
     return once[0]
 

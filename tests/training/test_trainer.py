@@ -1,6 +1,7 @@
 """The trainer against a plain torch loop, and its promises of determinism."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hpstudy.hparams import GPT3, HParams
 from hpstudy.records import Run, StepRecord
 from hpstudy.spec import ModelShape, TrainerSpec
 from hpstudy.training.corpus import WindowSampler, load_corpus, val_windows
-from hpstudy.training.device import place
+from hpstudy.training.device import Placement, place
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import make_adamw
 from hpstudy.training.trainer import Trainer
@@ -177,3 +178,15 @@ def test_measured_speed_is_positive_and_changes_nothing(trainer: Trainer):
     assert speed.step_seconds > 0
     assert speed.eval_seconds > 0
     assert curve(trainer, run()) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_has_the_same_curve(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU, where the model is compiled; here with the CPU's compiler, as far as that goes."""
+    expected = curve(trainer, run())
+    monkeypatch.setattr(Placement, "compiles", property(lambda _: True))
+    compiled = curve(make_trainer(SPEC), run())
+    assert [r.loss for r in compiled] == pytest.approx([r.loss for r in expected], rel=1e-5)
+    assert [r.grad_norm for r in compiled] == pytest.approx([r.grad_norm for r in expected], rel=1e-4)

@@ -1,0 +1,90 @@
+"""`bench`: how fast this machine trains, as ratios of figures measured side by side."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from hpstudy.benching.race import QUICK, SETTINGS, Name, Race, Spread, peers_here, race, spread
+from hpstudy.benching.trials import Bout, bouts
+from hpstudy.cli.consoles import err, out
+
+TURN_SECONDS, QUICK_TURN_SECONDS = 1.0, 0.25
+
+
+def bench(*, device: str, threads: int, peers: bool, study: bool, quick: bool) -> None:
+    """Prints the table of trainings, and with `study` the table of whole studies, alone or after the other."""
+    if peers or not study:
+        races = _races(device, threads, peers, quick)
+        built = races[0].gemm.built
+        out().print(f"{built.device}, {built.precision}, {threads} thread{'s' if threads > 1 else ''}", markup=False)
+        out().print(race_table(races))
+    if study:
+        with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder:
+            found = list(bouts(Path(folder), rounds=1 if quick else 3, device=device, say=_say))
+        out().print(bout_table(found))
+
+
+def _races(device: str, threads: int, peers: bool, quick: bool) -> list[Race]:
+    names: list[Name] = ["hpstudy"]
+    if peers:
+        here, missing = peers_here()
+        names += here
+        for name in missing:
+            _say(f"{name} is not installed and left out; it comes with: pip install 'hpstudy[peers]'")
+    turn_seconds = QUICK_TURN_SECONDS if quick else TURN_SECONDS
+    return [
+        race(setting, names, device=device, threads=threads, turn_seconds=turn_seconds, say=_say)
+        for setting in (QUICK if quick else SETTINGS)
+    ]
+
+
+def race_table(races: Sequence[Race]) -> Table:
+    """A row per contender; the limit is what the fastest large matrix product of that race reached."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("model")
+    table.add_column("trainer")
+    for heading in ("tok/s", "MFU", "limit GFLOP/s", "peak GiB", "hpstudy/peer", "min..max"):
+        table.add_column(heading, justify="right")
+    for each in races:
+        for place, (name, result) in enumerate(each.results.items()):
+            table.add_row(
+                f"{each.setting.name} at {each.setting.context}" if place == 0 else "",
+                name,
+                f"{result.tok_per_sec:,.0f}",
+                f"{each.mfu(name):.1%}",
+                f"{each.limit / 1e9:,.0f}" if place == 0 else "",
+                f"{result.peak_memory_gib:.2f}",
+                *(("", "") if name == "hpstudy" else _ratio(each.speedup(name))),
+            )
+    return table
+
+
+def bout_table(found: Sequence[Bout]) -> Table:
+    """A row per way to run the trials, with medians over the rounds."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("trials")
+    for heading in ("trials/hour", "median val loss", "hpstudy/agents", "min..max"):
+        table.add_column(heading, justify="right")
+    for label, sides in (
+        ("hpstudy run", [bout.hpstudy for bout in found]),
+        ("a process per trial", [bout.agents for bout in found]),
+    ):
+        table.add_row(
+            label,
+            f"{spread([side.trials_per_hour for side in sides]).median:,.0f}",
+            f"{spread([side.median_val_loss for side in sides]).median:.3f}",
+            *(("", "") if label == "hpstudy run" else _ratio(spread([bout.speedup for bout in found]))),
+        )
+    return table
+
+
+def _ratio(found: Spread) -> tuple[str, str]:
+    return f"{found.median:.2f}", f"{found.low:.2f}..{found.high:.2f}"
+
+
+def _say(line: str) -> None:
+    err().print(line, markup=False)
