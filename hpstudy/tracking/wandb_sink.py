@@ -109,9 +109,14 @@ class WandbSink:
         directory: Path,
         extra: dict[str, Any],
         say: Callable[[str], None],
+        live: bool = True,
         patience: float = 20.0,
     ) -> None:
-        """`directory` is the study's folder of runs, `extra` joins each config, `patience` is in seconds per answer."""
+        """`directory` is the study's folder of runs, `extra` joins each config, `patience` is in seconds per answer.
+
+        Without `live`, steps are not taken in as they come: `replay` sends whole runs from the store.
+        """
+        self._live = live
         self._mode: Mode = mode
         self._project, self._entity, self._study = project, entity, study
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
@@ -126,15 +131,15 @@ class WandbSink:
         """Opens a run. One that is resumed goes on after the server's last step, or offline is written anew:
         the caller logs all of its records again, from step 1.
         """
-        self._put(self._begin, header)
+        self._put_live(self._begin, header)
 
     def log(self, run_id: str, record: StepRecord) -> None:
         """Adds a row; steps of a run rise."""
-        self._put(self._log, run_id, record)
+        self._put_live(self._log, run_id, record)
 
     def finish(self, run_id: str, result: RunResult) -> None:
         """Writes the summary and closes the run."""
-        self._put(self._finish, run_id, result)
+        self._put_live(self._finish, run_id, result)
 
     def replay(self, view: RunView) -> None:
         """Sends a finished run from the store, unless W&B has all of it, in this mode or online."""
@@ -142,7 +147,14 @@ class WandbSink:
 
     def abandon(self, run_id: str) -> None:
         """Closes a run that is unfinished, as preempted."""
-        self._put(self._abandon, run_id)
+        self._put_live(self._abandon, run_id)
+
+    def drain(self, meanwhile: Callable[[], None]) -> None:
+        """Waits until everything put in so far is done; calls `meanwhile` several times a second."""
+        done = threading.Event()
+        self._put(done.set)
+        while self._thread is not None and self._thread.is_alive() and not done.wait(0.2):
+            meanwhile()
 
     def close(self, timeout: float = 60.0) -> None:
         """Abandons what is still open and waits for the queue, at most `timeout` seconds."""
@@ -153,6 +165,10 @@ class WandbSink:
         if self._thread.is_alive():
             self._mode = "disabled"  # whatever answer the thread still waits for, all is said here
             self._say(self._line(f"not everything was taken in within {timeout:g} s"))
+
+    def _put_live(self, action: Callable[..., None], *args: Any) -> None:
+        if self._live:
+            self._put(action, *args)
 
     def _put(self, action: Callable[..., None], *args: Any) -> None:
         if self._thread is not None:

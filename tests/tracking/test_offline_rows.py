@@ -61,7 +61,7 @@ def offline(once: list[Offline], tiny: Callable[..., Study], tmp_path: Path) -> 
         options = Options(runs=tmp_path / "runs", device="cpu", wandb="offline")
         store = run_study(study, options, progress, StopRequest())
         wandb.teardown()  # a file is whole once the session has ended
-        assert [line for line in progress.said if "W&B" in line] == []
+        assert [line for line in progress.said if line.startswith("W&B:")] == []
         once.append(Offline(store, {view.run_id: inspected(store, view) for view in store.runs()}))
     return once[0]
 
