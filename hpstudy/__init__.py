@@ -1,4 +1,4 @@
-"""Hyperparameter studies for language-model training that end in a verdict with an error bar."""
+"""Hyperparameter studies for language-model training, compared with the GPT-3 baseline."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class StepRecord:
     clipped: bool = field(metadata=_metric("train/clipped", "", "whether clipping scaled any gradient down"))
     lr: float = field(metadata=_metric("train/lr", "", "learning rate of this update"))
     update_to_weight: float = field(
-        metadata=_metric("train/update_to_weight", "", "|update| / |weights| over all parameters")
+        metadata=_metric("train/update_to_weight", "", "‖update‖ / ‖weights‖ over all parameters")
     )
     batch_tokens: int = field(metadata=_metric("train/batch_tokens", "tokens", "tokens in this step's batch"))
     micro_batch: int = field(metadata=_metric("train/micro_batch", "sequences", "sequences in one forward pass"))

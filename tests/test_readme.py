@@ -37,7 +37,7 @@ def test_the_study_file_in_the_readme_is_valid():
 
 
 def test_the_pandas_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
-    """On two runs of two steps; the plot is left to matplotlib, which hpstudy does not install."""
+    """On two runs of two steps."""
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     trials = pd.DataFrame(
         {
@@ -54,5 +54,4 @@ def test_the_pandas_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
     steps["run_id"] = steps["run_id"].astype("category")
     frames = StudyFrames(name="quickstart", trials=trials, read_steps=lambda: steps)
     monkeypatch.setattr("hpstudy.load", lambda _: frames)
-    monkeypatch.setattr(pd.DataFrame, "plot", lambda self: self, raising=False)
     exec(code, {})

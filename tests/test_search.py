@@ -135,7 +135,7 @@ def drive(study: Study, journal: Path, chance: Random) -> list[TrialView]:
             end = toy_result(proposal.values)
             evals[proposal.number] = done = evals.get(proposal.number, 0) + 1
             search.report(proposal.number, done, (end.val_loss or 9.0) + 1 - done / study.spec.evals)
-            if search.should_stop(proposal.number):
+            if search.should_stop(proposal.number, done):
                 results[proposal.number] = replace(end, outcome=Outcome.PRUNED)
             elif done == study.spec.evals:
                 results[proposal.number] = end
@@ -429,7 +429,7 @@ def reported(losses, *, state=TrialState.COMPLETE):
 def stopped_at(pruner, evals, told, losses) -> int | None:
     """The evaluation at which a trial of these losses is given up, asked after each of them."""
     running = [reported(losses[:done], state=TrialState.RUNNING) for done in range(1, len(losses) + 1)]
-    return next((t.last_step for t in running if stops(pruner, evals, told, t)), None)
+    return next((t.last_step for t in running if stops(pruner, evals, told, t.intermediate_values)), None)
 
 
 @given(
@@ -481,11 +481,25 @@ def test_the_pruner_does_not_see_trials_that_were_not_told_when_the_trial_was_as
     search.ask()
     search.report(3, 1, 5.0)
     search.report(3, 2, 5.0)
-    assert search.should_stop(3)  # worse than trial 0, the only one told before it was asked
+    assert search.should_stop(3, 2)  # worse than trial 0, the only one told before it was asked
     search.tell(1, result(val_loss=8.0))
     search.tell(2, result(val_loss=8.0))
-    assert search.should_stop(3)  # the live study's median is now 8
-    assert not search.should_stop(2)  # asked before anything was told
+    assert search.should_stop(3, 2)  # the live study's median is now 8
+    assert not search.should_stop(2, 2)  # asked before anything was told
+
+
+def test_a_resumed_trial_is_not_judged_by_the_reports_of_its_earlier_life(tmp_path):
+    study = toy_study(parallel=1, evals=4, pruner=replace(MEDIAN, startup=1, from_fraction=0.25))
+    search = Search(study, tmp_path / "journal")
+    search.ask()
+    for eval_index in (1, 2, 3, 4):
+        search.report(0, eval_index, 5.0)
+    search.tell(0, result(val_loss=5.0))
+    search.ask()
+    for eval_index, loss in ((1, 9.0), (2, 4.0)):
+        search.report(1, eval_index, loss)
+    assert search.should_stop(1, 1)  # 9 is worse than 5, whatever came after
+    assert not search.should_stop(1, 2)  # the best so far is 4
 
 
 def test_a_reported_loss_is_bounded_and_its_first_report_counts(tmp_path):

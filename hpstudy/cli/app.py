@@ -175,7 +175,7 @@ def main() -> None:
     except HpstudyError as error:
         typer.secho(str(error), err=True, fg="red")
         sys.exit(error.exit_code)
-    except OSError as error:  # of stdout: a closed pipe, a full disk
+    except OSError as error:  # a closed pipe, a full disk, a file that cannot be read
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  what is buffered can go nowhere
-        typer.secho(f"cannot write: {error}", err=True, fg="red")
+        typer.secho(str(error), err=True, fg="red")
         sys.exit(1)

@@ -11,9 +11,9 @@ FILE_WIDTH = 110  # of a table that goes to a file or a pipe
 
 def out() -> Console:
     """stdout: results."""
-    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False, markup=False)
 
 
 def err() -> Console:
     """stderr: progress and notices; lines are never cut or wrapped outside a terminal."""
-    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, markup=False)

@@ -30,7 +30,7 @@ def export(name: str, runs: Path, fmt: Format) -> None:
     """Writes the tables and prints their paths."""
     study = study_name(name)
     for path in write_tables(load(study, runs=runs), runs / study / "export", fmt):
-        out().print(str(path), markup=False, soft_wrap=True)
+        out().print(str(path), soft_wrap=True)
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
@@ -39,7 +39,7 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     journal = runs / study / "optuna.journal"
     if not journal.exists():
         raise UserError(f"{journal}: no search has begun; start it with `hpstudy run {name}`")
-    err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)", markup=False)
+    err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
     try:
         serve(journal, host, port)
     except OSError as error:
@@ -78,6 +78,6 @@ def _print_runs(frames: StudyFrames) -> None:
     complete = frames.trials[frames.trials["outcome"] == "complete"]
     if len(complete):
         best = complete.sort_values("val_loss").iloc[0]
-        console.print(f"lowest val loss {best['val_loss']:.4f} ({best['run_id']})", markup=False)
+        console.print(f"lowest val loss {best['val_loss']:.4f} ({best['run_id']})")
     for _, run in frames.trials[frames.trials["outcome"].isna()].iterrows():
-        console.print(f"unfinished: {run['run_id']}; `hpstudy run` goes on with it", markup=False)
+        console.print(f"unfinished: {run['run_id']}; `hpstudy run {frames.name}` goes on with it")

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import HpstudyError, MachineError
@@ -54,9 +55,9 @@ def corpora() -> None:
 
 def prepare(corpus: str, tokenizer: str, shards: int) -> None:
     """Tokenizes or downloads a corpus, and prints the paths of its shards."""
-    err().print(f"preparing {corpus} for {tokenizer}", markup=False)
+    err().print(f"preparing {corpus} for {tokenizer}")
     for path in prepare_corpus(corpus, tokenizer, num_shards=shards):
-        out().print(str(path), markup=False, soft_wrap=True)
+        out().print(str(path), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,8 @@ def doctor(runs: Path, device: str) -> None:
     table = Table(box=None, show_header=False)
     missing = []
     for check in _checks(runs, device):
-        table.add_row("[green]ok[/green]" if check.good else "[red]missing[/red]", check.what, check.found)
+        state = Text("ok", style="green") if check.good else Text("missing", style="red")
+        table.add_row(state, check.what, check.found)
         if not check.good:
             missing.append(check.what)
     out().print(table)

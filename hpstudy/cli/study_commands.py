@@ -1,4 +1,4 @@
-"""`check` and `run`."""
+"""`check`, `run` and `sync`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import baseline_run_id, make_sink, run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.search import num_trials
-from hpstudy.study import Choices, Study, load_study
+from hpstudy.study import Choices, Study, load_study, parse_study, study_name
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import resolve_mode, whereabouts
 from hpstudy.training.corpus import check_size, load_corpus
@@ -40,12 +40,12 @@ def check(name: str, device: str, trials: int | None) -> None:
     console = out()
     corpus = load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens)
     check_size(corpus, study.spec.context, study.largest_batch_tokens)
-    console.print(f"[bold]{study.name}[/bold]: {study.question}")
+    console.print(f"{study.name}: {study.question}", style="bold")
     console.print(_space_table(study))
     for line in _departures(study):
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     for warning in study.warnings:
-        err().print(f"warning: {warning}", markup=False)
+        err().print(f"warning: {warning}")
     num_runs = num_trials(study, trials) + (study.baseline_proposal() is None)
     with tempfile.TemporaryDirectory() as folder:
         cost = estimate(study, device, num_runs, Path(folder) / "worker.log")
@@ -57,8 +57,8 @@ def run(name: str, runs: Path, device: str, wandb: WandbMode, workers: int | Non
     study = load_study(name)
     console = err()
     for warning in study.warnings:
-        console.print(f"warning: {warning}", markup=False)
-    console.print(f"{study.name}: {study.question}", markup=False)
+        console.print(f"warning: {warning}")
+    console.print(f"{study.name}: {study.question}")
     options = Options(runs=runs, device=device, wandb=wandb, workers=workers, trials=trials)
     progress = StudyProgress(study, console)
     with _stop_on_signals(console) as stop:
@@ -80,10 +80,11 @@ def _command(name: str, options: Options) -> str:
 
 def sync(name: str, runs: Path) -> None:
     """Sends every finished run that W&B does not have online, each step once."""
-    study = load_study(name)
-    store = RunStore(runs / study.name)
-    if not store.root.is_dir():
-        raise UserError(f"{store.root}: no run store; start the study with `hpstudy run {name}`")
+    store = RunStore(runs / study_name(name))
+    frozen = store.root / "study.toml"
+    if not frozen.exists():
+        raise UserError(f"{store.root}: no study has begun there; start it with `hpstudy run {name}`")
+    study = parse_study(frozen.read_text(encoding="utf-8"), name=store.root.name, path=frozen)  # as it began
     if resolve_mode("auto") != "online":
         raise UserError("W&B: no key or login here; set WANDB_API_KEY or run `wandb login`")
     said: list[str] = []
@@ -107,9 +108,10 @@ def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> No
     for what, where in (
         ("files", store.root),
         ("W&B runs", whereabouts(store.root, study.name)),
-        ("next", f"{export}    {command} --trials N"),
+        ("next", export),
+        ("", f"{command} --trials {2 * study.budget.trials}"),
     ):
-        console.print(f"{what:<8} {where}", markup=False, soft_wrap=True)
+        console.print(f"{what:<8} {where}", soft_wrap=True)
 
 
 def _space_table(study: Study) -> Table:
@@ -148,9 +150,10 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
         soft_wrap=True,
     )
     batch = study.baseline_hparams(spec.tokens).batch_tokens
-    for size, speed in cost.speeds.items():
+    for size, measured in cost.speeds.items():
+        speed = measured.speed
         if speed is None:
-            console.print(f"speed    micro-batch {size}: does not fit here", markup=False)
+            console.print(f"speed    micro-batch {size}: {measured.message}", soft_wrap=True)
             continue
         console.print(
             f"speed    micro-batch {size}: {1000 * speed.step_seconds:,.1f} ms a step, "

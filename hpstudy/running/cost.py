@@ -10,7 +10,6 @@ from typing import Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
-from hpstudy.records import Speed
 from hpstudy.running.workers import Measure, Measured, Ready, Refused, Setup, Worker
 from hpstudy.study import Choices, Study
 from hpstudy.training.schedule import plan
@@ -24,7 +23,7 @@ class Cost:
     steps: int  # of one run at the baseline's batch
     tokens: int  # of all runs
     seconds: float  # of all runs on one worker; the mean over the micro-batches where they are searched
-    speeds: dict[int, Speed | None]  # by micro-batch; None where a step does not fit or fails
+    speeds: dict[int, Measured]  # by micro-batch
     environment: dict[str, Any]
     num_params: int
 
@@ -40,7 +39,7 @@ def estimate(study: Study, device: str, num_runs: int, log: Path) -> Cost:
         speeds = {size: measure(worker, replace(baseline, micro_batch=size)) for size in sizes}
     finally:
         worker.stop()
-    good = [speed for speed in speeds.values() if speed is not None]
+    good = [measured.speed for measured in speeds.values() if measured.speed is not None]
     if not good:
         raise MachineError("no step of this study fits or runs here; lower micro_batch, or take a smaller model")
     mean_step = sum(speed.step_seconds for speed in good) / len(good)
@@ -69,15 +68,15 @@ def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Rea
         case Refused(problems=problems, by_user=by_user):
             raise UserError(problems) if by_user else MachineError("; ".join(problems))
         case _:
-            raise MachineError(f"the worker died before it was ready; see {worker.log}, or run `hpstudy doctor`")
+            raise MachineError(f"the worker died before it was ready: {worker.last_words()}; try `hpstudy doctor`")
 
 
-def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None) -> Speed | None:
-    """Times a few steps on an idle worker; None when they do not fit or fail, as a run would then tell."""
+def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None) -> Measured:
+    """Times a few steps on an idle worker."""
     worker.send(Measure(hparams=hparams))
     report = worker.receive(meanwhile)
     while isinstance(report, Ready):  # of a worker that has just replaced a dead one
         report = worker.receive(meanwhile)
     if not isinstance(report, Measured):
-        raise MachineError(f"the worker died in its timed steps; see {worker.log}")
-    return report.speed
+        raise MachineError(f"the worker died in its timed steps: {worker.last_words()}")
+    return report

@@ -30,7 +30,7 @@ from hpstudy.running.workers import (
     Refused,
     Setup,
     Train,
-    Verdict,
+    Word,
     Worker,
 )
 from hpstudy.search import Search
@@ -63,16 +63,17 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()
-    _refuse_edited(store, study)
-    try:
-        with store.locked(), closing(_Driver(study, store, options, progress, stop)) as driver:
-            driver.welcome_workers()
-            store.freeze_study(study.path.read_text(encoding="utf-8"), study.resolved())
-            driver.search()
-            driver.baseline()
-            driver.deliver()
-    finally:
-        store.discard_unless_begun()
+    with store.locked():
+        _refuse_edited(store, study)
+        try:
+            with closing(_Driver(study, store, options, progress, stop)) as driver:
+                driver.welcome_workers()
+                store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
+                driver.search()
+                driver.baseline()
+                driver.deliver()
+        finally:
+            store.discard_unless_begun()
     return store
 
 
@@ -98,25 +99,25 @@ class _Driver:
         self._flights: dict[Worker, _Flight] = {}
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
-        mode = resolve_mode(options.wandb)
-        self._workers = [self._start_worker(0)]  # it imports and builds meanwhile
-        self._mode = mode
-        self._wandb = make_sink(study, store, mode, progress.say)
+        self._ready: set[Worker] = set()
+        self._workers: list[Worker] = []
+        self._wandb = make_sink(study, store, resolve_mode(options.wandb), progress.say)
+        self._workers.append(self._start_worker(0))
 
     def welcome_workers(self) -> None:
         """Waits for the first worker, whose environment tells how many there shall be, and starts the others."""
-        environment = self._welcome(welcome(self._workers[0], self._look))
+        environment = self._welcome(self._workers[0], welcome(self._workers[0], self._look))
         self._progress.say(
             f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
             f"{environment['reason']}"
         )
-        count = num_workers(self._study, environment, self._options.workers, self._progress.say)
+        count = num_workers(self._study, environment, self._options, self._progress.say)
         self._workers += [self._start_worker(index) for index in range(1, count)]
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""
         search = Search(self._study, self._store.root / "optuna.journal", trials=self._options.trials)
-        if self._mode == "online":
+        if self._wandb.live:
             self._replay_finished()  # what an earlier session was killed with
         self._begin_phase("search", max(search.num_trials, search.num_asked))
         self._train_all(Trials(self._study, search, self._calibrated_tokens))
@@ -127,7 +128,7 @@ class _Driver:
         Offline runs are written here, once nothing trains any more: at 10 ms a step they would take a tenth of two
         cores from the training.
         """
-        if self._mode == "offline":
+        if self._wandb.enabled and not self._wandb.live:
             self._progress.say("writing the W&B files from the run store")
         self._replay_finished()
         self._wandb.drain(self._look)
@@ -157,11 +158,13 @@ class _Driver:
     def close(self) -> None:
         """Ends the workers, leaves runs in the air without a result, and closes the sinks."""
         for worker in self._workers:
+            worker.connection.close()  # all of them begin to end
+        for worker in self._workers:
             worker.stop()
         for flight in self._flights.values():
             flight.writer.close()
             self._wandb.abandon(flight.run.run_id)
-        self._wandb.close()
+        self._wandb.close(hurried=self._stop.requested)
 
     def _begin_phase(self, phase: Phase, num_runs: int) -> None:
         """Tells the view what is to come, and what earlier sessions have finished of it."""
@@ -205,10 +208,11 @@ class _Driver:
         flight = self._flights.get(worker)
         match report:
             case Ready():  # of a worker that was started later
-                self._welcome(report)
-            case Refused(problems=problems):
-                raise MachineError(f"a worker could not be started: {'; '.join(problems)}")
-            case Recorded(record=record) if flight:
+                self._welcome(worker, report)
+            case Refused(problems=problems, by_user=by_user):
+                raise UserError(problems) if by_user else MachineError("; ".join(problems))
+            case Recorded(run_id=run_id, record=record) if flight:
+                assert run_id == flight.run.run_id
                 self._record(worker, flight, record, source)
             case Finished(outcome=outcome, message=message) if flight:
                 self._finish(worker, flight, flight.summary.result(outcome, message), source)
@@ -242,7 +246,7 @@ class _Driver:
         if record.evaluated:
             source.heard(flight.run, record)
             if source.judged and record.eval_index != self._study.spec.evals:
-                worker.send(Verdict(stop=source.should_stop(flight.run)))
+                worker.send(Word(stop=source.should_stop(flight.run, record)))
 
     def _finish(self, worker: Worker, flight: _Flight, result: RunResult, source: Source) -> None:
         del self._flights[worker]
@@ -253,8 +257,9 @@ class _Driver:
 
     def _replace(self, dead: Worker, flight: _Flight | None, source: Source) -> None:
         """Starts another worker for one that died; its run begins again, up to ATTEMPTS times."""
-        exit_code = dead.stop()
-        cause = f"the worker died (exit code {exit_code}; see {dead.log})"
+        cause = f"the worker died (exit code {dead.stop()}; see {dead.log})"
+        if dead not in self._ready:
+            raise MachineError(f"{cause} before it was ready: {dead.last_words()}")
         index = self._workers.index(dead)
         worker = self._workers[index] = self._start_worker(index)
         if flight is None:
@@ -271,19 +276,20 @@ class _Driver:
             self._finish(worker, flight, flight.summary.result(Outcome.FAILED, message), source)
 
     def _start_worker(self, index: int) -> Worker:
-        device = self._options.device
-        if index > 0 and device in ("auto", "cuda") and self._environment and self._environment["device"] == "cuda":
-            device = f"cuda:{index}"
+        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
+        if device in ("auto", "cuda") and num_gpus:
+            device = f"cuda:{index % num_gpus}"
         setup = Setup(spec=self._study.spec, device=device, base=Path.cwd())
         return Worker(setup, self._store.root / f"worker-{index}.log")
 
-    def _welcome(self, report: Ready) -> dict[str, Any]:
+    def _welcome(self, worker: Worker, report: Ready) -> dict[str, Any]:
         """Freezes the environment with the study's first worker, and holds every later one to it."""
         frozen = self._store.read_json("environment.json")
         if frozen is None:
             self._store.write_json("environment.json", describe(report.environment))
         else:
             refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
+        self._ready.add(worker)
         self._environment, self._num_params = report.environment, report.num_params
         return report.environment
 
@@ -297,7 +303,7 @@ class _Driver:
         known: dict[str, float] = self._store.read_json("calibration.json") or {}
         key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
         if key not in known:
-            speed = measure(self._workers[0], hparams, self._look)
+            speed = measure(self._workers[0], hparams, self._look).speed
             if speed is None:
                 return hparams.batch_tokens  # one step, which will tell in the run's own result why it failed
             known[key] = hparams.batch_tokens / speed.step_seconds
@@ -305,20 +311,22 @@ class _Driver:
         return max(1, int(spec.seconds * known[key]) // hparams.batch_tokens) * hparams.batch_tokens
 
 
-def num_workers(study: Study, environment: Mapping[str, Any], asked: int | None, say: Callable[[str], None]) -> int:
-    """Workers to start: as many as asked for; else one per GPU, or one per `threads` cores of a CPU.
+def num_workers(study: Study, environment: Mapping[str, Any], options: Options, say: Callable[[str], None]) -> int:
+    """Workers to start: as many as asked for; else one per GPU that the device names, or one per `threads` cores.
 
     One where speed is measured (an objective, or a budget in seconds): trainings side by side would slow each other.
     Never more than the trials that may be proposed ahead.
     """
     timed = study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives)
     if timed:
-        if asked and asked > 1:
+        if (options.workers or 1) > 1:
             say("one worker: this study measures speed, and trainings side by side slow each other")
         return 1
-    if asked is None:
-        asked = environment["num_gpus"] or max(1, environment["cores"] // study.spec.threads)
-    return min(asked, study.budget.parallel)
+    num_gpus = 1 if options.device.startswith("cuda:") else environment["num_gpus"]
+    wanted = options.workers or num_gpus or max(1, environment["cores"] // study.spec.threads)
+    if (options.workers or 0) > study.budget.parallel:
+        say(f"{study.budget.parallel} workers: [budget] parallel is {study.budget.parallel}")
+    return min(wanted, study.budget.parallel)
 
 
 def make_sink(study: Study, store: RunStore, mode: Mode, say: Callable[[str], None]) -> WandbSink:

@@ -22,7 +22,8 @@ def describe(worker: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_if_changed(frozen: Mapping[str, Any], now: Mapping[str, Any], study: str, folder: str) -> None:
     """Raises UserError with every difference that would mix two kinds of numbers in one study."""
-    differences = [f"{key} was {frozen[key]}, is {now[key]}" for key in FROZEN if frozen[key] != now[key]]
+    keys = [key for key in FROZEN if key in frozen]  # a store of another version may know fewer
+    differences = [f"{key} was {frozen[key]}, is {now[key]}" for key in keys if frozen[key] != now[key]]
     if differences:
         raise UserError(
             f"{folder}: the study {study} began in another environment: {'; '.join(differences)}. Its numbers would "

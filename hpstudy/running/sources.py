@@ -23,8 +23,8 @@ class Source(Protocol):
     def heard(self, run: Run, record: StepRecord) -> None:
         """A run was evaluated."""
 
-    def should_stop(self, run: Run) -> bool:
-        """Whether a judged run shall end here."""
+    def should_stop(self, run: Run, record: StepRecord) -> bool:
+        """Whether a judged run shall end at this evaluation."""
 
     def ended(self, run: Run, result: RunResult) -> None:
         """A run has a result, which is on disk."""
@@ -77,10 +77,11 @@ class Trials:
         assert record.val_loss is not None
         self._search.report(run.trial, record.eval_index, record.val_loss)
 
-    def should_stop(self, run: Run) -> bool:
+    def should_stop(self, run: Run, record: StepRecord) -> bool:
         """The pruner's word."""
         assert run.trial is not None
-        return self._search.should_stop(run.trial)
+        assert record.eval_index is not None
+        return self._search.should_stop(run.trial, record.eval_index)
 
     def ended(self, run: Run, result: RunResult) -> None:
         """Tells every result whose turn has come."""
@@ -108,7 +109,7 @@ class Fixed:
     def heard(self, run: Run, record: StepRecord) -> None:
         """Nobody waits for it."""
 
-    def should_stop(self, run: Run) -> bool:
+    def should_stop(self, run: Run, record: StepRecord) -> bool:
         """Never."""
         return False
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hpstudy.errors import HpstudyError, UserError
+from hpstudy.errors import UserError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run
 from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded, Refused, Setup, Train
@@ -26,8 +26,8 @@ def serve(connection: Connection) -> None:
     setup: Setup = connection.recv()
     try:
         trainer, environment = _build(setup)
-    except HpstudyError as error:
-        problems = error.problems if isinstance(error, UserError) else (str(error),)
+    except Exception as error:
+        problems = error.problems if isinstance(error, UserError) else (f"{type(error).__name__}: {error}",)
         connection.send(Refused(problems=problems, by_user=isinstance(error, UserError)))
         return
     connection.send(Ready(environment=environment, num_params=trainer.num_params))
@@ -60,6 +60,7 @@ def _train(trainer: Trainer, run: Run, judged: bool, connection: Connection) -> 
         raise  # the driver is gone
     except Exception as error:
         outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
+        torch.cuda.empty_cache()  # whether the next run fits must not depend on this one; nothing without a GPU
         return Finished(run_id=run.run_id, outcome=outcome, message="".join(traceback.format_exception(error)).strip())
     return Finished(run_id=run.run_id, outcome=outcome, message="")
 

@@ -43,7 +43,7 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Word:
     """Order: the word after an evaluation of a judged run."""
 
     stop: bool
@@ -97,7 +97,7 @@ class Measured:
     message: str = ""
 
 
-Order = Setup | Train | Verdict | Measure
+Order = Setup | Train | Word | Measure
 Report = Ready | Refused | Recorded | Finished | Measured
 
 
@@ -126,6 +126,11 @@ class Worker:
         except (EOFError, OSError):
             return None
         return report
+
+    def last_words(self) -> str:
+        """The last line of the log, which goes when a study that never began is taken away."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1] if lines else "it left no word"
 
     def stop(self) -> int:
         """Ends the process, gently first; returns its exit code."""

@@ -74,6 +74,8 @@ def _sampler(sampler: Sampler, number: int) -> BaseSampler:
         case "qmc":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return QMCSampler(scramble=True, seed=sampler.seed)  # one scrambling for the whole study
+                return QMCSampler(
+                    scramble=True, seed=sampler.seed, warn_independent_sampling=False
+                )  # one scrambling for the whole study
         case "grid":
             raise AssertionError("a grid's points are all first proposals")

@@ -112,11 +112,15 @@ class Search:
         if self._reports and eval_index not in trial.intermediate_values:
             Trial(self._optuna, trial._trial_id).report(bounded_loss(val_loss, self._study.vocab_size), eval_index)
 
-    def should_stop(self, number: int) -> bool:
-        """Whether the pruner gives a trial up, judged on its reports and on trials 0..number-parallel alone."""
+    def should_stop(self, number: int, eval_index: int) -> bool:
+        """Whether the pruner gives a trial up at an evaluation, by its reports so far and trials 0..number-parallel.
+
+        Later reports, of a life that was cut short, are not looked at: a resumed run ends where it would have ended.
+        """
         trials = self._frozen()
         told = trials[: self._num_known(number)]
-        return stops(self._study.budget.pruner, self._study.spec.evals, told, trials[number])
+        so_far = {index: loss for index, loss in trials[number].intermediate_values.items() if index <= eval_index}
+        return stops(self._study.budget.pruner, self._study.spec.evals, told, so_far)
 
     def tell(self, number: int, result: RunResult) -> None:
         """Records how a trial ended. Trials are told in order of number; the caller holds early results back."""

@@ -160,4 +160,4 @@ def _warnings(study: Study) -> Iterator[str]:
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
     if len(study.confirm.seeds) < 2:
-        yield "[confirm] seeds: fewer than two give no error bar, so the verdict stays undecided"
+        yield "[confirm] seeds: fewer than two give no error bar, so they cannot decide anything"

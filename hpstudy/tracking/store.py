@@ -183,10 +183,10 @@ class RunStore:
             yield
 
     def discard_unless_begun(self) -> None:
-        """Takes away what `create`, the lock and the workers left of a study that was refused before it began."""
+        """Takes away what is left of a study that was refused before it began; call it under the lock."""
         if (self.root / "study.json").exists():
             return
-        for leftover in (self.root / LOCK, *self.root.glob("worker-*.log")):
+        for leftover in (self.root / LOCK, self.root / "environment.json", *self.root.glob("worker-*.log")):
             leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty, so not ours alone
             self.root.rmdir()

@@ -89,7 +89,7 @@ def _answered(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (wandb.errors.Error, WandbApiFailedError, ValueError) as error:
+    except (wandb.errors.Error, WandbApiFailedError, ValueError, KeyError, TypeError) as error:
         raise MachineError(f"{what}: W&B did not answer as it should: {error}; try again") from error
 
 

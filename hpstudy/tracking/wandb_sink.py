@@ -94,9 +94,9 @@ def _delivery(folder: Path) -> dict[str, Any]:
 class WandbSink:
     """One W&B run per training, fed by a writer thread.
 
-    `begin`, `log`, `finish` and `abandon` only append to a queue and return. The queue is unbounded: a row is about a
-    kilobyte, and the thread takes a thousand a second. When W&B fails, the thread calls `say` with one line, leaves
-    the runs then open to `hpstudy sync`, and goes from online to offline, from offline to disabled.
+    `begin`, `log`, `finish`, `abandon` and `replay` only append to a queue and return. The queue is unbounded: a row
+    is about a kilobyte, and the thread takes a thousand a second. When W&B fails, the thread calls `say` with one
+    line, leaves the runs then open to a replay, and goes from online to offline, from offline to disabled.
     """
 
     def __init__(
@@ -112,11 +112,10 @@ class WandbSink:
         live: bool = True,
         patience: float = 20.0,
     ) -> None:
-        """`directory` is the study's folder of runs, `extra` joins each config, `patience` is in seconds per answer.
-
-        Without `live`, steps are not taken in as they come: `replay` sends whole runs from the store.
-        """
-        self._live = live
+        """`directory` is the study's folder of runs, `extra` joins each config, `patience` is in seconds per answer."""
+        self.live = live and mode != "disabled"
+        """Whether steps are taken in as they come; otherwise `replay` sends whole runs from the store."""
+        self._hurried = False
         self._mode: Mode = mode
         self._project, self._entity, self._study = project, entity, study
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
@@ -126,6 +125,11 @@ class WandbSink:
         if mode != "disabled":
             self._thread = threading.Thread(target=self._write, name="wandb-writer", daemon=True)
             self._thread.start()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is written at all."""
+        return self._thread is not None
 
     def begin(self, header: RunHeader) -> None:
         """Opens a run. One that is resumed goes on after the server's last step, or offline is written anew:
@@ -156,10 +160,11 @@ class WandbSink:
         while self._thread is not None and self._thread.is_alive() and not done.wait(0.2):
             meanwhile()
 
-    def close(self, timeout: float = 60.0) -> None:
-        """Abandons what is still open and waits for the queue, at most `timeout` seconds."""
+    def close(self, timeout: float = 60.0, *, hurried: bool = False) -> None:
+        """Abandons what is still open and waits for the queue, at most `timeout` seconds; `hurried` drops replays."""
         if self._thread is None:
             return
+        self._hurried = hurried
         self._queue.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -167,7 +172,7 @@ class WandbSink:
             self._say(self._line(f"not everything was taken in within {timeout:g} s"))
 
     def _put_live(self, action: Callable[..., None], *args: Any) -> None:
-        if self._live:
+        if self.live:
             self._put(action, *args)
 
     def _put(self, action: Callable[..., None], *args: Any) -> None:
@@ -182,8 +187,8 @@ class WandbSink:
                 action(*args)
             except Exception as error:
                 self._degrade(error)
-        with contextlib.suppress(Exception):
-            for run_id in list(self._open):
+        for run_id in list(self._open):
+            with contextlib.suppress(Exception):  # the run store has it, and a replay sends it
                 self._abandon(run_id)
 
     def _begin(self, header: RunHeader) -> None:
@@ -247,7 +252,7 @@ class WandbSink:
 
     def _replay(self, view: RunView) -> None:
         assert view.result is not None
-        if _delivery(view.folder).get("mode") in (self._mode, "online"):
+        if self._hurried or _delivery(view.folder).get("mode") in (self._mode, "online"):
             return
         self._begin(view.header)
         for record in view.records():

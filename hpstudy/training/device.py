@@ -74,6 +74,7 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
     if int(index or 0) >= count:
         found = f"this machine has {count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA GPU was found"
         raise UserError(f"--device {device}: {found}; use --device cpu, or leave the flag out")
+    torch.cuda.set_device(int(index or 0))  # or every worker would hold memory on the first GPU
     if precision == "fp32":
         return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="the study asks for it")
     if not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -57,7 +57,7 @@ def _round_up(size: int) -> int:
 def make_adamw(flat: FlatParameters, hparams: HParams) -> torch.optim.AdamW:
     """AdamW with decoupled weight decay on matrices only (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    Fused: one kernel per group, which CUDA, CPUs and MPS all have.
+    Fused: one kernel per group, on CUDA and on CPUs.
     """
     groups: list[dict[str, Any]] = [
         {"params": [flat.decayed], "weight_decay": hparams.weight_decay},
@@ -89,7 +89,7 @@ def clip_(flat: FlatParameters, mode: ClipMode, max_norm: float) -> Clipping:
         divisor = ((total + CLIP_EPS) / max_norm).clamp(min=1.0)
         return Clipping(norm=total, clipped=total > max_norm, divisor=divisor)
     grads = [param.grad for param in flat.tensors if param.grad is not None]
-    norms = torch.stack(torch._foreach_norm(grads))
+    norms = torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]).float()
     torch._foreach_mul_(grads, list((max_norm / (norms + CLIP_EPS)).clamp(max=1.0)))
     return Clipping(norm=total, clipped=(norms > max_norm).any(), divisor=one)
 

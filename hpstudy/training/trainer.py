@@ -22,6 +22,7 @@ from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
 from hpstudy.training.schedule import StepPlan, plan
 
+MAX_GRAPHS = 256
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter moves its rounding
 
 
@@ -39,6 +40,7 @@ class Trainer:
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
         # one graph per micro-batch, cached on disk; on CPUs the kernels' own formulations are as fast, at once
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond it torch would go on uncompiled without a word
         self._loss = torch.compile(self._model, dynamic=False) if placement.compiles else self._model
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
@@ -93,6 +95,7 @@ class Trainer:
         far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
         run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
         timed = [record.step_seconds for record in islice(self.train(run), 2 + steps)][2:]
+        self._evaluation(eval_index=1)  # compiles, where that is done
         start = time.perf_counter()
         self._evaluation(eval_index=1)
         return Speed(step_seconds=statistics.median(timed), eval_seconds=time.perf_counter() - start)

@@ -104,14 +104,15 @@ def short(value: float) -> str:
 
 
 def test_run_says_where_everything_is_and_what_comes_next(finished) -> None:
-    files, wandb, following = finished.told.out.splitlines()[-3:]
+    files, wandb, following, longer = finished.told.out.splitlines()[-4:]
     assert files.split() == ["files", str(finished.runs / "tiny")]
     assert wandb.startswith(f"W&B runs {finished.runs / 'tiny' / 'wandb'}")
     assert len(list((finished.runs / "tiny" / "wandb").glob("offline-run-*"))) == 5
     assert following.startswith("next ")
-    assert f"hpstudy export tiny --runs {finished.runs}" in following
-    assert f"hpstudy run {finished.path} --runs {finished.runs}" in following
-    assert following.endswith(" --trials N")
+    assert following.endswith(f"hpstudy export tiny --runs {finished.runs}")
+    assert longer.split(maxsplit=2)[:2] == ["hpstudy", "run"]
+    assert f"{finished.path} --runs {finished.runs}" in longer
+    assert longer.endswith(" --trials 10")
 
 
 def test_run_keeps_progress_off_stdout(finished) -> None:
@@ -134,7 +135,7 @@ def test_status_counts_the_runs_of_a_study_and_names_the_unfinished(hpstudy, fin
     (runs / "tiny" / worst / "result.json").unlink()
     told = hpstudy("status", finished.path, "--runs", runs)
     assert ["search", "5", "4", "0", "0", "0", "0", "1"] in [line.split() for line in told.out.splitlines()]
-    assert f"unfinished: {worst}; `hpstudy run` goes on with it" in told.out
+    assert f"unfinished: {worst}; `hpstudy run tiny` goes on with it" in told.out
 
 
 def test_status_without_a_name_lists_begun_and_waiting_studies(hpstudy, finished, tmp_path, monkeypatch) -> None:
