@@ -18,7 +18,7 @@ ALWAYS_SHOWN = ("lr", "beta1", HALFLIVES[0], "beta2", HALFLIVES[1], "weight_deca
 MAX_WIDTH, GAP = 100, 2  # characters
 CAPTION = (
     "Losses in nats, half-lives in tokens. One seed each, and the best of a search is flattered by its selection: only "
-    "runs on fresh seeds (phase confirm) can say whether it is better."
+    "runs on fresh seeds can say whether it is better."
 )
 
 
