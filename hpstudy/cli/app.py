@@ -76,7 +76,7 @@ def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study; all of them when left out.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Prints what is done, running and failed."""
+    """Prints what is done, unfinished and failed."""
     from hpstudy.cli import data_commands
 
     data_commands.status(name, runs)

@@ -1,4 +1,4 @@
-"""The run store: one folder per study, one per run, append-only and readable with cat, jq and pandas."""
+"""The run store: one folder per study, one per run, readable with cat, jq and pandas."""
 
 from __future__ import annotations
 
