@@ -35,7 +35,7 @@ from hpstudy.running.workers import (
 )
 from hpstudy.search import Search
 from hpstudy.study import Study, changed_keys
-from hpstudy.tracking.store import RunStore, RunWriter
+from hpstudy.tracking.store import RunStore, RunView, RunWriter
 from hpstudy.tracking.wandb_sink import Mode, WandbSink, new_wandb_id, resolve_mode, resolve_project
 from hpstudy.training.corpus import check_size, load_corpus
 
@@ -128,15 +128,17 @@ class _Driver:
         Offline runs are written here, once nothing trains any more: at 10 ms a step they would take a tenth of two
         cores from the training.
         """
-        if self._wandb.enabled and not self._wandb.live:
+        if self._wandb.enabled and not self._wandb.live and any(map(self._wandb.lacks, self._finished())):
             self._progress.say("writing the W&B files from the run store")
         self._replay_finished()
         self._wandb.drain(self._look)
 
     def _replay_finished(self) -> None:
-        for view in self._store.runs():
-            if view.result is not None:
-                self._wandb.replay(view)  # nothing happens where W&B has it
+        for view in self._finished():
+            self._wandb.replay(view)
+
+    def _finished(self) -> list[RunView]:
+        return [view for view in self._store.runs() if view.result is not None]
 
     def baseline(self) -> None:
         """Trains the baseline at the search seed when it is no trial of the search."""

@@ -145,8 +145,12 @@ class WandbSink:
         """Writes the summary and closes the run."""
         self._put_live(self._finish, run_id, result)
 
+    def lacks(self, view: RunView) -> bool:
+        """Whether W&B does not have all of a finished run, in this mode or online."""
+        return _delivery(view.folder).get("mode") not in (self._mode, "online")
+
     def replay(self, view: RunView) -> None:
-        """Sends a finished run from the store, unless W&B has all of it, in this mode or online."""
+        """Sends a finished run from the store; nothing happens where W&B has it."""
         self._put(self._replay, view)
 
     def abandon(self, run_id: str) -> None:
@@ -252,7 +256,7 @@ class WandbSink:
 
     def _replay(self, view: RunView) -> None:
         assert view.result is not None
-        if self._hurried or _delivery(view.folder).get("mode") in (self._mode, "online"):
+        if self._hurried or not self.lacks(view):
             return
         self._begin(view.header)
         for record in view.records():
