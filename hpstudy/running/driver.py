@@ -125,8 +125,8 @@ class _Driver:
     def deliver(self) -> None:
         """Waits until W&B has every finished run, those of earlier sessions too.
 
-        Offline runs are written here, once nothing trains any more: at 10 ms a step they would take a tenth of two
-        cores from the training.
+        Offline runs are written here, once nothing trains any more: a row takes W&B most of a millisecond of a core
+        that a training could use.
         """
         if self._wandb.enabled and not self._wandb.live and any(map(self._wandb.lacks, self._finished())):
             self._progress.say("writing the W&B files from the run store")
