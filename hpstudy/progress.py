@@ -122,15 +122,19 @@ class StudyProgress:
 
     def _time_left(self) -> str:
         """From the phase's own pace: finished runs and the shares of those under way."""
-        shares = sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+        shares = self._shares()
         trained = self._done - self._earlier + shares
         if trained < 0.05:
             return "?"
         pace = (time.monotonic() - self._phase_start) / trained
         return duration(pace * max(0.0, self._num_runs - self._done - shares))
 
+    def _shares(self) -> float:
+        """What is trained of the runs under way, in runs."""
+        return sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+
     def _render(self) -> Group:
-        shares = sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+        shares = self._shares()
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)

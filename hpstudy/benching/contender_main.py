@@ -21,10 +21,9 @@ from hpstudy.hparams import GPT3
 from hpstudy.records import Run
 from hpstudy.running.workers import Refused
 from hpstudy.spec import TrainerSpec
-from hpstudy.training.corpus import Corpus, load_corpus
-from hpstudy.training.device import Placement, place
+from hpstudy.training.corpus import load_corpus
+from hpstudy.training.device import Placement, place, prepare_process
 from hpstudy.training.gpt import VOCAB_MULTIPLE
-from hpstudy.training.memory import keep_freed_memory
 from hpstudy.training.trainer import Trainer
 
 ENDLESS = 10**15  # tokens
@@ -73,7 +72,8 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     spec, run = _endless(job, setting.sequences[placement.kind])
     built = _built(placement, run.hparams.batch_tokens, run.hparams.batch_tokens * setting.flops_per_token)
     if job.contender == "hpstudy":
-        return built, _trainer(spec, corpus, placement).train(run)
+        prepare_process(job.threads)  # as a study's worker is
+        return built, Trainer(spec, corpus, placement).train(run)
     padded = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE  # as hpstudy's model has it
     model, forward = build(job.contender, setting.model, padded, setting.context, placement)
     return built, train(model, forward, spec, run, corpus, placement)
@@ -117,14 +117,6 @@ def _endless(job: Job, sequences: int) -> tuple[TrainerSpec, Run]:
     )
     hparams = replace(GPT3, batch_tokens=sequences * setting.context, micro_batch=sequences, batch_ramp_fraction=0.0)
     return spec, Run(run_id="bench", phase="search", trial=None, seed=0, tokens=ENDLESS, hparams=hparams)
-
-
-def _trainer(spec: TrainerSpec, corpus: Corpus, placement: Placement) -> Trainer:
-    """hpstudy's own, in a process set up as a study's worker is."""
-    keep_freed_memory()
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return Trainer(spec, corpus, placement)
 
 
 def main() -> None:

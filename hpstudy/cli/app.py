@@ -12,6 +12,7 @@ import typer
 
 from hpstudy import __version__
 from hpstudy.errors import HpstudyError, UserError
+from hpstudy.tracking.wandb_sink import ModeFlag
 
 app = typer.Typer(
     name="hpstudy",
@@ -25,8 +26,7 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study in studies/, or a path to a .toml file.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run stores.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
-WandbMode = Literal["auto", "online", "offline", "disabled"]
-Wandb = Annotated[WandbMode, typer.Option("--wandb", help="auto: online where a key or login exists, else offline.")]
+Wandb = Annotated[ModeFlag, typer.Option("--wandb", help="auto: online where a key or login exists, else offline.")]
 Trials = Annotated[
     int | None,
     typer.Option("--trials", min=1, metavar="N", help="Trials in all; more extend the search."),

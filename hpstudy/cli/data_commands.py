@@ -12,10 +12,11 @@ from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import StudyFrames, load
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import UserError
+from hpstudy.records import Outcome
 from hpstudy.search.dashboard import serve
 from hpstudy.study import list_studies, study_name
 
-OUTCOMES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
+OUTCOMES = tuple(Outcome)
 
 
 def status(name: str | None, runs: Path) -> None:

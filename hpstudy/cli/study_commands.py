@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hpstudy.analysis.comparison import comparison, comparison_table
 from hpstudy.analysis.frames import load
-from hpstudy.cli.app import RUNS, WandbMode
+from hpstudy.cli.app import RUNS
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3
@@ -27,7 +27,7 @@ from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_study, parse_study, study_name
 from hpstudy.tracking.store import RunStore
-from hpstudy.tracking.wandb_sink import resolve_mode, whereabouts
+from hpstudy.tracking.wandb_sink import ModeFlag, resolve_mode, whereabouts
 from hpstudy.training.corpus import check_size, load_corpus
 
 SYNC_SECONDS = 24 * 3600.0
@@ -52,7 +52,7 @@ def check(name: str, device: str, trials: int | None) -> None:
     _print_cost(console, study, cost, corpus.num_train_tokens)
 
 
-def run(name: str, runs: Path, device: str, wandb: WandbMode, workers: int | None, trials: int | None) -> None:
+def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None, trials: int | None) -> None:
     """Runs or resumes a study and prints the comparison."""
     study = load_study(name)
     console = err()

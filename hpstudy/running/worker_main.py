@@ -15,9 +15,8 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run
 from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded, Refused, Setup, Train
 from hpstudy.training.corpus import load_corpus
-from hpstudy.training.device import place
+from hpstudy.training.device import place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
-from hpstudy.training.memory import keep_freed_memory
 from hpstudy.training.trainer import Trainer
 
 
@@ -43,10 +42,7 @@ def serve(connection: Connection) -> None:
 
 def _build(setup: Setup) -> tuple[Trainer, dict[str, Any]]:
     spec = setup.spec
-    torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True)
-    # fills every new tensor, a debugging aid that took 6% of a small step
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    prepare_process(spec.threads)
     placement = place(setup.device, spec.precision)
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=setup.base)
     return Trainer(spec, corpus, placement), {**placement.environment(), "corpus_digest": corpus.digest}
@@ -94,7 +90,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def main() -> None:
     """Entry point of the process: serves the pipe whose file descriptor is the only argument."""
-    keep_freed_memory()
     with (
         Connection(int(sys.argv[1])) as connection,
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),

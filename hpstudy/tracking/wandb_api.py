@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hpstudy.errors import MachineError, UserError
@@ -15,16 +15,7 @@ from hpstudy.tracking.store import restored, run_order
 
 _METRICS = frozenset(metric.name for metric in GLOSSARY.values())
 _DERIVED = tuple(derived(GPT3))
-_FIGURES = (
-    "steps",
-    "tokens",
-    "val_loss",
-    "best_val_loss",
-    "train_loss",
-    "tok_per_sec",
-    "train_seconds",
-    "clipped_share",
-)
+_FIGURES = tuple(f.name for f in fields(RunResult) if f.name not in ("outcome", "message"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpstudy.spec import ModelShape
-from hpstudy.training.kernels import attention, gelu, output_loss
+from hpstudy.training.kernels import attention, output_loss
 
 INIT_STD = 0.02
 VOCAB_MULTIPLE = 64  # matrix kernels are fastest on aligned sizes; the padding is masked out of the softmax
@@ -48,7 +48,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        out: Tensor = self.c_proj(gelu(self.c_fc(x_BTC)))
+        out: Tensor = self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh"))
         return out
 
 

@@ -1,4 +1,4 @@
-"""The three places where a CPU needs another formulation to be fast. The maths is torch's; tests hold it to that.
+"""The two places where a CPU needs another formulation to be fast. The maths is torch's; tests hold it to that.
 
 On other devices each function is torch's own operation. Times are of one core with AVX512-BF16, torch 2.13.
 Shapes: B sequences, T tokens, H heads, D head width, C width, N = B * T predictions, V padded vocabulary.
@@ -12,9 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-_GELU_LINEAR = math.sqrt(2 / math.pi)
-_GELU_CUBIC = 0.044715 * _GELU_LINEAR
 
 LOGITS_PER_CHUNK = 2**27  # of one matrix product of the output layer on a CPU: 256 MiB in bf16
 LOGITS_PER_BLOCK = 2**18  # of one softmax: 1 MiB in fp32, so that its passes stay in a core's cache
@@ -33,38 +30,6 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
         weights = torch.softmax(torch.baddbmm(future, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)), dim=-1)
         return torch.bmm(weights, v).view(B, H, T, D)
     return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in the tanh approximation (Hendrycks and Gimpel 2016, arXiv:1606.08415), as GPT-2 has it.
-
-    On CPUs torch's kernel evaluates a slow tanh, twice; with torch.tanh and its value kept, forward and backward
-    together took 45% of the time.
-    """
-    if x.is_cpu:
-        out: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
-        return out
-    return F.gelu(x, approximate="tanh")
-
-
-class _Gelu(torch.autograd.Function):
-    """0.5 x (1 + t) with t = tanh(u), u = a x + b x³; derivative 0.5 (1 + t + x (1 - t²) (a + 3 b x²))."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        wide = x.float()
-        t = (wide * wide).mul_(_GELU_CUBIC).add_(_GELU_LINEAR).mul_(wide).tanh_()
-        ctx.save_for_backward(x, t.to(x.dtype))
-        out: Tensor = torch.addcmul(wide, wide, t).mul_(0.5).to(x.dtype)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        x, t = (saved.float() for saved in ctx.saved_tensors)
-        slope = (x * x).mul_(3 * _GELU_CUBIC).add_(_GELU_LINEAR).mul_(x)
-        derivative = slope.addcmul_(slope, t * t, value=-1).add_(t).add_(1).mul_(0.5)
-        out: Tensor = derivative.to(grads[0].dtype).mul_(grads[0])
-        return out
 
 
 def output_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -39,9 +39,7 @@ class Trainer:
         self.vocab_size = corpus.vocab_size
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
-        # one graph per micro-batch, cached on disk; on CPUs the kernels' own formulations are as fast, at once
-        torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond it torch would go on uncompiled without a word
-        self._loss = torch.compile(self._model, dynamic=False) if placement.compiles else self._model
+        self._loss: Callable[[Tensor, Tensor], Any] = _compiled(self._model) if placement.compiles else self._model
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
         inputs, targets = val_windows(corpus, spec.context)
@@ -141,3 +139,10 @@ class Trainer:
         if not self.placement.is_cuda:
             return tensor
         return tensor.pin_memory().to(self.placement.device, non_blocking=True)  # the host does not wait for the copy
+
+
+def _compiled(model: GPT) -> Callable[[Tensor, Tensor], Any]:
+    """The model with one graph per shape, which torch keeps on disk."""
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond it torch would go on uncompiled without a word
+    compiled: Callable[[Tensor, Tensor], Any] = torch.compile(model, dynamic=False)
+    return compiled
