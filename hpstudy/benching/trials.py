@@ -73,6 +73,7 @@ class Side:
 
     seconds: float
     val_losses: tuple[float, ...]  # the last of each trial
+    outside: float | None = None  # share of the workers' time that was neither training nor evaluation, where known
 
     @property
     def trials_per_hour(self) -> float:
@@ -129,10 +130,23 @@ def _run_study(study: Study, home: Path, device: str) -> tuple[Side, list[Run], 
     _succeed([sys.executable, "-c", command, "run", str(study.path), *flags], home)
     seconds = time.perf_counter() - start
     store = RunStore(home / study.name)
-    views = list(store.runs())
+    views = store.runs()
     losses = tuple(view.result.val_loss for view in views if view.result and view.result.val_loss is not None)
     workers = len(list(store.root.glob("worker-*.log")))
-    return Side(seconds=seconds, val_losses=losses), [view.header.run for view in views], workers
+    ours = Side(seconds=seconds, val_losses=losses, outside=outside_training(store))
+    return ours, [view.header.run for view in views], workers
+
+
+def outside_training(store: RunStore) -> float:
+    """Share of the workers' time, from the first run's beginning to the last one's end, outside steps and evaluations.
+
+    Proposals, records, tells, and what a worker waits for them or for the last runs of others.
+    """
+    views = store.runs()
+    begun = min((view.folder / "header.json").stat().st_mtime for view in views)
+    ended = max((view.folder / "result.json").stat().st_mtime for view in views)
+    trained = sum(record.step_seconds + (record.eval_seconds or 0.0) for view in views for record in view.records())
+    return 1 - trained / (len(list(store.root.glob("worker-*.log"))) * (ended - begun))
 
 
 def _run_agents(study: Study, runs: Sequence[Run], agents: int, home: Path, device: str) -> Side:

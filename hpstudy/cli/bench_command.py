@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def bout_table(found: Sequence[Bout]) -> Table:
     """A row per way to run the trials, with medians over the rounds."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("trials")
-    for heading in ("trials/hour", "median val loss", "hpstudy/agents", "min..max"):
+    for heading in ("trials/hour", "outside training", "median val loss", "hpstudy/agents", "min..max"):
         table.add_column(heading, justify="right")
     for label, sides in (
         ("hpstudy run", [bout.hpstudy for bout in found]),
@@ -76,6 +77,9 @@ def bout_table(found: Sequence[Bout]) -> Table:
         table.add_row(
             label,
             f"{spread([side.trials_per_hour for side in sides]).median:,.0f}",
+            f"{statistics.median(shares):.1%}"
+            if (shares := [s.outside for s in sides if s.outside is not None])
+            else "",
             f"{spread([side.median_val_loss for side in sides]).median:.3f}",
             *(("", "") if label == "hpstudy run" else _ratio(spread([bout.speedup for bout in found]))),
         )
