@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import IO, Any, TypeVar, get_args
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
@@ -24,6 +24,8 @@ from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecor
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: no dot and no slash leaves the folder
 LOCK = ".lock"
 PHASES: tuple[str, ...] = get_args(Phase)
+UNTIMED: dict[str, Any] = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
+"""What no two trainings of a step have in common: its times."""
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 T = TypeVar("T")
@@ -120,23 +122,57 @@ class RunView:
 
 
 class RunWriter:
-    """Appends the steps of one run; a process that is killed has lost none of them."""
+    """Appends the steps of one run; a process that is killed has lost none of them.
 
-    def __init__(self, folder: Path) -> None:
+    An unfinished run is gone on with: `recorded` is what lies there, up to the first line that is damaged, and that
+    line and what follows it are cut off. A step that is trained again is compared and not written.
+    """
+
+    def __init__(self, folder: Path, *, anew: bool = False) -> None:
         self._path = folder / "steps.jsonl"
         with _naming(self._path):
-            self._steps = self._path.open("wb")
+            self._steps = self._path.open("w+b" if anew else "a+b")
+            self._steps.seek(0)
+            self.recorded, intact = _intact(self._steps)
+            self.cut = self._path.stat().st_size - intact
+            """Bytes of damaged lines that were cut off."""
+            self._steps.truncate(intact)
+            self._steps.seek(intact)
 
-    def append(self, record: StepRecord) -> None:
-        """Hands one step to the operating system."""
+    def append(self, record: StepRecord) -> bool:
+        """Hands one step to the operating system, and is True; False for a step that was recorded before.
+
+        Raises MachineError when a step that is trained again has other figures than before.
+        """
+        if record.step <= len(self.recorded):
+            self._compare(self.recorded[record.step - 1], record)
+            return False
         with _naming(self._path):
             self._steps.write(encode(as_row(record)).encode() + b"\n")
             self._steps.flush()
+        return True
+
+    def sync(self) -> None:
+        """Makes the steps durable."""
+        with _naming(self._path):
+            os.fsync(self._steps.fileno())
+
+    def _compare(self, before: StepRecord, again: StepRecord) -> None:
+        old, new = (spelled(as_row(dataclasses.replace(record, **UNTIMED))) for record in (before, again))
+        different = [
+            f"{key} {new.get(key)} where {old.get(key)} was recorded"
+            for key in old | new
+            if old.get(key) != new.get(key)
+        ]
+        if different:
+            raise MachineError(
+                f"{self._path}: step {again.step} trained again gives {', '.join(different)}; this machine does not "
+                f"repeat its numbers; remove {self._path.parent} to train the run anew"
+            )
 
     def finish(self, result: RunResult) -> None:
         """Makes the steps durable, then the result: a run with a result has all its steps."""
-        with _naming(self._path):
-            os.fsync(self._steps.fileno())
+        self.sync()
         self.close()
         write_atomic(self._path.with_name("result.json"), encode(dataclasses.asdict(result)))
 
@@ -144,6 +180,22 @@ class RunWriter:
         """Leaves the run unfinished."""
         with _naming(self._path):
             self._steps.close()
+
+
+def _intact(file: IO[bytes]) -> tuple[list[StepRecord], int]:
+    """The records of the first lines, as far as they are whole and their steps run 1, 2, 3…; and their bytes."""
+    records: list[StepRecord] = []
+    size = 0
+    for line in file:
+        try:
+            record = from_row(decode(line))
+        except (ValueError, TypeError, AttributeError):
+            break
+        if not line.endswith(b"\n") or record.step != len(records) + 1:
+            break
+        records.append(record)
+        size += len(line)
+    return records, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +264,14 @@ class RunStore:
         write_atomic(self.root / "study.toml", toml_text)
         self.write_json("study.json", resolved)
 
-    def begin(self, header: RunHeader) -> RunWriter:
-        """Starts a run, or an unfinished one again from its first step; header.json is written before all else."""
+    def begin(self, header: RunHeader, *, anew: bool = False) -> RunWriter:
+        """Starts a run, or goes on with an unfinished one, unless `anew`; header.json is written before all else."""
         folder = self.folder(header.run.run_id)
         assert not (folder / "result.json").exists(), f"{folder} is finished"
         with _naming(folder):
             folder.mkdir(exist_ok=True)
         write_atomic(folder / "header.json", encode(dataclasses.asdict(header)))
-        return RunWriter(folder)
+        return RunWriter(folder, anew=anew)
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None when the run never began."""
