@@ -39,6 +39,16 @@ class Placement:
         """Whether the model is compiled: on GPUs, where it fuses what would be many small kernels."""
         return self.is_cuda
 
+    @property
+    def captures(self) -> bool:
+        """Whether the micro-batches of small models are launched as one graph."""
+        return self.is_cuda
+
+    @property
+    def steps_unread(self) -> int:
+        """How many steps may wait to be read while the next is launched: one on GPUs, or they would run dry."""
+        return 1 if self.is_cuda else 0
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bf16 matrix products, while weights, moments and the loss stay fp32."""
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
