@@ -31,6 +31,8 @@ def keep_freed_memory() -> bool:
 
 def peak_gib() -> float:
     """The most main memory that this process has had until now."""
+    if (mark := _gib("/proc/self/status", "VmHWM:")) is not None:
+        return mark  # Linux's rusage begins with what the parent had when it forked
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -40,14 +42,16 @@ def room_gib() -> float:
 
     Infinite where the system does not tell.
     """
-    return min([peak_gib() + _free_gib(), *(limit / 2**30 for limit in _cgroup_limits())])
+    free = _gib("/proc/meminfo", "MemAvailable:")
+    return min([math.inf if free is None else peak_gib() + free, *(limit / 2**30 for limit in _cgroup_limits())])
 
 
-def _free_gib() -> float:
+def _gib(file: str, key: str) -> float | None:
+    """A line of one of Linux's files of KiB; None on other systems."""
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) / 2**20
-    return math.inf
+        lines = Path(file).read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith(key))) / 2**20
+    return None
 
 
 def _cgroup_limits() -> Iterator[int]:
