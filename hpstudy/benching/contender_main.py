@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from hpstudy.spec import TrainerSpec
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import Placement, place, prepare_process
 from hpstudy.training.gpt import VOCAB_MULTIPLE
+from hpstudy.training.memory import peak_gib
 from hpstudy.training.trainer import Trainer
 
 ENDLESS = 10**15  # tokens
@@ -65,8 +65,7 @@ def _turn(steps: Iterator[object], budget: float, placement: Placement) -> Turn:
 def _peak_memory_gib(placement: Placement) -> float:
     if placement.is_cuda:
         return torch.cuda.max_memory_allocated(placement.device) / 2**30
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_gib()
 
 
 def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:

@@ -8,27 +8,32 @@ from typing import Any
 
 from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
 from hpstudy.study.file import ChoicesTable, Direction, Finding, MetricName, RangeTable, StudyFile, nearest, shown
-from hpstudy.study.study import default_micro_batch
+from hpstudy.study.study import AUTO, default_micro_batch
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 BETAS = ("beta1", "beta2")
 
 
 def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
-    """Every batch in tokens that a trial or the baseline may have: where it is stated, and what it may be cut into."""
+    """Every batch in tokens that a trial or the baseline may have: where it is stated, and what it may be cut into.
+
+    A micro-batch to be found counts as one that nobody states, so that batches, and the steps of a ramp, are the same
+    whatever is found.
+    """
     found: dict[int, tuple[str, set[int]]] = {}
 
     def add(place: str, batch: int, micro_batches: Iterable[int]) -> None:
         sizes = found.setdefault(batch, (f"{place} batch_tokens", set()))[1]
         sizes.update(micro_batches or (default_micro_batch(batch, file.trainer.context),))
 
-    stated = {"micro_batch"} & {*file.search, *file.hparams}
+    stated = "micro_batch" in file.search or file.hparams.get("micro_batch", AUTO) != AUTO
     for batch in _values(file, "batch_tokens"):
         place = "[search]" if "batch_tokens" in file.search else "[hparams]"
         add(place, batch, _values(file, "micro_batch") if stated else ())
-    own = {**file.hparams, **file.baseline.overrides}
-    micro_batch = own.get("micro_batch")
-    add("[baseline] overrides:", own.get("batch_tokens", GPT3.batch_tokens), (micro_batch,) if micro_batch else ())
+    own = {"micro_batch": AUTO, **file.hparams, **file.baseline.overrides}
+    micro_batch = own["micro_batch"]
+    sizes = () if micro_batch == AUTO else (micro_batch,)
+    add("[baseline] overrides:", own.get("batch_tokens", GPT3.batch_tokens), sizes)
     return found
 
 
@@ -61,6 +66,8 @@ def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
         ("baseline", "[baseline] overrides: ", file.baseline.overrides),
     ):
         for key, value in table.items():
+            if section == "hparams" and key == "micro_batch" and value == AUTO:
+                continue
             if key not in RULES:
                 yield f"{section}.{key}", place + _unknown(key)
             elif problem := value_problem(key, value):
@@ -107,6 +114,15 @@ def _choices(key: str, dimension: ChoicesTable) -> Iterator[str]:
     yield from (f"choices {problem}" for problem in bad)
     if not bad and (len(set(values)) < len(values) or len(values) < 2):
         yield f"choices must be at least two different values, but got {shown(values)}"
+
+
+def _auto_micro_batch(file: StudyFile) -> Iterator[str]:
+    own = file.baseline.overrides.get("micro_batch")
+    if file.hparams.get("micro_batch") == AUTO and own is not None:
+        yield (
+            f'[baseline] overrides: micro_batch: "auto" in [hparams] finds one for baseline and trials, but got {own}; '
+            "remove one of them"
+        )
 
 
 def _run_budget(file: StudyFile) -> Iterator[str]:
@@ -224,6 +240,7 @@ def _seeds(file: StudyFile) -> Iterator[str]:
 _BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
 _FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
 _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a rule between keys, and the keys it reads
+    (_auto_micro_batch, "hparams.micro_batch baseline"),
     (_run_budget, "trainer.tokens trainer.seconds"),
     (_warmup_in_seconds, "trainer.seconds search.warmup_fraction baseline"),
     (_model, "trainer.model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -71,7 +72,7 @@ class Trainer:
         unread: deque[tuple[StepPlan, Reading]] = deque()
         for step in steps:
             reading = Reading(self._flat.weights.device)
-            loss = self._accumulate_gradients(sampler, step, hparams.micro_batch)
+            loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))
             clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
             self._before.copy_(self._flat.weights)
             update_(optimizer, step.lr, clipping.divisor)
@@ -82,9 +83,14 @@ class Trainer:
             while len(unread) > (0 if step.eval_index else self.placement.steps_unread):
                 yield self._record(hparams, *unread.popleft())
 
+    def _micro_batch(self, hparams: HParams, step: StepPlan) -> int:
+        """Sequences in a forward pass; a ramp's smaller batches need not hold a micro-batch found for the full one."""
+        return math.gcd(hparams.micro_batch, step.batch_tokens // self.spec.context)
+
     def _record(self, hparams: HParams, step: StepPlan, reading: Reading) -> StepRecord:
         """What a step measured; reading it is the only synchronisation of a step that does not evaluate."""
         (loss, grad_norm, clipped, ratio), seconds = reading.read()
+        micro_batch = self._micro_batch(hparams, step)
         return StepRecord(
             step=step.step,
             tokens=step.tokens,
@@ -94,8 +100,8 @@ class Trainer:
             lr=step.lr,
             update_to_weight=ratio,
             batch_tokens=step.batch_tokens,
-            micro_batch=hparams.micro_batch,
-            accumulation=step.batch_tokens // (hparams.micro_batch * self.spec.context),
+            micro_batch=micro_batch,
+            accumulation=step.batch_tokens // (micro_batch * self.spec.context),
             step_seconds=seconds,
             tok_per_sec=step.batch_tokens / seconds,
             **(self._evaluation(step.eval_index) if step.eval_index else {}),
@@ -103,14 +109,18 @@ class Trainer:
 
     def measure(self, hparams: HParams, steps: int = 6) -> Speed:
         """Times full-batch steps (the median, after two of warm-up) and one evaluation, without keeping a result."""
-        full_batch = replace(hparams, batch_ramp_fraction=0.0)
-        far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
-        run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
-        timed = [record.step_seconds for record in islice(self.train(run), 2 + steps)][2:]
+        timed = self.time_steps(hparams, steps)
         self._evaluation(eval_index=1)  # compiles, where that is done
         start = time.perf_counter()
         self._evaluation(eval_index=1)
         return Speed(step_seconds=statistics.median(timed), eval_seconds=time.perf_counter() - start)
+
+    def time_steps(self, hparams: HParams, steps: int) -> list[float]:
+        """Seconds of each of some full-batch steps, after two of warm-up, without keeping a result."""
+        full_batch = replace(hparams, batch_ramp_fraction=0.0)
+        far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
+        run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
+        return [record.step_seconds for record in islice(self.train(run), 2 + steps)][2:]
 
     def _accumulate_gradients(self, sampler: WindowSampler, step: StepPlan, micro_batch: int) -> Tensor:
         """Mean loss over the whole batch, with its gradient in the flat buffer.
