@@ -375,16 +375,19 @@ def test_an_empty_space_has_one_trial(tmp_path):
         (result(Outcome.DIVERGED, None, None), (math.log(VOCAB),)),
         (result(Outcome.PRUNED), None),
         (result(Outcome.FAILED), None),
-        (result(Outcome.OUT_OF_MEMORY, None, None), None),
+        (result(Outcome.OUT_OF_MEMORY, None, None), (math.log(VOCAB),)),
+        (result(Outcome.OUT_OF_MEMORY, 5.0), (math.log(VOCAB),)),
     ],
 )
-def test_divergence_is_told_as_a_uniform_guess_and_no_loss_above_it(end, told):
+def test_what_did_not_end_well_is_told_as_a_uniform_guess_and_no_loss_above_it(end, told):
     assert objective_values(toy_study(), end) == told
 
 
 def test_two_objectives_are_told_in_the_order_of_the_study():
     assert objective_values(toy_study(objectives=(SPEED, LOSS)), result()) == (1000.0, 3.0)
     assert objective_values(toy_study(objectives=(LOSS, SPEED)), result(tok_per_sec=None)) is None
+    out_of_memory = result(Outcome.OUT_OF_MEMORY)  # after some steps
+    assert objective_values(toy_study(objectives=(SPEED, LOSS)), out_of_memory) == (0.0, math.log(VOCAB))
 
 
 def test_how_a_run_ended_is_how_its_trial_ended(tmp_path):
@@ -395,7 +398,7 @@ def test_how_a_run_ended_is_how_its_trial_ended(tmp_path):
         Outcome.COMPLETE: "complete",
         Outcome.PRUNED: "pruned",
         Outcome.DIVERGED: "complete",
-        Outcome.OUT_OF_MEMORY: "failed",
+        Outcome.OUT_OF_MEMORY: "infeasible",
         Outcome.FAILED: "failed",
     }
     assert [trial.objectives for trial in search.trials()] == [(3.0,), None, (math.log(VOCAB),), None, None]
