@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,9 +10,11 @@ from typing import Literal
 from optuna.trial import FrozenTrial, Trial
 from optuna.trial import TrialState as OptunaState
 
+from hpstudy.errors import MachineError
+from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, RunResult, bounded_loss
 from hpstudy.search.journal import accessing, open_journal
-from hpstudy.search.pruning import stops
+from hpstudy.search.pruning import Judge
 from hpstudy.search.sampling import (
     EXCEEDS,
     MEMORY,
@@ -74,6 +77,31 @@ def objective_values(study: Study, result: RunResult) -> tuple[float, ...] | Non
     return tuple(values)
 
 
+def _ending(study: Study, result: RunResult) -> tuple[OptunaState, tuple[float, ...] | None]:
+    """The state and the values that a trial ends with."""
+    values = objective_values(study, result)
+    if values is not None:
+        return OptunaState.COMPLETE, values
+    return OptunaState.PRUNED if result.outcome is Outcome.PRUNED else OptunaState.FAIL, None
+
+
+def _told(study: Study, trial: FrozenTrial, result: RunResult) -> bool:
+    """Whether a finished trial is what its run came to; running out of memory was once told as a failure."""
+    if result.outcome is Outcome.OUT_OF_MEMORY and trial.state is OptunaState.FAIL:
+        return True
+    state, values = _ending(study, result)
+    infeasible = result.outcome is Outcome.OUT_OF_MEMORY
+    same_values = values is None or trial.values == list(values)  # a pruned trial keeps its last report
+    return trial.state is state and same_values and is_infeasible(trial) is infeasible
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values of a hyperparameter are equal but for the rounding of a baseline that was encoded."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-12)
+    return one == other
+
+
 class Search:
     """A study's trials in an Optuna journal, which is gone on with where it is there; at most `num_trials` of them.
 
@@ -88,6 +116,7 @@ class Search:
         self._storage = storage
         self._optuna, self.mended = open_journal(study, storage, read_only=read_only)
         self._sampler_view = SamplerView(study)
+        self._judge = Judge(study.budget.pruner, study.spec.evals)
         self._first = first_proposals(study)
         self.num_trials = num_trials(study, trials)
         self._reports = [objective.metric for objective in study.objectives] == ["val/loss"]
@@ -136,24 +165,44 @@ class Search:
         Later reports, of a life that was cut short, are not looked at: a resumed run ends where it would have ended.
         """
         trials = self._frozen()
-        told = [trial for trial in trials[: self._num_known(number)] if not is_infeasible(trial)]
+        told = trials[: self._num_known(number)]
         so_far = {index: loss for index, loss in trials[number].intermediate_values.items() if index <= eval_index}
-        return stops(self._study.budget.pruner, self._study.spec.evals, told, so_far)
+        return self._judge.stops(told, so_far)
 
     def tell(self, number: int, result: RunResult) -> None:
         """Records how a trial ended. Trials are told in order of number; the caller holds early results back."""
         trials = self._frozen()
         expected = sum(trial.state.is_finished() for trial in trials)
         assert number == expected, f"trial {expected} must be told next, but got {number}"
-        values, infeasible = objective_values(self._study, result), result.outcome is Outcome.OUT_OF_MEMORY
+        state, values = _ending(self._study, result)
         with accessing(self._storage):
-            if infeasible and not is_infeasible(trials[number]):  # a line of its own, which a kill may leave alone
+            if result.outcome is Outcome.OUT_OF_MEMORY and not is_infeasible(trials[number]):
+                # a line of its own: a kill may leave it alone, and the next life finds it
                 Trial(self._optuna, trials[number]._trial_id).set_constraint(MEMORY, EXCEEDS)
-            if values is not None:
-                self._optuna.tell(number, values)
-            else:
-                pruned = result.outcome is Outcome.PRUNED
-                self._optuna.tell(number, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
+            self._optuna.tell(number, values, state=state)
+
+    def check(self, number: int, hparams: HParams, result: RunResult | None) -> None:
+        """Raises MachineError unless trial `number` is in the journal as its run is in the run store.
+
+        So a journal that was damaged, lost or taken from elsewhere is noticed before its trials are gone on with.
+        """
+        trial = self._frozen()[number]
+        values = decode(self._study.space, trial.params)
+        wrong = [
+            f"{key} is {value!r} in it and {there!r} there"
+            for key, value in values.items()
+            if not _is_same(value, there := getattr(hparams, key))
+        ]
+        if trial.state.is_finished() and (result is None or not _told(self._study, trial, result)):
+            wrong.append(
+                f"it ended as {_STATES[trial.state]} {trial.values} in it, which is not the run's result there"
+            )
+        if wrong:
+            raise MachineError(
+                f"{self._storage}: trial {number}: must be what its run in the run store was, but {'; '.join(wrong)}; "
+                "one of the two is damaged: restore it, or move the journal away and run the same command again: every "
+                "trial is proposed again and told what its run came to"
+            )
 
     def trials(self) -> list[TrialView]:
         """Every trial asked so far, in order of number."""
