@@ -41,6 +41,7 @@ class Judge:
         return _replay(view, reports)[1]
 
     def _rival(self, past: FrozenTrial) -> FrozenTrial | None:
+        """What the pruner looks at of a told trial: its reports, or the rungs it was marked with; None for nothing."""
         if is_infeasible(past):
             return None
         value = past.value if past.state is TrialState.COMPLETE else None
@@ -48,7 +49,8 @@ class Judge:
             if past.state is not TrialState.COMPLETE:
                 return None
             return create_trial(value=value, intermediate_values=past.intermediate_values)
-        return self._faced.tell(_replay(self._faced, past.intermediate_values)[0], value, state=past.state)
+        faced = self._faced.tell(_replay(self._faced, past.intermediate_values)[0], value, state=past.state)
+        return create_trial(state=TrialState.FAIL, system_attrs=faced.system_attrs) if faced.system_attrs else None
 
     def _study(self) -> optuna.Study:
         return optuna.create_study(pruner=_pruner(self._pruner, self._first))

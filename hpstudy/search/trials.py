@@ -106,7 +106,7 @@ class Search:
     """A study's trials in an Optuna journal, which is gone on with where it is there; at most `num_trials` of them.
 
     Only one process may hold a writing Search on a journal, and the caller sees to that. A read-only one may look at
-    any time: it makes and mends nothing, and finds no trials where none has begun.
+    any time: it makes and mends nothing, sees the trials of that time, and none where none has begun.
     Raises UserError if the journal's trials were proposed from another space, MachineError if the journal is damaged
     before its last event or cannot be written; `mended` says what was done about a damaged last event.
     """
