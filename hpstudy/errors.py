@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal obeys instead of showing it
 
 
