@@ -74,6 +74,7 @@ def told_of(content: str) -> list[str]:
 
 
 LR = BASE["search"]["lr"]
+GRID = {key: {"choices": [0.1 + 0.001 * step for step in range(100)]} for key in ("beta1", "beta2", "eps")}
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     # keys
     ({"search__learning_rate": LR}, '[search] unknown key "learning_rate"; did you mean "lr"?'),
@@ -111,6 +112,11 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"trainer__corpus": "text:"}, '[trainer] corpus: "text:" must be followed by a path, but got "text:"'),
     ({"trainer__tokenizer": "gpt2:255"}, '[trainer] tokenizer: "gpt2:N" needs a whole number N with 256 <= N <= 50256, but got "gpt2:255"'),
     ({"trainer__tokenizer": "gtp2"}, '[trainer] tokenizer: unknown tokenizer "gtp2"; did you mean "gpt2"?; known are "gpt2", "gpt2:N" and "bytes"'),
+    ({"trainer__seconds": 2e9}, "[trainer] seconds: must be less than or equal to 1000000000, but got 2000000000.0"),
+    ({"trainer__evals": 2**63}, "[trainer] evals: a whole number must fit in 64 bits"),
+    ({"question": "\x1b[2J"}, 'question: must be one line without control characters, but got "\\u001b[2J"'),
+    ({"search__\x1b[31m": LR}, f'[search] unknown key "\\x1b[31m"; known are {", ".join(RULES)}'),
+    ({"confirm__seeds": [1] * 1001}, f"[confirm] seeds: must have at most 1000 items after validation, not 1001, but got [{'1, ' * 66}1..."),
     # hyperparameters
     ({"hparams__lr": 0.0, "search": {}}, "[hparams] lr: must lie in (0, inf), but got 0.0"),
     ({"baseline__overrides": {"beta1": 1.0}}, "[baseline] overrides: beta1: must lie in (0, 1), but got 1.0"),
@@ -148,6 +154,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" judges val/loss alone, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
     ({"budget__pack": 5}, "[budget] pack: `pack <= parallel` must hold, but got pack=5, parallel=4"),
     ({"budget__sampler": "grid"}, '[budget] sampler: "grid" needs choices, but these are ranges: lr'),
+    ({"search": GRID, "budget__sampler": "grid"}, '[budget] sampler: "grid" takes at most 100,000 points, but got 1,000,000; take "random"'),
     ({"search": {}, "budget__trials": 2}, "[budget] trials: an empty [search] has one trial, the baseline, but got 2"),
     ({"confirm__seeds": [7, 8, 7]}, "[confirm] seeds: must differ, but these are there twice: 7"),
     ({"confirm__seeds": [0, 1]}, "[confirm] seeds: must be fresh, but 0 is the search's own [trainer] seed; choose another"),

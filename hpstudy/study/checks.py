@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
-from hpstudy.study.file import ChoicesTable, Direction, Finding, MetricName, RangeTable, StudyFile, nearest, shown
+from hpstudy.study.file import (
+    MAX_INTEGER,
+    ChoicesTable,
+    Direction,
+    Finding,
+    MetricName,
+    RangeTable,
+    StudyFile,
+    nearest,
+    shown,
+)
 from hpstudy.study.study import AUTO, default_micro_batch
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
+MAX_NAMED = 8  # micro-batches that one problem names
+MAX_GRID = 100_000  # points; they are listed before the first trial
 BETAS = ("beta1", "beta2")
 
 
@@ -164,10 +177,12 @@ def _batches(file: StudyFile) -> Iterator[str]:
         bad = sorted(size for size in micro_batches if batch % (size * context))
         if bad:
             unit = math.lcm(*micro_batches) * context
-            near = [tokens for tokens in (batch // unit * unit, batch // unit * unit + unit) if tokens]
+            multiples = (batch // unit * unit, batch // unit * unit + unit)
+            near = [str(tokens) for tokens in multiples if 0 < tokens <= MAX_INTEGER]
             yield (
                 f"{place}: must be a multiple of micro_batch x context, but {batch} is not for micro_batch "
-                f"{', '.join(map(str, bad))} at context {context}; the nearest that work: {', '.join(map(str, near))}"
+                f"{', '.join(map(str, bad[:MAX_NAMED]))}{', ...' if len(bad) > MAX_NAMED else ''} at context {context}"
+                f"; {'the nearest that work: ' + ', '.join(near) if near else 'choose micro-batches that divide it'}"
             )
 
 
@@ -226,11 +241,15 @@ def _grid(file: StudyFile) -> Iterator[str]:
     ranges = [key for key, dimension in file.search.items() if isinstance(dimension, RangeTable)]
     if file.budget.sampler.name == "grid" and ranges:
         yield f'[budget] sampler: "grid" needs choices, but these are ranges: {", ".join(ranges)}'
+    elif file.budget.sampler.name == "grid":
+        points = math.prod(len(table.choices) for table in file.search.values() if isinstance(table, ChoicesTable))
+        if points > MAX_GRID:
+            yield f'[budget] sampler: "grid" takes at most {MAX_GRID:,} points, but got {points:,}; take "random"'
 
 
 def _seeds(file: StudyFile) -> Iterator[str]:
     seeds, search_seed = file.confirm.seeds, file.trainer.seed
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    twice = sorted(seed for seed, times in Counter(seeds).items() if times > 1)
     if twice:
         yield f"[confirm] seeds: must differ, but these are there twice: {', '.join(map(str, twice))}"
     if search_seed in seeds:
