@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup study test check bench golden clean
+.PHONY: help setup study test check audit bench golden clean
 .DEFAULT_GOAL := help
 
 help:  ## lists these targets
@@ -34,6 +34,9 @@ check: $(STAMP)  ## ruff, mypy and import-linter
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+audit: $(STAMP)  ## known vulnerabilities of what is installed, where their data can be had
+	@$(BIN)/python .ci/audit.py
 
 bench: $(STAMP)  ## speed on this machine against its limit: make bench ARGS="--peers"
 	@$(BIN)/hpstudy bench $(ARGS)

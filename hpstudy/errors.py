@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal obeys instead of showing it
 
 
 class HpstudyError(Exception):
@@ -13,17 +16,25 @@ class HpstudyError(Exception):
 
 
 class UserError(HpstudyError):
-    """The user's input is wrong; `problems` names place, value, rule and remedy, one string per problem."""
+    """The user's input is wrong; `problems` names place, value, rule and remedy, one string per problem.
+
+    A problem is one line: the control characters of what it quotes are shown as escapes.
+    """
 
     exit_code = 2
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        told = (problems,) if isinstance(problems, str) else problems
+        self.problems: tuple[str, ...] = tuple(CONTROLS.sub(_escaped, problem) for problem in told)
         super().__init__("\n".join(self.problems))
 
 
 class MachineError(HpstudyError):
     """The machine failed: nothing recorded is lost; the message ends with how to go on."""
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

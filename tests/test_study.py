@@ -74,6 +74,7 @@ def told_of(content: str) -> list[str]:
 
 
 LR = BASE["search"]["lr"]
+GRID = {key: {"choices": [0.1 + 0.001 * step for step in range(100)]} for key in ("beta1", "beta2", "eps")}
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     # keys
     ({"search__learning_rate": LR}, '[search] unknown key "learning_rate"; did you mean "lr"?'),
@@ -111,6 +112,11 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"trainer__corpus": "text:"}, '[trainer] corpus: "text:" must be followed by a path, but got "text:"'),
     ({"trainer__tokenizer": "gpt2:255"}, '[trainer] tokenizer: "gpt2:N" needs a whole number N with 256 <= N <= 50256, but got "gpt2:255"'),
     ({"trainer__tokenizer": "gtp2"}, '[trainer] tokenizer: unknown tokenizer "gtp2"; did you mean "gpt2"?; known are "gpt2", "gpt2:N" and "bytes"'),
+    ({"trainer__seconds": 2e9}, "[trainer] seconds: must be less than or equal to 1000000000, but got 2000000000.0"),
+    ({"trainer__evals": 2**63}, "[trainer] evals: a whole number must fit in 64 bits"),
+    ({"question": "\x1b[2J"}, 'question: must be one line without control characters, but got "\\u001b[2J"'),
+    ({"search__\x1b[31m": LR}, f'[search] unknown key "\\x1b[31m"; known are {", ".join(RULES)}'),
+    ({"confirm__seeds": [1] * 1001}, f"[confirm] seeds: must have at most 1000 items after validation, not 1001, but got [{'1, ' * 66}1..."),
     # hyperparameters
     ({"hparams__lr": 0.0, "search": {}}, "[hparams] lr: must lie in (0, inf), but got 0.0"),
     ({"baseline__overrides": {"beta1": 1.0}}, "[baseline] overrides: beta1: must lie in (0, 1), but got 1.0"),
@@ -119,6 +125,11 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"search__beta1": {"low": 0.5, "high": 1.0, "scale": "log1m"}}, "[search] beta1: high must lie in (0, 1), but got 1.0"),
     ({"search__weight_decay": {"low": 0, "high": 1, "scale": "log"}}, '[search] weight_decay: scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'),
     ({"search__lr__scale": "log1m"}, '[search] lr: scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'),
+    ({"hparams__micro_batch": "auto", "search__micro_batch": {"choices": [8, 16]}}, "[search] micro_batch: also in [hparams]; a key is searched or fixed, remove one of them"),
+    ({"hparams__micro_batch": "auto", "baseline__overrides": {"micro_batch": 8}}, '[baseline] overrides: micro_batch: "auto" in [hparams] finds one for baseline and trials, but got 8; remove one of them'),
+    ({"hparams__micro_batch": "Auto"}, "[hparams] micro_batch: must be a whole number, but got 'Auto'"),
+    ({"hparams__lr": "auto", "search": {}}, "[hparams] lr: must be a number, but got 'auto'"),
+    ({"search__micro_batch": {"choices": [8, "auto"]}}, "[search] micro_batch: choices must be a whole number, but got 'auto'"),
     ({"search__micro_batch": {"low": 1, "high": 8}}, "[search] micro_batch: has no continuous range; search it with { choices = [8, 16, 32] }"),
     ({"search__eps": {"choices": [1e-8]}}, "[search] eps: choices must be at least two different values, but got [1e-08]"),
     ({"search__eps": {"choices": [1e-8, 1e-8]}}, "[search] eps: choices must be at least two different values, but got [1e-08, 1e-08]"),
@@ -143,6 +154,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" judges val/loss alone, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
     ({"budget__pack": 5}, "[budget] pack: `pack <= parallel` must hold, but got pack=5, parallel=4"),
     ({"budget__sampler": "grid"}, '[budget] sampler: "grid" needs choices, but these are ranges: lr'),
+    ({"search": GRID, "budget__sampler": "grid"}, '[budget] sampler: "grid" takes at most 100,000 points, but got 1,000,000; take "random"'),
     ({"search": {}, "budget__trials": 2}, "[budget] trials: an empty [search] has one trial, the baseline, but got 2"),
     ({"confirm__seeds": [7, 8, 7]}, "[confirm] seeds: must differ, but these are there twice: 7"),
     ({"confirm__seeds": [0, 1]}, "[confirm] seeds: must be fresh, but 0 is the search's own [trainer] seed; choose another"),
@@ -287,6 +299,23 @@ def test_an_unset_micro_batch_is_the_largest_divisor_up_to_16(batch_tokens: int,
     study = parse(text(hparams__batch_tokens=batch_tokens))
     assert study.trial_hparams({"lr": 1e-3}, None).micro_batch == micro_batch
     assert study.spec.ramp_multiple == micro_batch
+
+
+@pytest.mark.parametrize("found", [4, 32])
+def test_a_micro_batch_to_be_found_is_frozen_as_auto_and_moves_no_ramp(found: int) -> None:
+    batches = {"hparams__batch_tokens": None, "search__batch_tokens": {"choices": [4096, 24 * 128]}}
+    auto = parse(text(hparams__micro_batch="auto", baseline__overrides={"batch_tokens": 4096}, **batches))
+    unset = parse(text(baseline__overrides={"batch_tokens": 4096}, **batches))
+    assert auto.auto_micro_batch
+    assert not unset.auto_micro_batch
+    assert auto.spec == unset.spec
+    assert auto.resolved()["hparams.micro_batch"] == "auto"
+    assert changed_keys(unset.resolved(), auto.resolved())
+    settled = replace(auto, micro_batch_limit=found)
+    assert settled.resolved() == auto.resolved()
+    assert settled.baseline_hparams(None).micro_batch == found
+    shorter = settled.trial_hparams({"lr": 1e-3, "batch_tokens": 24 * 128}, None)
+    assert shorter.micro_batch == min(found, 24)  # the largest divisor that is no larger
 
 
 def test_ramp_batches_fit_every_micro_batch_that_may_occur() -> None:

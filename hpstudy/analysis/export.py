@@ -15,7 +15,7 @@ from hpstudy.errors import MachineError
 
 Format = Literal["parquet", "csv"]
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs such text: CWE-1236
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs such text: CWE-1236
 
 
 def export(frames: StudyFrames, directory: Path, fmt: Format) -> list[Path]:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.connection import Connection
 
 import torch
 
+from hpstudy.benching import recipe
 from hpstudy.benching.notebook import train
 from hpstudy.benching.peers import build
 from hpstudy.benching.race import Built, Job, Turn
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.hparams import GPT3
-from hpstudy.records import Run
+from hpstudy.records import Run, StepRecord
 from hpstudy.running.workers import Refused
 from hpstudy.spec import TrainerSpec
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import Placement, place, prepare_process
 from hpstudy.training.gpt import VOCAB_MULTIPLE
+from hpstudy.training.memory import peak_gib
 from hpstudy.training.trainer import Trainer
 
 ENDLESS = 10**15  # tokens
+REPEATED_STEPS = 2
+UNFUSED = 4  # the memory of logits outside compiled code, in that of logits inside it
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -51,32 +55,49 @@ def _turn(steps: Iterator[object], budget: float, placement: Placement) -> Turn:
         start = time.perf_counter()
         next(steps)
         seconds.append(time.perf_counter() - start)
+    if placement.is_cuda:  # hpstudy launches a step ahead: it ends in this turn, not in a peer's
+        start = time.perf_counter()
+        torch.cuda.synchronize()
+        seconds[-1] += time.perf_counter() - start
     return Turn(seconds=tuple(seconds), peak_memory_gib=_peak_memory_gib(placement))
 
 
 def _peak_memory_gib(placement: Placement) -> float:
     if placement.is_cuda:
         return torch.cuda.max_memory_allocated(placement.device) / 2**30
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_gib()
 
 
 def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
-    """What a step of the contender amounts to, and the steps; each has ended on the device when it is yielded."""
+    """What a step of the contender amounts to, and the steps; the device may still be at the last one."""
     torch.set_num_threads(job.threads)
     if job.contender == "gemm":
         size = GEMM_SIZE[placement.kind]
         return _built(placement, 0, 2 * size**3), _gemm(size, placement)
     setting = job.setting
     corpus = load_corpus("asv", setting.tokenizer, setting.context)
-    spec, run = _endless(job, setting.sequences[placement.kind])
+    spec, run = _endless(job, placement.kind)
     built = _built(placement, run.hparams.batch_tokens, run.hparams.batch_tokens * setting.flops_per_token)
     if job.contender == "hpstudy":
         prepare_process(job.threads)  # as a study's worker is
-        return built, Trainer(spec, corpus, placement).train(run)
+        trainer = Trainer(spec, corpus, placement)
+        return replace(built, repeats=_repeats(trainer, run)), trainer.train(run)
     padded = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE  # as hpstudy's model has it
+    if job.contender == "build-nanogpt":
+        ours = recipe.build(setting.model, padded, setting.context, placement)
+        return built, recipe.train(ours, spec, run, corpus, placement)
     model, forward = build(job.contender, setting.model, padded, setting.context, placement)
     return built, train(model, forward, spec, run, corpus, placement)
+
+
+def _repeats(trainer: Trainer, run: Run) -> bool:
+    """Whether the first steps give the same numbers twice, to the last bit."""
+
+    def figures(record: StepRecord) -> tuple[float, ...]:
+        return record.loss, record.grad_norm, record.update_to_weight
+
+    first, again = ([figures(record) for record in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
+    return first == again
 
 
 def _built(placement: Placement, tokens: int, flops: int) -> Built:
@@ -98,9 +119,12 @@ def _gemm(size: int, placement: Placement) -> Iterator[float]:
         yield out[0, 0].item()
 
 
-def _endless(job: Job, sequences: int) -> tuple[TrainerSpec, Run]:
+def _endless(job: Job, kind: str) -> tuple[TrainerSpec, Run]:
     """A training whose end, and whose evaluation, no turn reaches."""
     setting = job.setting
+    sequences, micro_batch = setting.sequences[kind], setting.micro_batch[kind]
+    if kind == "cuda" and micro_batch < sequences and job.contender not in ("hpstudy", "build-nanogpt"):
+        micro_batch //= UNFUSED  # all contenders share the GPU's memory
     spec = TrainerSpec(
         model=setting.model,
         corpus="asv",
@@ -115,7 +139,7 @@ def _endless(job: Job, sequences: int) -> tuple[TrainerSpec, Run]:
         precision="auto",
         ramp_multiple=1,
     )
-    hparams = replace(GPT3, batch_tokens=sequences * setting.context, micro_batch=sequences, batch_ramp_fraction=0.0)
+    hparams = replace(GPT3, batch_tokens=sequences * setting.context, micro_batch=micro_batch, batch_ramp_fraction=0.0)
     return spec, Run(run_id="bench", phase="search", trial=None, seed=0, tokens=ENDLESS, hparams=hparams)
 
 

@@ -22,7 +22,7 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.running.workers import Refused
 from hpstudy.spec import PRESETS, ModelShape, vocab_size
 
-Name = Literal["gemm", "hpstudy", "notebook", "transformers", "litgpt"]
+Name = Literal["gemm", "hpstudy", "notebook", "transformers", "litgpt", "build-nanogpt"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class Setting:
     tokenizer: str
     context: int
     sequences: Mapping[str, int]  # of one step, by kind of device
+    micro_batch: Mapping[str, int]  # of hpstudy and of build-nanogpt, by kind of device
 
     @property
     def flops_per_token(self) -> int:
@@ -48,16 +49,24 @@ class Setting:
         return 6 * (12 * L * C * C + V * C) + 12 * L * C * T
 
 
-def _setting(preset: str, tokenizer: str, context: int, *, cpu: int, cuda: int) -> Setting:
-    sequences = {"cpu": cpu, "cuda": cuda}
-    return Setting(name=preset, model=PRESETS[preset], tokenizer=tokenizer, context=context, sequences=sequences)
+def _setting(
+    preset: str, tokenizer: str, context: int, *, cpu: int, cuda: int, cuda_micro: int | None = None
+) -> Setting:
+    return Setting(
+        name=preset,
+        model=PRESETS[preset],
+        tokenizer=tokenizer,
+        context=context,
+        sequences={"cpu": cpu, "cuda": cuda},
+        micro_batch={"cpu": cpu, "cuda": cuda_micro or cuda},
+    )
 
 
-SETTINGS = (  # a step takes seconds at most
+SETTINGS = (  # a step takes seconds at most, save a peer's of gpt-125m
     _setting("gpt-2x64", "gpt2:512", 128, cpu=16, cuda=512),
     _setting("gpt-4x128", "gpt2", 128, cpu=16, cuda=256),
     _setting("gpt-6x256", "gpt2", 256, cpu=8, cuda=128),
-    _setting("gpt-125m", "gpt2", 1024, cpu=1, cuda=32),
+    _setting("gpt-125m", "gpt2", 1024, cpu=1, cuda=512, cuda_micro=64),  # GPT-3's batch, 2^19 tokens
 )
 QUICK = SETTINGS[:-1]
 
@@ -80,6 +89,7 @@ class Built:
     precision: str
     tokens_per_step: int
     flops_per_step: int
+    repeats: bool | None = None  # hpstudy: whether its first steps, trained twice, gave the same numbers bitwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +164,12 @@ class Race:
         return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def peers_here() -> tuple[list[Name], list[Name]]:
-    """The peers that can run here, and those that are not installed."""
+def peers_here(setting: Setting) -> tuple[list[Name], list[Name]]:
+    """The peers that can run here, and those that are not installed; build-nanogpt is a recipe for gpt-125m."""
     packaged: tuple[Name, ...] = ("transformers", "litgpt")
     missing = [name for name in packaged if find_spec(name) is None]
-    return ["notebook", *(name for name in packaged if name not in missing)], missing
+    recipes: list[Name] = ["build-nanogpt"] if setting.name == "gpt-125m" else []
+    return ["notebook", *(name for name in packaged if name not in missing), *recipes], missing
 
 
 def race(

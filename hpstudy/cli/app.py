@@ -150,11 +150,12 @@ def bench(
     peers: Annotated[bool, typer.Option("--peers", help="Against other trainers, by turns.")] = False,
     study: Annotated[bool, typer.Option("--study", help="Trials per hour against a process per trial.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
+    preset: Annotated[str | None, typer.Option("--preset", help="This model alone.", metavar="NAME")] = None,
 ) -> None:
     """Measures the speed of training on this machine against its limit, other trainers, or sweep agents."""
     from hpstudy.cli import bench_command
 
-    bench_command.bench(device=device, threads=threads, peers=peers, study=study, quick=quick)
+    bench_command.bench(device=device, threads=threads, peers=peers, study=study, quick=quick, preset=preset)
 
 
 def _num_workers(text: str) -> int | None:

@@ -9,38 +9,44 @@ from pathlib import Path
 
 from rich.table import Table
 
-from hpstudy.benching.race import QUICK, SETTINGS, Name, Race, Spread, peers_here, race, spread
+from hpstudy.benching.race import QUICK, SETTINGS, Name, Race, Setting, Spread, peers_here, race, spread
 from hpstudy.benching.trials import Bout, bouts
 from hpstudy.cli.consoles import err, out
+from hpstudy.errors import UserError
 
 TURN_SECONDS, QUICK_TURN_SECONDS = 1.0, 0.25
 
 
-def bench(*, device: str, threads: int, peers: bool, study: bool, quick: bool) -> None:
+def bench(*, device: str, threads: int, peers: bool, study: bool, quick: bool, preset: str | None) -> None:
     """Prints the table of trainings, and with `study` the table of whole studies, alone or after the other."""
     if peers or not study:
-        races = _races(device, threads, peers, quick)
+        races = _races(device, threads, peers, quick, preset)
         built = races[0].gemm.built
         out().print(f"{built.device}, {built.precision}, {threads} thread{'s' if threads > 1 else ''}", markup=False)
         out().print(race_table(races))
+        repeats = all(each.results["hpstudy"].built.repeats for each in races)
+        out().print(f"the same numbers, to the last bit, when trained again: {'yes' if repeats else 'no'}")
     if study:
         with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder:
             found = list(bouts(Path(folder), rounds=1 if quick else 3, device=device, say=_say))
         out().print(bout_table(found))
 
 
-def _races(device: str, threads: int, peers: bool, quick: bool) -> list[Race]:
-    names: list[Name] = ["hpstudy"]
-    if peers:
-        here, missing = peers_here()
-        names += here
-        for name in missing:
-            _say(f"{name} is not installed and left out; it comes with: pip install 'hpstudy[peers]'")
+def _races(device: str, threads: int, peers: bool, quick: bool, preset: str | None) -> list[Race]:
+    settings = [setting for setting in SETTINGS if setting.name == preset] if preset else QUICK if quick else SETTINGS
+    if not settings:
+        raise UserError(f"--preset {preset}: must be one of {', '.join(setting.name for setting in SETTINGS)}")
+    for name in peers_here(settings[0])[1] if peers else ():
+        _say(f"{name} is not installed and left out; it comes with: pip install 'hpstudy[peers]'")
     turn_seconds = QUICK_TURN_SECONDS if quick else TURN_SECONDS
     return [
-        race(setting, names, device=device, threads=threads, turn_seconds=turn_seconds, say=_say)
-        for setting in (QUICK if quick else SETTINGS)
+        race(setting, _field(setting, peers), device=device, threads=threads, turn_seconds=turn_seconds, say=_say)
+        for setting in settings
     ]
+
+
+def _field(setting: Setting, peers: bool) -> list[Name]:
+    return ["hpstudy", *(peers_here(setting)[0] if peers else [])]
 
 
 def race_table(races: Sequence[Race]) -> Table:

@@ -48,7 +48,7 @@ def check(name: str, device: str, trials: int | None) -> None:
         err().print(f"warning: {warning}")
     num_runs = num_trials(study, trials) + (study.baseline_proposal() is None)
     with tempfile.TemporaryDirectory() as folder:
-        cost = estimate(study, device, num_runs, Path(folder) / "worker.log")
+        cost = estimate(study, device, num_runs, Path(folder) / "worker.log", err().print)
     _print_cost(console, study, cost, corpus.num_train_tokens)
 
 
@@ -133,6 +133,8 @@ def _space_table(study: Study) -> Table:
 def _departures(study: Study) -> Iterator[str]:
     """One line per value in which the study's baseline is not GPT-3's."""
     baseline, gpt3 = asdict(study.baseline_hparams(study.spec.tokens)), asdict(GPT3)
+    if study.auto_micro_batch:
+        del baseline["micro_batch"]  # not known yet
     changed = [f"{key} {value} (GPT-3: {gpt3[key]})" for key, value in baseline.items() if value != gpt3[key]]
     if changed:
         yield f"baseline departs from GPT-3 in: {', '.join(changed)}"

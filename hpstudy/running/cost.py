@@ -10,6 +10,7 @@ from typing import Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
+from hpstudy.running.micro_batch import find
 from hpstudy.running.workers import Measure, Measured, Ready, Refused, Setup, Worker
 from hpstudy.study import Choices, Study
 from hpstudy.training.schedule import plan
@@ -28,11 +29,18 @@ class Cost:
     num_params: int
 
 
-def estimate(study: Study, device: str, num_runs: int, log: Path) -> Cost:
+def estimate(study: Study, device: str, num_runs: int, log: Path, say: Callable[[str], None]) -> Cost:
     """Times steps of every micro-batch that may occur and adds up. Raises UserError or MachineError."""
-    worker = Worker(Setup(spec=study.spec, device=device, base=Path.cwd()), log)
+    setup = Setup(spec=study.spec, device=device, base=Path.cwd())
+    worker = Worker(setup, log)
     try:
         ready = welcome(worker)
+        if study.auto_micro_batch:
+            found = find(study, worker, ready.environment, say)
+            study = replace(study, micro_batch_limit=found.size)
+            if found.probed:
+                worker.stop()
+                worker = Worker(setup, log)
         baseline = study.baseline_hparams(study.spec.tokens)
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]

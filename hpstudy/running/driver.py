@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,6 +20,7 @@ from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecor
 from hpstudy.running.cost import measure, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
+from hpstudy.running.micro_batch import find
 from hpstudy.running.sources import Fixed, Source, Trials
 from hpstudy.running.summary import RunSummary
 from hpstudy.running.workers import (
@@ -111,8 +112,23 @@ class _Driver:
             f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
             f"{environment['reason']}"
         )
+        self._settle_micro_batch(environment)
         count = num_workers(self._study, environment, self._options, self._progress.say)
         self._workers += [self._start_worker(index) for index in range(1, count)]
+
+    def _settle_micro_batch(self, environment: Mapping[str, Any]) -> None:
+        """Finds the micro-batch that the study leaves open, once, and keeps it in calibration.json."""
+        if not self._study.auto_micro_batch:
+            return
+        known: dict[str, float] = self._store.read_json("calibration.json") or {}
+        if "micro_batch" not in known:
+            found = find(self._study, self._workers[0], environment, self._progress.say, self._look)
+            if found.probed:
+                self._workers[0].stop()
+                self._workers[0] = self._start_worker(0)
+            known["micro_batch"] = found.size
+            self._store.write_json("calibration.json", known)
+        self._study = replace(self._study, micro_batch_limit=int(known["micro_batch"]))
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""

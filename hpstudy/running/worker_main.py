@@ -13,11 +13,24 @@ import torch
 from hpstudy.errors import UserError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run
-from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded, Refused, Setup, Train
+from hpstudy.running.workers import (
+    Finished,
+    Measure,
+    Measured,
+    Ready,
+    Recorded,
+    Refused,
+    Setup,
+    Timed,
+    TimeSteps,
+    Train,
+)
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.trainer import Trainer
+
+PROBE_STEPS = 3  # timed at each micro-batch that is tried
 
 
 def serve(connection: Connection) -> None:
@@ -36,6 +49,8 @@ def serve(connection: Connection) -> None:
                 connection.send(_train(trainer, run, judged, connection))
             case Measure(hparams=hparams):
                 connection.send(_measure(trainer, hparams))
+            case TimeSteps(hparams=hparams):
+                connection.send(_time_steps(trainer, hparams))
             case order:
                 raise AssertionError(f"unexpected order {order!r}")
 
@@ -81,6 +96,17 @@ def _measure(trainer: Trainer, hparams: HParams) -> Measured:
         return Measured(speed=trainer.measure(hparams))
     except Exception as error:
         return Measured(speed=None, message=f"{type(error).__name__}: {error}")
+
+
+def _time_steps(trainer: Trainer, hparams: HParams) -> Timed:
+    trainer.placement.forget_memory()
+    seconds, message = None, ""
+    try:
+        seconds = min(trainer.time_steps(hparams, PROBE_STEPS))
+    except Exception as error:
+        message = "out of memory" if _is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+    peak, room = trainer.placement.memory_gib()
+    return Timed(step_seconds=seconds, peak_gib=peak, room_gib=room, message=message)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

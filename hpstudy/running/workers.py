@@ -57,6 +57,13 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSteps:
+    """Order: run a few whole steps and tell how long one takes and what memory they need, keep nothing."""
+
+    hparams: HParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """Report: built and waiting; `environment` is what the numbers depend on."""
 
@@ -97,8 +104,18 @@ class Measured:
     message: str = ""
 
 
-Order = Setup | Train | Word | Measure
-Report = Ready | Refused | Recorded | Finished | Measured
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """Report: the answer to TimeSteps; `step_seconds` is None when they failed, and the message says why."""
+
+    step_seconds: float | None  # the shortest: other processes only lengthen a step
+    peak_gib: float  # of memory
+    room_gib: float  # what the worker could have
+    message: str = ""
+
+
+Order = Setup | Train | Word | Measure | TimeSteps
+Report = Ready | Refused | Recorded | Finished | Measured | Timed
 
 
 class Worker:

@@ -1,47 +1,133 @@
-"""Optuna's journal on disk: opened, made, or mended after a kill."""
+"""Optuna's journal on disk: opened, made, or mended after a kill.
+
+Every event of it follows from the study file and the run store, so a damaged last one may be cut off: the trial is
+proposed again, or its result told again. A damaged event among sound ones is refused, with its line.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalStorage
 
-from hpstudy.errors import UserError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.search.space import distributions
 from hpstudy.study import Study
 
+Event = dict[str, Any]
+"""One line of the journal."""
 
-def open_journal(study: Study, storage: Path, *, read_only: bool) -> optuna.Study:
-    """The study in its journal, made where it is missing; a reader gets an empty one in memory instead.
 
-    Raises UserError if the journal's trials were proposed from another space.
+def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optuna.Study, str | None]:
+    """The study in its journal, made where it is missing, and what was mended of it, in words.
+
+    A reader gets the sound events as they are now, in memory, and writes nothing.
+    Raises UserError if the journal's trials were proposed from another space, MachineError if it is damaged before its
+    last event, or cannot be read or written.
     """
-    if not read_only:
-        _mend(storage)
-    journal = None
-    if storage.exists() or not read_only:
-        # Absolute: Optuna's lock is a symbolic link to this path, read from the lock's own folder.
-        journal = JournalStorage(JournalFileBackend(str(storage.resolve())))
-        if study.name in optuna.get_all_study_names(journal):
-            found = optuna.load_study(study_name=study.name, storage=journal)
-            for trial in found.get_trials(deepcopy=False)[:1]:  # all trials are asked from the same one
-                _check_space(storage, trial.distributions, distributions(study.space))
-            return found
-    directions = [objective.direction for objective in study.objectives]
-    return optuna.create_study(study_name=study.name, storage=None if read_only else journal, directions=directions)
+    mended = None
+    with accessing(storage):
+        lines = storage.read_bytes().splitlines(keepends=True) if storage.exists() else []
+        events = _sound_events(study, lines)
+        if any(map(_event, lines[len(events) + 1 :])):
+            raise MachineError(
+                f"{storage}: line {len(events) + 1}: must be an event of the study {study.name} as it was written, but "
+                "is damaged; restore the file, or move it away and run the same command again: every trial is proposed "
+                "again and told what its run came to"
+            )
+        if read_only:
+            journal = JournalStorage(_Memory(events))
+        else:
+            for lock in storage.parent.glob(f"{storage.name}.lock*"):
+                lock.unlink()  # of a process that was killed: only the caller may write
+            if len(events) < len(lines):
+                os.truncate(storage, sum(map(len, lines[: len(events)])))
+                mended = f"{storage}: its last event, line {len(events) + 1}, was damaged and is worked out again"
+            # Absolute: Optuna's lock is a symbolic link to this path, read from the lock's own folder.
+            journal = JournalStorage(JournalFileBackend(str(storage.resolve())))
+        if not events:
+            directions = [objective.direction for objective in study.objectives]
+            return optuna.create_study(study_name=study.name, storage=journal, directions=directions), mended
+    found = optuna.load_study(study_name=study.name, storage=journal)
+    for trial in found.get_trials(deepcopy=False)[:1]:  # all trials are asked from the same one
+        _check_space(storage, trial.distributions, distributions(study.space))
+    return found, mended
 
 
-def _mend(storage: Path) -> None:
-    """Clears what a killed process leaves: the lock that nobody holds any more, and a last line cut short."""
-    for lock in storage.parent.glob(f"{storage.name}.lock*"):
-        lock.unlink()
-    if storage.exists():
-        journal = storage.read_bytes()
-        if not journal.endswith(b"\n"):
-            os.truncate(storage, journal.rfind(b"\n") + 1)
+@contextmanager
+def accessing(storage: Path) -> Iterator[None]:
+    """Turns a failed read or write of the journal into a MachineError; a line written in part is cut off next time."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"{storage}: must be readable and writable, but got: {error.strerror}; what was recorded before is safe: "
+            "mend that and run the same command again"
+        ) from error
+
+
+def _sound_events(study: Study, lines: Sequence[bytes]) -> list[Event]:
+    """The events before the first that was not written whole, or that Optuna cannot replay."""
+    events: list[Event] = []
+    for line in lines:
+        event = _event(line)
+        if event is None:
+            break
+        events.append(event)
+    if _replays(study, events):
+        return events
+    return events[: bisect_left(range(len(events)), True, key=lambda last: not _replays(study, events[: last + 1]))]
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _replays(study: Study, events: Sequence[Event]) -> bool:
+    """Whether events are those of the study, and of trials that were all proposed from one space."""
+    if not events:
+        return True
+    try:
+        journal = JournalStorage(_Memory(events))
+        (found,) = journal.get_all_studies()
+        trials = journal.get_all_trials(found._study_id, deepcopy=False)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # what replaying garbled values raises
+        return False
+    directions = [direction.name.lower() for direction in found.directions]
+    return (
+        found.study_name == study.name
+        and directions == [objective.direction for objective in study.objectives]
+        and all(
+            t.distributions == trials[0].distributions and t.params.keys() == t.distributions.keys() for t in trials
+        )
+    )
+
+
+class _Memory(BaseJournalBackend):
+    """A journal's events without its file."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = list(events)
+
+    def read_logs(self, log_number_from: int) -> list[Event]:
+        """The events from a number on."""
+        return self._events[log_number_from:]
+
+    def append_logs(self, logs: list[Event]) -> None:
+        """Adds events, which are gone with the process."""
+        self._events += logs
 
 
 def _check_space(storage: Path, asked: dict[str, BaseDistribution], space: dict[str, BaseDistribution]) -> None:

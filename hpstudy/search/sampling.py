@@ -9,10 +9,13 @@ from itertools import product
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpstudy.search.space import Params, Space, distributions
 from hpstudy.study import Choices, Sampler, Study, Value
+
+MEMORY = "memory"  # the constraint that a trial breaks which ran out of it
+FITS, EXCEEDS = -1.0, 1.0  # a constraint holds up to 0
 
 
 def is_grid(study: Study) -> bool:
@@ -38,22 +41,60 @@ def num_trials(study: Study, asked: int | None) -> int:
     return min(wanted, len(first_proposals(study))) if is_grid(study) else wanted
 
 
-def sampled_params(study: Study, number: int, told: Sequence[FrozenTrial], running: Sequence[FrozenTrial]) -> Params:
-    """What the study's sampler proposes for trial `number`; `told` and `running` are the trials before it.
+class SamplerView:
+    """The search as the sampler may see it, in memory: told trials as they ended, those asked since as running.
 
-    Some of `running` may have ended by now. Whether they have is timing, so their results are left out.
+    It grows along with the search, so that a proposal costs what the sampler costs; what is proposed is the same from
+    a view made anew. Results of running trials are left out: whether they have ended by now is timing.
     """
-    space = distributions(study.space)
-    view = optuna.create_study(
-        directions=[objective.direction for objective in study.objectives],
-        sampler=_sampler(study.budget.sampler, number),
-    )
-    if study.budget.sampler.name == "qmc":
-        for _ in range(number):  # its place in the sequence is how often it was asked, whatever became of the trials
-            view.ask(space)
-    else:
-        view.add_trials([*told, *(running_trial(study.space, trial.params) for trial in running)])
-    return view.ask(space).params
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._space = distributions(study.space)
+        self._renew(constrained=False)
+
+    def propose(self, trials: Sequence[FrozenTrial], num_told: int) -> Params:
+        """What the study's sampler proposes after `trials`, of which it may know how the first `num_told` ended."""
+        constrained = self._constrained or any(map(is_infeasible, trials[self._num_told : num_told]))
+        if constrained != self._constrained or self._num_asked > len(trials):
+            self._renew(constrained)
+        self._view.sampler = _sampler(self._study.budget.sampler, len(trials))
+        for trial in trials[self._num_asked :]:
+            self._ask(trial)
+        for trial in trials[self._num_told : num_told]:
+            self._tell(trial)
+        self._num_asked += 1
+        params: Params = self._view.ask(self._space).params
+        return params
+
+    def _renew(self, constrained: bool) -> None:
+        self._view = optuna.create_study(directions=[objective.direction for objective in self._study.objectives])
+        self._num_asked = self._num_told = 0
+        self._constrained = constrained
+
+    def _ask(self, trial: FrozenTrial) -> None:
+        if self._study.budget.sampler.name == "qmc":
+            self._view.ask(self._space)  # its place in the sequence is how often it was asked
+        else:
+            self._view.add_trial(running_trial(self._study.space, trial.params))
+        self._num_asked += 1
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        number = self._num_told
+        self._num_told += 1
+        if self._study.budget.sampler.name == "qmc":
+            return  # learns nothing
+        again = Trial(self._view, number)  # in memory the first study's trials have their numbers as ids
+        for eval_index, loss in trial.intermediate_values.items():
+            again.report(loss, eval_index)
+        if self._constrained and trial.state is TrialState.COMPLETE:  # of all or of none, where GP is to model it
+            again.set_constraint(MEMORY, trial.constraints.get(MEMORY, FITS))
+        self._view.tell(again, trial.values if trial.state is TrialState.COMPLETE else None, state=trial.state)
+
+
+def is_infeasible(trial: FrozenTrial) -> bool:
+    """Whether the trial broke a constraint; no such trial is ranked."""
+    return any(value > 0 for value in trial.constraints.values())
 
 
 def running_trial(space: Space, params: Params) -> FrozenTrial:

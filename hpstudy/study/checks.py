@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
-from hpstudy.study.file import ChoicesTable, Direction, Finding, MetricName, RangeTable, StudyFile, nearest, shown
-from hpstudy.study.study import default_micro_batch
+from hpstudy.study.file import (
+    MAX_INTEGER,
+    ChoicesTable,
+    Direction,
+    Finding,
+    MetricName,
+    RangeTable,
+    StudyFile,
+    nearest,
+    shown,
+)
+from hpstudy.study.study import AUTO, default_micro_batch
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
+MAX_NAMED = 8  # micro-batches that one problem names
+MAX_GRID = 100_000  # points; they are listed before the first trial
 BETAS = ("beta1", "beta2")
 
 
 def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
-    """Every batch in tokens that a trial or the baseline may have: where it is stated, and what it may be cut into."""
+    """Every batch in tokens that a trial or the baseline may have: where it is stated, and what it may be cut into.
+
+    A micro-batch to be found counts as one that nobody states, so that batches, and the steps of a ramp, are the same
+    whatever is found.
+    """
     found: dict[int, tuple[str, set[int]]] = {}
 
     def add(place: str, batch: int, micro_batches: Iterable[int]) -> None:
         sizes = found.setdefault(batch, (f"{place} batch_tokens", set()))[1]
         sizes.update(micro_batches or (default_micro_batch(batch, file.trainer.context),))
 
-    stated = {"micro_batch"} & {*file.search, *file.hparams}
+    stated = "micro_batch" in file.search or file.hparams.get("micro_batch", AUTO) != AUTO
     for batch in _values(file, "batch_tokens"):
         place = "[search]" if "batch_tokens" in file.search else "[hparams]"
         add(place, batch, _values(file, "micro_batch") if stated else ())
-    own = {**file.hparams, **file.baseline.overrides}
-    micro_batch = own.get("micro_batch")
-    add("[baseline] overrides:", own.get("batch_tokens", GPT3.batch_tokens), (micro_batch,) if micro_batch else ())
+    own = {"micro_batch": AUTO, **file.hparams, **file.baseline.overrides}
+    micro_batch = own["micro_batch"]
+    sizes = () if micro_batch == AUTO else (micro_batch,)
+    add("[baseline] overrides:", own.get("batch_tokens", GPT3.batch_tokens), sizes)
     return found
 
 
@@ -61,6 +79,8 @@ def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
         ("baseline", "[baseline] overrides: ", file.baseline.overrides),
     ):
         for key, value in table.items():
+            if section == "hparams" and key == "micro_batch" and value == AUTO:
+                continue
             if key not in RULES:
                 yield f"{section}.{key}", place + _unknown(key)
             elif problem := value_problem(key, value):
@@ -109,6 +129,15 @@ def _choices(key: str, dimension: ChoicesTable) -> Iterator[str]:
         yield f"choices must be at least two different values, but got {shown(values)}"
 
 
+def _auto_micro_batch(file: StudyFile) -> Iterator[str]:
+    own = file.baseline.overrides.get("micro_batch")
+    if file.hparams.get("micro_batch") == AUTO and own is not None:
+        yield (
+            f'[baseline] overrides: micro_batch: "auto" in [hparams] finds one for baseline and trials, but got {own}; '
+            "remove one of them"
+        )
+
+
 def _run_budget(file: StudyFile) -> Iterator[str]:
     tokens, seconds = file.trainer.tokens, file.trainer.seconds
     if (tokens is None) == (seconds is None):
@@ -148,10 +177,12 @@ def _batches(file: StudyFile) -> Iterator[str]:
         bad = sorted(size for size in micro_batches if batch % (size * context))
         if bad:
             unit = math.lcm(*micro_batches) * context
-            near = [tokens for tokens in (batch // unit * unit, batch // unit * unit + unit) if tokens]
+            multiples = (batch // unit * unit, batch // unit * unit + unit)
+            near = [str(tokens) for tokens in multiples if 0 < tokens <= MAX_INTEGER]
             yield (
                 f"{place}: must be a multiple of micro_batch x context, but {batch} is not for micro_batch "
-                f"{', '.join(map(str, bad))} at context {context}; the nearest that work: {', '.join(map(str, near))}"
+                f"{', '.join(map(str, bad[:MAX_NAMED]))}{', ...' if len(bad) > MAX_NAMED else ''} at context {context}"
+                f"; {'the nearest that work: ' + ', '.join(near) if near else 'choose micro-batches that divide it'}"
             )
 
 
@@ -210,11 +241,15 @@ def _grid(file: StudyFile) -> Iterator[str]:
     ranges = [key for key, dimension in file.search.items() if isinstance(dimension, RangeTable)]
     if file.budget.sampler.name == "grid" and ranges:
         yield f'[budget] sampler: "grid" needs choices, but these are ranges: {", ".join(ranges)}'
+    elif file.budget.sampler.name == "grid":
+        points = math.prod(len(table.choices) for table in file.search.values() if isinstance(table, ChoicesTable))
+        if points > MAX_GRID:
+            yield f'[budget] sampler: "grid" takes at most {MAX_GRID:,} points, but got {points:,}; take "random"'
 
 
 def _seeds(file: StudyFile) -> Iterator[str]:
     seeds, search_seed = file.confirm.seeds, file.trainer.seed
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    twice = sorted(seed for seed, times in Counter(seeds).items() if times > 1)
     if twice:
         yield f"[confirm] seeds: must differ, but these are there twice: {', '.join(map(str, twice))}"
     if search_seed in seeds:
@@ -224,6 +259,7 @@ def _seeds(file: StudyFile) -> Iterator[str]:
 _BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
 _FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
 _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a rule between keys, and the keys it reads
+    (_auto_micro_batch, "hparams.micro_batch baseline"),
     (_run_budget, "trainer.tokens trainer.seconds"),
     (_warmup_in_seconds, "trainer.seconds search.warmup_fraction baseline"),
     (_model, "trainer.model"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from hpstudy.errors import UserError, did_you_mean
+from hpstudy.errors import CONTROLS, UserError, did_you_mean
 from hpstudy.spec import PRESETS, PrecisionChoice, vocab_size
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
@@ -30,6 +30,13 @@ Scale = Literal["linear", "log", "log1m"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
 PrunerName = Literal["none", "median", "successive_halving"]
 Design = Literal["paired", "independent"]
+
+MAX_DEPTH = 16  # tables and arrays within one another; what a study needs is 4
+TOO_DEEP = f"nested too deep: tables and arrays may lie at most {MAX_DEPTH} deep"
+MAX_INTEGER = 2**63 - 1  # TOML's own
+MAX_LISTED = 1000  # choices of a key, or seeds
+MAX_SECONDS = 1e9
+MAX_SHOWN = 200  # characters of a value in an error message
 
 OTHER_NAMES = {  # what other tools call our keys, for "did you mean"
     "learning_rate": "lr",
@@ -56,8 +63,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as TOML spells it, near enough for an error message."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    """A value as TOML spells it, near enough for an error message; cut when it is long."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _preset(model: object) -> object:
@@ -67,6 +75,13 @@ def _preset(model: object) -> object:
     if model not in PRESETS:
         raise ValueError(f'unknown preset "{model}"{nearest(model, PRESETS)}; known are {", ".join(PRESETS)}')
     return asdict(PRESETS[model])
+
+
+def _one_line(text: str) -> str:
+    """A text that a terminal only shows."""
+    if CONTROLS.search(text):
+        raise ValueError(f"must be one line without control characters, but got {shown(text)}")
+    return text
 
 
 def _corpus(name: str) -> str:
@@ -104,6 +119,7 @@ def _dimension_kind(value: object) -> str:
 
 
 Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take
 
 
@@ -126,11 +142,11 @@ class ModelTable(Table):
 
 class TrainerTable(Table):
     model: Annotated[ModelTable, BeforeValidator(_preset)]
-    corpus: Annotated[str, AfterValidator(_corpus)] = "asv"
+    corpus: Annotated[Text, AfterValidator(_corpus)] = "asv"
     tokenizer: Annotated[str, AfterValidator(_tokenizer)] = "gpt2"
     context: Count = 1024
     tokens: Count | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | None = None
     evals: Count = 20
     val_tokens: Count = 2**16
     seed: Seed = 0
@@ -145,7 +161,7 @@ class RangeTable(Table):
 
 
 class ChoicesTable(Table):
-    choices: list[Any]  # checked value by value against hparams.RULES
+    choices: Annotated[list[Any], Field(max_length=MAX_LISTED)]  # checked value by value against hparams.RULES
 
 
 DimensionTable = Annotated[
@@ -180,19 +196,19 @@ class BudgetTable(Table):
 
 
 class ConfirmTable(Table):
-    seeds: list[Seed] = [101, 102, 103, 104, 105]
+    seeds: Annotated[list[Seed], Field(max_length=MAX_LISTED)] = [101, 102, 103, 104, 105]
     top: Count = 1
     margin: Annotated[float, Field(ge=0)] = 0.01
     design: Design = "paired"
 
 
 class WandbTable(Table):
-    project: Annotated[str, Field(min_length=1)] = "hpstudy"
-    entity: Annotated[str, Field(min_length=1)] | None = None
+    project: Text = "hpstudy"
+    entity: Text | None = None
 
 
 class StudyFile(Table):
-    question: Annotated[str, Field(min_length=1)]
+    question: Text
     format: Literal[1]
     baseline: BaselineTable = BaselineTable()
     trainer: TrainerTable
@@ -239,6 +255,10 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
         data = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise UserError(f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(TOO_DEEP) from error
+    if excesses := list(_excesses(data, ())):
+        raise UserError(excesses)
     try:
         return StudyFile.model_validate(data), []
     except ValidationError as error:
@@ -257,6 +277,20 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     trainer = {"model": "gpt-2x64", **sound.get("trainer", {})}
     stand_in = {"question": "?", "format": 1, "search": {}, **sound, "trainer": trainer}
     return StudyFile.model_validate(stand_in), findings
+
+
+def _excesses(value: object, keys: tuple[str, ...]) -> Iterator[str]:
+    """What TOML's reader lets through and no later message could quote: endless numbers, bottomless tables."""
+    if len(keys) > MAX_DEPTH:
+        yield f"{_place(keys[0], [key for key in keys[1:2] if key])}{TOO_DEEP}"
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        yield f"{_place(keys[0], [key for key in keys[1:] if key])}a whole number must fit in 64 bits"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _excesses(inner, (*keys, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _excesses(inner, (*keys, ""))
 
 
 def _sentence(found: ErrorDetails) -> str:

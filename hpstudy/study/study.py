@@ -15,6 +15,7 @@ from hpstudy.study.file import Design, Direction, MetricName, PrunerName, Sample
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
 
+AUTO = "auto"  # [hparams] micro_batch: found on the device before anything is trained
 RANGE_TOLERANCE = 1e-9  # relative; a baseline on a range's end counts as inside
 
 
@@ -124,6 +125,12 @@ class Study:
     project: str  # W&B
     entity: str | None
     warnings: tuple[str, ...]  # what is legal but probably not meant
+    micro_batch_limit: int = GPT3.micro_batch  # where no key states one; under AUTO, what was found on the device
+
+    @property
+    def auto_micro_batch(self) -> bool:
+        """Whether the micro-batch is to be found on the device."""
+        return self.hparams.get("micro_batch") == AUTO
 
     @property
     def largest_batch_tokens(self) -> int:
@@ -178,18 +185,20 @@ class Study:
 
     def _over_gpt3(self, given: dict[str, Value], tokens: int | None) -> HParams:
         values: dict[str, Any] = {**asdict(GPT3), **given}
-        if "micro_batch" not in given:
-            values["micro_batch"] = default_micro_batch(values["batch_tokens"], self.spec.context)
+        if given.get("micro_batch", AUTO) == AUTO:
+            values["micro_batch"] = default_micro_batch(
+                values["batch_tokens"], self.spec.context, self.micro_batch_limit
+            )
         if "warmup_fraction" not in given:
             scaled = scaled_warmup_fraction(tokens, values["batch_tokens"])
             values["warmup_fraction"] = min(scaled, values["decay_fraction"])
         return HParams(**values)
 
 
-def default_micro_batch(batch_tokens: int, context: int) -> int:
-    """The largest divisor of the batch's sequences that is no larger than GPT3's micro-batch."""
+def default_micro_batch(batch_tokens: int, context: int, limit: int = GPT3.micro_batch) -> int:
+    """The largest divisor of the batch's sequences that is no larger than `limit`."""
     sequences = max(batch_tokens // context, 1)
-    return max(size for size in range(1, GPT3.micro_batch + 1) if sequences % size == 0)
+    return max(size for size in range(1, limit + 1) if sequences % size == 0)
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.spec import PrecisionChoice
-from hpstudy.training.memory import keep_freed_memory
+from hpstudy.training.memory import keep_freed_memory, peak_gib, room_gib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,33 @@ class Placement:
         """Whether the model is compiled: on GPUs, where it fuses what would be many small kernels."""
         return self.is_cuda
 
+    @property
+    def captures(self) -> bool:
+        """Whether the micro-batches of small models are launched as one graph."""
+        return self.is_cuda
+
+    @property
+    def steps_unread(self) -> int:
+        """How many steps may wait to be read while the next is launched: one on GPUs, or they would run dry."""
+        return 1 if self.is_cuda else 0
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: bf16 matrix products, while weights, moments and the loss stay fp32."""
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forget_memory(self) -> None:
+        """Gives unused memory of a GPU back and begins its peak anew; a CPU's peak is the process's and stays."""
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def memory_gib(self) -> tuple[float, float]:
+        """(the most memory that training has taken, the most that it could: what is free and what it has)."""
+        if not self.is_cuda:
+            return peak_gib(), room_gib()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        peak, now = torch.cuda.max_memory_reserved(self.device), torch.cuda.memory_reserved(self.device)
+        return peak / 2**30, (free + now) / 2**30
 
     def environment(self) -> dict[str, Any]:
         """What must stay the same for a study's numbers to stay the same on this machine, and what it runs on."""

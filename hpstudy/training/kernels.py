@@ -21,7 +21,8 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     """Causal softmax attention, [B, H, T, D].
 
     torch's fused kernel has a slow backward for bf16 on CPUs: plain matrix products took a fifth of its time at
-    T = 128, 40% at 256 and 85% at 1024. In fp32 the fused one is as fast or faster.
+    T = 128, 40% at 256 and 85% at 1024. In fp32 the fused one is as fast or faster. On a GPU nothing is left to
+    choose by time: with deterministic algorithms torch itself leaves cuDNN's kernel out, and takes flash in bf16.
     """
     if q_BHTD.is_cpu and q_BHTD.dtype is torch.bfloat16:
         B, H, T, D = q_BHTD.shape
@@ -36,14 +37,16 @@ def output_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_s
     """Mean cross-entropy in nats, fp32, of the logits hidden @ weight.T with the rows from vocab_size on masked out.
 
     On CPUs the forward takes the gradients too, chunk by chunk of predictions: one exponential, passes that stay in
-    the cache, no logits in fp32 and none kept for the backward.
+    the cache, no logits in fp32 and none kept for the backward. Elsewhere torch.compile keeps those of the product,
+    in bf16 under autocast, and takes the softmax in fp32 as it reads them.
     """
     if hidden_NC.is_cpu:
         out: Tensor = _OutputLoss.apply(hidden_NC, weight_VC, targets_N, vocab_size)  # type: ignore[no-untyped-call]
         return out
     logits_NV = F.linear(hidden_NC, weight_VC).float()
-    if logits_NV.shape[1] > vocab_size:
-        logits_NV[:, vocab_size:] = -torch.inf
+    if logits_NV.shape[1] > vocab_size:  # not by assignment, which a compiler keeps in fp32 for the backward
+        padding_V = torch.arange(logits_NV.shape[1], device=logits_NV.device) >= vocab_size
+        logits_NV = logits_NV.masked_fill(padding_V, -torch.inf)
     return F.cross_entropy(logits_NV, targets_N)
 
 

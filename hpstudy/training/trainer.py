@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -17,6 +19,7 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
 from hpstudy.training.corpus import Corpus, WindowSampler, val_windows
+from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, captured
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
@@ -42,6 +45,7 @@ class Trainer:
         self._loss: Callable[[Tensor, Tensor], Any] = _compiled(self._model) if placement.compiles else self._model
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
+        self._graph: tuple[int, Backward] | None = None  # of the last micro-batch size: another one's memory is freed
         inputs, targets = val_windows(corpus, spec.context)
         rows = max(1, EVAL_TOKENS // spec.context)
         self._val_batches = [
@@ -55,48 +59,68 @@ class Trainer:
         return self._model.num_params
 
     def train(self, run: Run) -> Iterator[StepRecord]:
-        """Trains one run from its first step and yields what every step measured."""
+        """Trains one run from its first step and yields what every step measured.
+
+        On a GPU a record comes one step late, when the next one is under way, but at once where an evaluation
+        followed, as it does the last step.
+        """
         hparams, spec = run.hparams, self.spec
         initialize(self._model, run.seed)
         optimizer = make_adamw(self._flat, hparams)
         sampler = WindowSampler(self._corpus, spec.context, run.seed)
         steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
+        unread: deque[tuple[StepPlan, Reading]] = deque()
         for step in steps:
-            start = time.perf_counter()
-            loss = self._accumulate_gradients(sampler, step, hparams.micro_batch)
+            reading = Reading(self._flat.weights.device)
+            loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))
             clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
             self._before.copy_(self._flat.weights)
             update_(optimizer, step.lr, clipping.divisor)
             # ||update|| / ||weights||; about 1e-3 at a healthy rate
             ratio = norm(self._flat.weights - self._before) / norm(self._before)
-            figures = torch.stack([loss, clipping.norm, clipping.clipped, ratio]).tolist()  # the only synchronisation
-            seconds = time.perf_counter() - start
-            yield StepRecord(
-                step=step.step,
-                tokens=step.tokens,
-                loss=figures[0],
-                grad_norm=figures[1],
-                clipped=bool(figures[2]),
-                lr=step.lr,
-                update_to_weight=figures[3],
-                batch_tokens=step.batch_tokens,
-                micro_batch=hparams.micro_batch,
-                accumulation=step.batch_tokens // (hparams.micro_batch * spec.context),
-                step_seconds=seconds,
-                tok_per_sec=step.batch_tokens / seconds,
-                **(self._evaluation(step.eval_index) if step.eval_index else {}),
-            )
+            reading.send(torch.stack([loss, clipping.norm, clipping.clipped, ratio]))
+            unread.append((step, reading))
+            while len(unread) > (0 if step.eval_index else self.placement.steps_unread):
+                yield self._record(hparams, *unread.popleft())
+
+    def _micro_batch(self, hparams: HParams, step: StepPlan) -> int:
+        """Sequences in a forward pass; a ramp's smaller batches need not hold a micro-batch found for the full one."""
+        return math.gcd(hparams.micro_batch, step.batch_tokens // self.spec.context)
+
+    def _record(self, hparams: HParams, step: StepPlan, reading: Reading) -> StepRecord:
+        """What a step measured; reading it is the only synchronisation of a step that does not evaluate."""
+        (loss, grad_norm, clipped, ratio), seconds = reading.read()
+        micro_batch = self._micro_batch(hparams, step)
+        return StepRecord(
+            step=step.step,
+            tokens=step.tokens,
+            loss=loss,
+            grad_norm=grad_norm,
+            clipped=bool(clipped),
+            lr=step.lr,
+            update_to_weight=ratio,
+            batch_tokens=step.batch_tokens,
+            micro_batch=micro_batch,
+            accumulation=step.batch_tokens // (micro_batch * self.spec.context),
+            step_seconds=seconds,
+            tok_per_sec=step.batch_tokens / seconds,
+            **(self._evaluation(step.eval_index) if step.eval_index else {}),
+        )
 
     def measure(self, hparams: HParams, steps: int = 6) -> Speed:
         """Times full-batch steps (the median, after two of warm-up) and one evaluation, without keeping a result."""
-        full_batch = replace(hparams, batch_ramp_fraction=0.0)
-        far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
-        run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
-        timed = [record.step_seconds for record in islice(self.train(run), 2 + steps)][2:]
+        timed = self.time_steps(hparams, steps)
         self._evaluation(eval_index=1)  # compiles, where that is done
         start = time.perf_counter()
         self._evaluation(eval_index=1)
         return Speed(step_seconds=statistics.median(timed), eval_seconds=time.perf_counter() - start)
+
+    def time_steps(self, hparams: HParams, steps: int) -> list[float]:
+        """Seconds of each of some full-batch steps, after two of warm-up, without keeping a result."""
+        full_batch = replace(hparams, batch_ramp_fraction=0.0)
+        far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
+        run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
+        return [record.step_seconds for record in islice(self.train(run), 2 + steps)][2:]
 
     def _accumulate_gradients(self, sampler: WindowSampler, step: StepPlan, micro_batch: int) -> Tensor:
         """Mean loss over the whole batch, with its gradient in the flat buffer.
@@ -107,14 +131,28 @@ class Trainer:
         context = self.spec.context
         first, count = step.tokens_before // context, step.batch_tokens // context
         inputs, targets = (self._to_device(windows) for windows in sampler.windows(first, count))
+        backward = self._backward_of(inputs[:micro_batch], targets[:micro_batch])
         self._flat.grads.zero_()
         total = torch.zeros((), device=self.placement.device)
         for x_BT, y_BT in zip(torch.split(inputs, micro_batch), torch.split(targets, micro_batch), strict=True):
-            with self.placement.autocast():
-                loss = self._loss(x_BT, y_BT) * (micro_batch / count)
-            loss.backward()
-            total += loss.detach()
+            total += backward(x_BT, y_BT, micro_batch / count)
         return total
+
+    def _backward(self, inputs_BT: Tensor, targets_BT: Tensor, share: float | Tensor) -> Tensor:
+        with self.placement.autocast():
+            loss: Tensor = self._loss(inputs_BT, targets_BT) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _backward_of(self, inputs_BT: Tensor, targets_BT: Tensor) -> Backward:
+        """`_backward` for inputs of this shape, as a graph where launching its kernels would take longest."""
+        flops = 6 * self.num_params * inputs_BT.numel()
+        if not self.placement.captures or flops > GRAPH_FLOPS:
+            return self._backward
+        if self._graph is None or self._graph[0] != len(inputs_BT):
+            self._graph = None
+            self._graph = len(inputs_BT), captured(self._backward, self._flat.grads, inputs_BT, targets_BT)
+        return self._graph[1]
 
     @torch.no_grad()
     def _evaluation(self, eval_index: int) -> dict[str, Any]:

@@ -98,6 +98,7 @@ FIVE = frames(
     trial(5, 4.5, 3000.0),
     trial(6, None, None, outcome=None),
     trial(7, 4.6, 2500.0),
+    trial(8, 3.0, 9500.0, outcome="out_of_memory"),
 )
 
 

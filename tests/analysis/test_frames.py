@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hpstudy.analysis.export import export
 from hpstudy.analysis.frames import STEPS_COLUMNS, TRIALS_COLUMNS, StudyFrames, load
@@ -125,6 +128,38 @@ def test_steps_table_holds_every_recorded_value_bit_for_bit(store: RunStore, fra
                 assert read[metric.name] == value
 
 
+ANY = {int: st.integers(1, 2**63 - 1), bool: st.booleans(), float: st.floats(), type(None): st.none()}
+RECORDS = st.lists(
+    st.builds(
+        StepRecord,
+        **{
+            key: st.one_of(*(ANY[kind] for kind in get_args(hint) or (hint,)))
+            for key, hint in get_type_hints(StepRecord).items()
+        },
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(RECORDS)
+def test_any_records_survive_the_way_to_the_table(records: list[StepRecord]) -> None:
+    with TemporaryDirectory() as folder:
+        store = RunStore(Path(folder) / "any")
+        store.create()
+        store.freeze_study("", {})
+        keep(store, header("search-0000", trial=0), records)
+        table = load("any", runs=folder).steps
+    assert len(table) == len(records)
+    for key, metric in GLOSSARY.items():
+        for record, read in zip(records, table[metric.name], strict=True):
+            value = getattr(record, key)
+            if value is None or value != value:  # a table has one sign for what is missing and what is no number
+                assert pd.isna(read)
+            else:
+                assert (read, math.copysign(1, read)) == (value, math.copysign(1, value))
+
+
 def test_steps_table_says_which_run_each_step_belongs_to(frames: StudyFrames) -> None:
     baseline = frames.steps[frames.steps["phase"] == "baseline"]
     assert list(baseline["run_id"].unique()) == ["baseline-s0"]
@@ -212,7 +247,7 @@ def test_csv_holds_every_number_exactly(frames: StudyFrames, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["steps.csv", "trials.csv"]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "\nx", "=cmd|' /C calc'!A0"])
 def test_csv_text_is_never_a_formula(frames: StudyFrames, tmp_path: Path, text: str) -> None:
     trials = frames.trials.assign(wandb_id=text).astype({"wandb_id": "str"})
     trials["run_id"] = trials["run_id"].cat.rename_categories({"search-0000": text})
@@ -221,6 +256,13 @@ def test_csv_text_is_never_a_formula(frames: StudyFrames, tmp_path: Path, text: 
     written = pd.read_csv(export(frames, tmp_path, "csv")[0])
     assert set(written["wandb_id"]) == {f"'{text}"}
     assert (written["run_id"] == f"'{text}").sum() == 1
+
+
+def test_a_negative_number_in_csv_stays_a_number(frames: StudyFrames, tmp_path: Path) -> None:
+    below = frames.steps.assign(**{"train/loss": -frames.steps["train/loss"]})
+    frames = StudyFrames(name="small", trials=frames.trials, read_steps=lambda: below)
+    written = pd.read_csv(export(frames, tmp_path, "csv")[1])
+    pd.testing.assert_series_equal(written["train/loss"], below["train/loss"], check_exact=True)
 
 
 def test_an_export_into_a_file_is_refused_with_its_name(frames: StudyFrames, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ TINY = Setting(
     tokenizer="bytes",
     context=16,
     sequences={"cpu": 4, "cuda": 4},
+    micro_batch={"cpu": 2, "cuda": 2},
 )
 
 
@@ -104,8 +105,9 @@ def test_the_notebooks_losses_are_the_trainers():
 
 def test_a_race_times_every_contender_in_every_round():
     said: list[str] = []
-    done = race(TINY, ["hpstudy", "notebook"], rounds=2, turn_seconds=0.02, say=said.append)
-    assert list(done.results) == ["hpstudy", "notebook"]
+    done = race(TINY, ["hpstudy", "notebook", "build-nanogpt"], rounds=2, turn_seconds=0.02, say=said.append)
+    assert list(done.results) == ["hpstudy", "notebook", "build-nanogpt"]
+    assert done.results["hpstudy"].built.repeats
     for each in (done.gemm, *done.results.values()):
         assert [len(turn.seconds) > 0 for turn in each.turns] == [True, True]
         assert each.peak_memory_gib > 0.05  # torch alone takes more
@@ -141,5 +143,12 @@ def test_bench_prints_a_row_per_model():
     ran = CliRunner().invoke(app, ["bench", "--quick"])
     assert ran.exit_code == 0, ran.stderr
     rows = ran.stdout.splitlines()
-    assert [row.split()[0] for row in rows[2:]] == ["gpt-2x64", "gpt-4x128", "gpt-6x256"]
-    assert all("%" in row for row in rows[2:])
+    assert [row.split()[0] for row in rows[2:-1]] == ["gpt-2x64", "gpt-4x128", "gpt-6x256"]
+    assert all("%" in row for row in rows[2:-1])
+    assert rows[-1] == "the same numbers, to the last bit, when trained again: yes"
+
+
+def test_an_unknown_preset_is_the_users_error():
+    ran = CliRunner().invoke(app, ["bench", "--preset", "gpt-4"])
+    assert isinstance(ran.exception, UserError)
+    assert "--preset gpt-4: must be one of gpt-2x64, " in str(ran.exception)

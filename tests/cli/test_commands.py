@@ -198,6 +198,8 @@ def test_the_dashboard_answers_on_loopback_until_ctrl_c(finished, program: str) 
         studies = json.loads(answer(f"http://127.0.0.1:{port}/api/studies", process))
         assert [study["study_name"] for study in studies["study_summaries"]] == ["tiny"]
         assert b"<html" in answer(f"http://127.0.0.1:{port}/dashboard", process)
+        with pytest.raises(ConnectionRefusedError):  # as it would be at any address but the one it is bound to
+            socket.create_connection(("127.0.0.2", port))
     finally:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)

@@ -17,7 +17,7 @@ from tracking_samples import header, record, result
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, StepRecord, as_row
-from hpstudy.tracking.store import NON_FINITE, RunStore, decode, encode
+from hpstudy.tracking.store import NON_FINITE, RunStore, RunView, decode, encode
 
 FLOATS = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324])
 TEXT = st.text().filter(lambda text: text not in NON_FINITE)
@@ -136,6 +136,37 @@ def test_a_cut_last_line_is_left_out_while_the_run_is_unfinished(store: RunStore
     (run,) = store.runs()
     run.steps_path.write_bytes(run.steps_path.read_bytes()[:-20])
     assert [row["step"] for row in run.rows()] == [1, 2]
+
+
+def test_an_unfinished_file_cut_at_any_byte_keeps_its_whole_lines(store: RunStore) -> None:
+    run, whole = three_steps(store)
+    for size in range(len(whole) + 1):
+        run.steps_path.write_bytes(whole[:size])
+        assert [row["step"] for row in run.rows()] == [1, 2, 3][: whole[:size].count(b"\n")]
+
+
+def test_a_finished_file_cut_inside_a_line_is_an_error_that_names_the_line(store: RunStore) -> None:
+    run, whole = three_steps(store)
+    finished = replace(run, result=result(steps=3))
+    between = {
+        0,
+        *(at for at in range(len(whole) + 1) if b"\n" in whole[at - 1 : at + 1]),
+    }  # before or after a line's end
+    for size in set(range(len(whole))) - between:
+        finished.steps_path.write_bytes(whole[:size])
+        number = whole[:size].count(b"\n") + 1
+        with pytest.raises(MachineError, match=rf"search-0007/steps\.jsonl: line {number} must be"):
+            list(finished.rows())
+
+
+def three_steps(store: RunStore) -> tuple[RunView, bytes]:
+    """An unfinished run, and the bytes of its steps."""
+    writer = store.begin(header())
+    for step in (1, 2, 3):
+        writer.append(record(step, loss=math.nan if step == 2 else None))
+    writer.close()
+    (run,) = store.runs()
+    return run, run.steps_path.read_bytes()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b.replace(b'"step": 2', b'"step"\xff2')])

@@ -154,6 +154,16 @@ def test_ramp_trains_the_same_tokens_in_smaller_first_batches():
     assert all(r.accumulation * r.micro_batch * CONTEXT == r.batch_tokens for r in records)
 
 
+def test_a_micro_batch_larger_than_a_ramp_changes_none_of_its_tokens():
+    spec = replace(SPEC, ramp_multiple=2)
+    small = replace(HPARAMS, micro_batch=2, batch_ramp_fraction=0.5, batch_ramp_start=0.25)
+    expected, got = (curve(make_trainer(spec), run(replace(small, micro_batch=size))) for size in (2, 8))
+    assert (got[0].micro_batch, got[-1].micro_batch) == (got[0].batch_tokens // CONTEXT, 8)
+    assert [r.tokens for r in got] == [r.tokens for r in expected]
+    assert [r.loss for r in got] == pytest.approx([r.loss for r in expected], rel=1e-5)
+    assert all(r.accumulation * r.micro_batch * CONTEXT == r.batch_tokens for r in got)
+
+
 def test_weights_and_moments_stay_fp32_under_autocast(monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(replace(SPEC, precision="auto"))
     if trainer.placement.precision != "bf16":
