@@ -161,7 +161,10 @@ def _steps_table(source: Source) -> pa.Table:
         lines = source.steps_path.read_bytes() if source.steps_path.exists() else b""
         if lines.endswith(b"\n"):  # otherwise nothing is there yet, or its last line is cut short
             try:
-                return pj.read_json(pa.BufferReader(lines), _READ, _PARSE)
+                table = pj.read_json(pa.BufferReader(lines), _READ, _PARSE)
             except pa.ArrowInvalid:  # non-finite numbers are strings, which only the row reader restores
                 pass
+            else:
+                source.expect(len(table))
+                return table
     return pa.Table.from_pylist(list(source.rows()), schema=_STEPS_SCHEMA)

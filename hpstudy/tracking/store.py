@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
@@ -99,22 +99,32 @@ class RunView:
         """Each step as {metric name: value}.
 
         A last line that is cut short is left out while the run is unfinished; in a finished run it raises MachineError,
-        and so does any other line that is not a row.
+        and so does any other line that is not a row, and a step that is missing at the end.
         """
-        if not self.steps_path.exists():
-            return
-        with self.steps_path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n") and self.result is None:
-                    return
-                try:
-                    row = decode(line)
-                except ValueError as error:
-                    raise MachineError(
-                        f"{self.steps_path}: line {number} must be a JSON object, but it is damaged ({error}); "
-                        f"remove {self.folder} and run the study again"
-                    ) from error
-                yield row
+        count = 0
+        for line in self._lines():
+            if not line.endswith(b"\n") and self.result is None:
+                return
+            count += 1
+            try:
+                row = decode(line)
+            except ValueError as error:
+                raise self._damaged(f"line {count} must be a JSON object, but it is damaged ({error})") from error
+            yield row
+        self.expect(count)
+
+    def expect(self, num_steps: int) -> None:
+        """Raises MachineError when a finished run holds another number of steps than its result says."""
+        if self.result is not None and num_steps != self.result.steps:
+            raise self._damaged(f"must hold {self.result.steps} steps, but holds {num_steps}")
+
+    def _lines(self) -> Iterator[bytes]:
+        if self.steps_path.exists():
+            with self.steps_path.open("rb") as file:
+                yield from file
+
+    def _damaged(self, what: str) -> MachineError:
+        return MachineError(f"{self.steps_path}: {what}; remove {self.folder} and run the study again")
 
     def records(self) -> Iterator[StepRecord]:
         """Each step as a record, in order; raises as `rows` does."""
@@ -131,13 +141,12 @@ class RunWriter:
     def __init__(self, folder: Path, *, anew: bool = False) -> None:
         self._path = folder / "steps.jsonl"
         with _naming(self._path):
-            self._steps = self._path.open("w+b" if anew else "a+b")
-            self._steps.seek(0)
-            self.recorded, intact = _intact(self._steps)
-            self.cut = self._path.stat().st_size - intact
+            self._steps = self._path.open("wb" if anew else "ab")
+            lines = self._path.read_bytes()
+            self.recorded, intact = _intact(lines)
+            self.cut = len(lines) - intact
             """Bytes of damaged lines that were cut off."""
             self._steps.truncate(intact)
-            self._steps.seek(intact)
 
     def append(self, record: StepRecord) -> bool:
         """Hands one step to the operating system, and is True; False for a step that was recorded before.
@@ -182,11 +191,11 @@ class RunWriter:
             self._steps.close()
 
 
-def _intact(file: IO[bytes]) -> tuple[list[StepRecord], int]:
+def _intact(lines: bytes) -> tuple[list[StepRecord], int]:
     """The records of the first lines, as far as they are whole and their steps run 1, 2, 3…; and their bytes."""
     records: list[StepRecord] = []
     size = 0
-    for line in file:
+    for line in lines.splitlines(keepends=True):
         try:
             record = from_row(decode(line))
         except (ValueError, TypeError, AttributeError):

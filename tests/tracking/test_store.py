@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import subprocess
 import sys
 import time
@@ -181,15 +182,60 @@ def test_a_damaged_line_of_a_finished_run_is_named(store: RunStore, damage) -> N
         list(run.rows())
 
 
-def test_an_unfinished_run_begins_again_at_its_first_step(store: RunStore) -> None:
+def test_an_unfinished_run_keeps_its_steps_and_compares_those_that_come_again(store: RunStore) -> None:
+    writer = store.begin(header())
+    assert [writer.append(record(step)) for step in (1, 2)] == [True, True]
+    writer.close()
+    again = store.begin(header())
+    assert [step.step for step in again.recorded] == [1, 2]
+    assert again.append(replace(record(2), tok_per_sec=1.0, step_seconds=9.0)) is False  # times never repeat
+    assert again.append(record(3)) is True
+    again.close()
+    (run,) = store.runs()
+    assert [step.step for step in run.records()] == [1, 2, 3]
+    assert [step.tok_per_sec for step in run.records()][1] == record(2).tok_per_sec
+
+
+def test_a_step_that_comes_again_with_other_numbers_is_an_error_that_names_them(store: RunStore) -> None:
+    writer = store.begin(header())
+    writer.append(record(1, loss=2.0))
+    writer.close()
+    again = store.begin(header())
+    with pytest.raises(MachineError, match=r"gives train/loss NaN where 2\.0 was recorded.*remove"):
+        again.append(record(1, loss=math.nan))
+    again.close()
+
+
+def test_a_run_that_begins_anew_forgets_its_steps(store: RunStore) -> None:
     writer = store.begin(header())
     writer.append(record(1))
     writer.close()
-    again = store.begin(header())
-    again.append(record(1, loss=2.0))
+    again = store.begin(header(), anew=True)
+    assert again.recorded == []
+    assert again.append(record(1, loss=2.0)) is True
     again.close()
     (run,) = store.runs()
     assert [step.loss for step in run.records()] == [2.0]
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 3, "tok', b"\0\0\0\0\n", b"{}\n", b'{"step": 3}\n{"step": 4}\n', b"\xff\xfe\n"]
+)
+def test_damaged_last_lines_of_an_unfinished_run_are_cut_off(store: RunStore, tail: bytes) -> None:
+    writer = store.begin(header())
+    for step in (1, 2):
+        writer.append(record(step))
+    writer.close()
+    path = store.folder("search-0007") / "steps.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    again = store.begin(header())
+    assert [step.step for step in again.recorded] == [1, 2]
+    assert again.cut == len(tail)
+    again.append(record(3))
+    again.close()
+    (run,) = store.runs()
+    assert [step.step for step in run.records()] == [1, 2, 3]
 
 
 def test_a_finished_run_is_never_begun_again(store: RunStore) -> None:
@@ -201,12 +247,12 @@ def test_a_finished_run_is_never_begun_again(store: RunStore) -> None:
 def test_keys_of_a_newer_store_are_ignored(store: RunStore) -> None:
     writer = store.begin(header())
     writer.append(record(1))
-    writer.finish(result())
+    writer.finish(result(steps=1))
     for name in ("header.json", "result.json", "steps.jsonl"):
         path = store.root / "search-0007" / name
         path.write_text(path.read_text().replace("{", '{"from_the_future":1,', 1))
     (run,) = store.runs()
-    assert (run.header, run.result, list(run.records())) == (header(), result(), [record(1)])
+    assert (run.header, run.result, list(run.records())) == (header(), result(steps=1), [record(1)])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": {}}', "null"])
@@ -249,16 +295,28 @@ def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always-full device")
-def test_a_full_disk_names_the_file_and_the_way_on(store: RunStore) -> None:
-    folder = store.folder("search-0007")
-    folder.mkdir()
-    (folder / "steps.jsonl").symlink_to("/dev/full")
+def test_a_full_disk_names_the_file_and_the_way_on_and_loses_nothing(store: RunStore) -> None:
     writer = store.begin(header())
-    with pytest.raises(MachineError, match=r"steps\.jsonl: cannot be written: No space left.*run the same command"):
-        writer.append(record(1))
-    with pytest.raises(MachineError, match="cannot be written"):
-        writer.close()
+    for step in (1, 2):
+        writer.append(record(step))
+    size = (store.folder("search-0007") / "steps.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # room for a part of the third line
+    try:
+        with pytest.raises(MachineError, match=r"steps\.jsonl: cannot be written: File too large.*run the same"):
+            writer.append(record(3))
+        with pytest.raises(MachineError, match="cannot be written"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = store.begin(header())
+    assert len(again.recorded) == 2
+    assert again.cut > 0
+    for step in (3, 4, 5):
+        again.append(record(step))
+    again.close()
+    (run,) = store.runs()
+    assert [step.step for step in run.records()] == [1, 2, 3, 4, 5]
 
 
 def test_a_step_costs_microseconds(store: RunStore) -> None:
