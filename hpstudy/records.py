@@ -118,6 +118,22 @@ def from_row(row: dict[str, Any]) -> StepRecord:
     return StepRecord(**{key: row[m.name] for key, m in GLOSSARY.items() if m.name in row})
 
 
+TIMES = frozenset({"train/step_seconds", "train/tok_per_sec", "val/seconds"})  # no two trainings have them in common
+
+
+def changes(before: StepRecord, again: StepRecord) -> str:
+    """What a step that was trained again has other than before, to the last bit; empty where it has the same.
+
+    "train/loss 3.25 where 3.125 was recorded", for humans; times are left out.
+    """
+    old, new = as_row(before), as_row(again)
+    return ", ".join(
+        f"{name} {new.get(name)} where {old.get(name)} was recorded"
+        for name in old | new
+        if name not in TIMES and repr(old.get(name)) != repr(new.get(name))  # NaN is NaN here
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """How a run ended and the figures that summarise it; written as result.json after the last step."""

@@ -20,13 +20,17 @@ def describe(worker: Mapping[str, Any]) -> dict[str, Any]:
     return {**worker, "packages": {name: version(name) for name in PACKAGES}, "git_commit": _git_commit()}
 
 
+def differences(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of the things that numbers depend on is not as it was, "torch was 2.11, is 2.13" each."""
+    keys = [key for key in FROZEN if key in frozen]  # a store of another version may know fewer
+    return [f"{key} was {frozen[key]}, is {now[key]}" for key in keys if frozen[key] != now[key]]
+
+
 def refuse_if_changed(frozen: Mapping[str, Any], now: Mapping[str, Any], study: str, folder: str) -> None:
     """Raises UserError with every difference that would mix two kinds of numbers in one study."""
-    keys = [key for key in FROZEN if key in frozen]  # a store of another version may know fewer
-    differences = [f"{key} was {frozen[key]}, is {now[key]}" for key in keys if frozen[key] != now[key]]
-    if differences:
+    if found := differences(frozen, now):
         raise UserError(
-            f"{folder}: the study {study} began in another environment: {'; '.join(differences)}. Its numbers would "
+            f"{folder}: the study {study} began in another environment: {'; '.join(found)}. Its numbers would "
             "not be comparable; resume it where it began, or start anew with another --runs folder"
         )
 

@@ -19,13 +19,11 @@ from typing import Any, TypeVar, get_args
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
-from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord, as_row, from_row
+from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord, as_row, changes, from_row
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: no dot and no slash leaves the folder
 LOCK = ".lock"
 PHASES: tuple[str, ...] = get_args(Phase)
-UNTIMED: dict[str, Any] = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
-"""What no two trainings of a step have in common: its times."""
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 T = TypeVar("T")
@@ -167,15 +165,9 @@ class RunWriter:
             os.fsync(self._steps.fileno())
 
     def _compare(self, before: StepRecord, again: StepRecord) -> None:
-        old, new = (spelled(as_row(dataclasses.replace(record, **UNTIMED))) for record in (before, again))
-        different = [
-            f"{key} {new.get(key)} where {old.get(key)} was recorded"
-            for key in old | new
-            if old.get(key) != new.get(key)
-        ]
-        if different:
+        if different := changes(before, again):
             raise MachineError(
-                f"{self._path}: step {again.step} trained again gives {', '.join(different)}; this machine does not "
+                f"{self._path}: step {again.step} trained again gives {different}; this machine does not "
                 f"repeat its numbers; remove {self._path.parent} to train the run anew"
             )
 

@@ -201,7 +201,7 @@ def test_a_step_that_comes_again_with_other_numbers_is_an_error_that_names_them(
     writer.append(record(1, loss=2.0))
     writer.close()
     again = store.begin(header())
-    with pytest.raises(MachineError, match=r"gives train/loss NaN where 2\.0 was recorded.*remove"):
+    with pytest.raises(MachineError, match=r"gives train/loss nan where 2\.0 was recorded.*remove"):
         again.append(record(1, loss=math.nan))
     again.close()
 
