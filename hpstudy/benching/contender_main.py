@@ -81,7 +81,7 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     if job.contender == "hpstudy":
         prepare_process(job.threads)  # as a study's worker is
         trainer = Trainer(spec, corpus, placement)
-        return replace(built, repeats=_repeats(trainer, run)), trainer.train(run)
+        return replace(built, repeats=_repeats(trainer, run)), trainer.train([run])
     padded = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE  # as hpstudy's model has it
     if job.contender == "build-nanogpt":
         ours = recipe.build(setting.model, padded, setting.context, placement)
@@ -96,7 +96,7 @@ def _repeats(trainer: Trainer, run: Run) -> bool:
     def figures(record: StepRecord) -> tuple[float, ...]:
         return record.loss, record.grad_norm, record.update_to_weight
 
-    first, again = ([figures(record) for record in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
+    first, again = ([figures(record) for _, record in islice(trainer.train([run]), REPEATED_STEPS)] for _ in range(2))
     return first == again
 
 

@@ -51,7 +51,7 @@ def make_trainer(device: str = "cpu") -> Trainer:
 
 
 def curve(trainer: Trainer) -> list[StepRecord]:
-    return [replace(record, **TIMES) for record in trainer.train(RUN)]
+    return [replace(record, **TIMES) for _, record in trainer.train([RUN])]
 
 
 def read_steps_late(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -63,7 +63,7 @@ def launched_at_each_record(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -
     accumulate = trainer._accumulate_gradients
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_accumulate_gradients", lambda *args: launched.append(1) or accumulate(*args))
-        return [(record, len(launched)) for record in trainer.train(RUN)]
+        return [(record, len(launched)) for _, record in trainer.train([RUN])]
 
 
 def test_records_read_late_are_those_read_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -71,7 +71,7 @@ def test_records_read_late_are_those_read_at_once(monkeypatch: pytest.MonkeyPatc
     expected = curve(trainer)
     read_steps_late(monkeypatch, 1)
     assert curve(trainer) == expected
-    broken = trainer.train(RUN)
+    broken = trainer.train([RUN])
     next(broken)
     broken.close()
     assert curve(trainer) == expected
