@@ -88,36 +88,35 @@ def correlation(candidate: ArrayLike, baseline: ArrayLike) -> float | None:
     return float(stats.pearsonr(a, b).statistic)
 
 
-def power(difference: float, sd: float, seeds: int, *, arms: int, sd_df: float | None = None) -> float:
+def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = None) -> float:
     """Chance that a two-sided 5% test of `seeds` per arm finds a true `difference`.
 
-    arms=2: two sets of runs, each with standard deviation `sd`; arms=1: pairs whose differences have it.
+    `sd` is the standard deviation of one seed's difference: sqrt(2) times that of one run where the arms are not
+    correlated. The test has seeds - 1 degrees of freedom: exact for pairs, the fewest that Welch's can have.
     With sd_df the sd is itself an estimate with that many degrees of freedom, and the chance is the mean over what the
     true one may be (the assurance), so that it holds over all studies that measured their noise and went by it.
     """
-    df = arms * (seeds - 1)
-    effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds / arms)
+    df = seeds - 1
+    effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds)
     critical = stats.t.ppf(1 - ALPHA / 2, df)
     # beyond 37 + critical the power is 1 to the last digit, and scipy's series may fail
     return float(np.mean(stats.nct.sf(critical, df, np.minimum(effect, critical + 37))))
 
 
-def seeds_to_detect(difference: float, sd: float, *, arms: int, sd_df: float | None = None) -> int | None:
+def seeds_to_detect(difference: float, sd: float, *, sd_df: float | None = None) -> int | None:
     """The fewest seeds per arm whose `power` is 80%; None beyond MOST_SEEDS."""
     if difference <= 0:
         return None
     if sd == 0:
         return 2
-    return _fewest(2, lambda seeds: power(difference, sd, seeds, arms=arms, sd_df=sd_df) >= POWER)
+    return _fewest(2, lambda seeds: power(difference, sd, seeds, sd_df=sd_df) >= POWER)
 
 
-def detectable(sd: float, seeds: int, *, arms: int, sd_df: float | None = None) -> float:
+def detectable(sd: float, seeds: int, *, sd_df: float | None = None) -> float:
     """The smallest true difference that `seeds` per arm find with a `power` of 80%."""
     if sd == 0:
         return 0.0
-    found = optimize.brentq(
-        lambda ratio: power(ratio * sd, sd, seeds, arms=arms, sd_df=sd_df) - POWER, 1e-3, 1e3, xtol=1e-9
-    )
+    found = optimize.brentq(lambda ratio: power(ratio * sd, sd, seeds, sd_df=sd_df) - POWER, 1e-3, 1e3, xtol=1e-9)
     return float(found) * sd
 
 

@@ -120,18 +120,18 @@ def decide(*, difference: float, p: float, p_equivalent: float) -> Answer:
 def noise(frames: StudyFrames, study: Study) -> Noise | None:
     """The baseline's noise over its fresh seeds; None while fewer than two have been measured.
 
-    Powers are of two independent sets of runs; they allow for a standard deviation measured by n seeds only.
+    Powers are of two arms as noisy as the baseline and not correlated, and allow for noise that only n seeds measured.
     """
     fresh = losses(confirmed(frames, study), BASELINE)
     n, sd, margin = len(fresh), float(fresh.std(ddof=1)), study.confirm.margin
     if n < 2:
         return None
     differences = sorted({*SHOWN_DIFFERENCES, margin})
-    needed = {d: stats.seeds_to_detect(d, sd, arms=2, sd_df=n - 1) for d in differences}
+    needed = {d: stats.seeds_to_detect(d, sd * math.sqrt(2), sd_df=n - 1) for d in differences}
     return Noise(
         sd=sd,
         n=n,
-        detectable=stats.detectable(sd, n, arms=2, sd_df=n - 1),
+        detectable=stats.detectable(sd * math.sqrt(2), n, sd_df=n - 1),
         seeds_for={d: seeds for d, seeds in needed.items() if seeds is not None},
     )
 
@@ -152,9 +152,8 @@ def _contrast(
     answer = decide(difference=difference, p=p, p_equivalent=p_equivalent)
     more = more_if_real = other = None
     if answer is Answer.UNDECIDED:
-        arms = 1 if paired else 2
         more = stats.seeds_to_decide(test.se, df, n, margin=study.confirm.margin, comparisons=comparisons)
-        total = stats.seeds_to_detect(abs(difference), test.se * math.sqrt(n / arms), arms=arms, sd_df=df)
+        total = stats.seeds_to_detect(abs(difference), test.se * math.sqrt(n), sd_df=df)
         more_if_real = None if total is None else max(total - n, 1)
     if paired:  # without shared seeds nothing tells what pairing would have saved
         unpaired_sd = math.hypot(ours.std(ddof=1), theirs.std(ddof=1))

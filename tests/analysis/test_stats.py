@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
@@ -68,26 +68,27 @@ def test_holm_lies_between_the_raw_value_and_bonferronis(p: list[float]) -> None
     assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
 
 
-@pytest.mark.parametrize(("effect", "arms", "seeds"), [(0.5, 2, 64), (0.8, 2, 26), (1.0, 2, 17), (0.5, 1, 34)])
-def test_seeds_for_80_percent_power_are_cohens(effect: float, arms: int, seeds: int) -> None:
-    assert stats.seeds_to_detect(effect, 1.0, arms=arms) == seeds
+@pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_for_80_percent_power_are_those_of_the_published_tables(effect: float, seeds: int) -> None:
+    assert stats.seeds_to_detect(effect, 1.0) == seeds
 
 
-@given(st.integers(2, 40), st.sampled_from([1, 2]), st.sampled_from([None, 2, 4, 9]))
-def test_detectable_difference_is_the_one_that_needs_as_many_seeds(n: int, arms: int, sd_df: float | None) -> None:
-    smallest = stats.detectable(0.01, n, arms=arms, sd_df=sd_df)
-    assert stats.power(smallest, 0.01, n, arms=arms, sd_df=sd_df) == pytest.approx(0.8)
-    assert stats.seeds_to_detect(smallest * 1.001, 0.01, arms=arms, sd_df=sd_df) == n
+@settings(max_examples=30)
+@given(st.integers(2, 40), st.sampled_from([None, 2, 4, 9]))
+def test_detectable_difference_is_the_one_that_needs_as_many_seeds(n: int, sd_df: float | None) -> None:
+    smallest = stats.detectable(0.01, n, sd_df=sd_df)
+    assert stats.power(smallest, 0.01, n, sd_df=sd_df) == pytest.approx(0.8)
+    assert stats.seeds_to_detect(smallest * 1.001, 0.01, sd_df=sd_df) == n
 
 
 def test_noise_known_from_few_seeds_asks_for_more_seeds() -> None:
-    needed = [stats.seeds_to_detect(0.002, 0.0011, arms=2, sd_df=df) for df in (2, 4, 9, None)]
-    assert needed == [14, 9, 7, 6]
+    needed = [stats.seeds_to_detect(0.002, 0.0016, sd_df=df) for df in (2, 4, 9, None)]
+    assert needed == [15, 10, 9, 8]
 
 
 def test_more_seeds_decide_nothing_without_a_margin() -> None:
     assert stats.seeds_to_decide(0.01, 4, 5, margin=0) is None
-    assert stats.seeds_to_detect(0, 1.0, arms=1) is None
+    assert stats.seeds_to_detect(0, 1.0) is None
 
 
 def test_more_candidates_need_more_seeds_to_be_decided() -> None:
