@@ -33,6 +33,7 @@ def test_welch_difference_is_scipys_to_the_last_digits() -> None:
 
 
 @pytest.mark.parametrize("design", ["paired", "independent"])
+@settings(max_examples=30)
 @given(margin=st.floats(1e-4, 0.05))
 def test_equivalence_is_the_90_percent_interval_within_the_margin(design: Design, margin: float) -> None:
     d = stats.difference(A, B, design=design, margin=margin)
@@ -73,7 +74,7 @@ def test_seeds_for_80_percent_power_are_those_of_the_published_tables(effect: fl
     assert stats.seeds_to_detect(effect, 1.0) == seeds
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.integers(2, 40), st.sampled_from([None, 2, 4, 9]))
 def test_detectable_difference_is_the_one_that_needs_as_many_seeds(n: int, sd_df: float | None) -> None:
     smallest = stats.detectable(0.01, n, sd_df=sd_df)
