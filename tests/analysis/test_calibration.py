@@ -1,0 +1,155 @@
+"""The error rates and powers that the verdict promises, by simulation; every n and seed is stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from fresh_runs import stored
+
+from hpstudy.analysis import stats
+from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.verdict import Answer, decide, verdict
+from hpstudy.study import Study
+from hpstudy.study.file import Design
+
+Shape = Literal["normal", "heavy"]
+
+STUDIES = 20_000  # simulated for each rate
+MOST = 0.05 + 3 * (0.05 * 0.95 / STUDIES) ** 0.5  # three Monte-Carlo standard errors above the promise: 5.46%
+SIGMA = 1.0
+DESIGNS = [("independent", 0.0), *(("paired", r) for r in (-0.8, -0.4, 0.0, 0.4, 0.8))]
+
+
+def noise(rng: np.random.Generator, size: tuple[int, ...], shape: Shape) -> stats.Floats:
+    """Of standard deviation SIGMA; heavy-tailed is t with 3 degrees of freedom."""
+    return SIGMA * (rng.normal(size=size) if shape == "normal" else rng.standard_t(3, size) / 3**0.5)
+
+
+def arms(
+    rng: np.random.Generator, shape: Shape, *, n: int, r: float, candidates: int = 1, studies: int = STUDIES
+) -> tuple[stats.Floats, stats.Floats]:
+    """Losses (study, candidate, seed) and (study, 1, seed) of the baseline: no true difference, correlated by seed."""
+    baseline = noise(rng, (studies, 1, n), shape)
+    own = noise(rng, (studies, candidates, n), shape)
+    return r * baseline + (1 - r**2) ** 0.5 * own, baseline
+
+
+def answers(candidates: stats.Floats, baseline: stats.Floats, *, design: Design, margin: float) -> np.ndarray:
+    """`verdict`'s answers (study, candidate), many studies at a time."""
+    d = stats.difference(candidates, np.broadcast_to(baseline, candidates.shape), design=design, margin=margin)
+    p, q = stats.holm(d.p), stats.holm(d.p_equivalent)
+    real = np.where(d.mean < 0, Answer.BETTER, Answer.WORSE)
+    return np.where(q <= stats.ALPHA, Answer.EQUIVALENT, np.where(p <= stats.ALPHA, real, Answer.UNDECIDED))
+
+
+def false_difference(found: np.ndarray) -> float:
+    return float(np.isin(found, [Answer.BETTER, Answer.WORSE]).any(axis=-1).mean())
+
+
+@pytest.mark.parametrize("shape", ["normal", "heavy"])
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize(("design", "r"), DESIGNS)
+def test_no_true_difference_is_called_one_in_at_most_5_percent(design: Design, r: float, n: int, shape: Shape) -> None:
+    candidate, baseline = arms(np.random.default_rng(n), shape, n=n, r=r)
+    # without a margin nothing is equivalent, so every study that could err does
+    assert false_difference(answers(candidate, baseline, design=design, margin=0)) <= MOST
+
+
+@pytest.mark.parametrize("r", [-0.8, 0.0, 0.8])
+def test_an_a_a_study_ends_equivalent_or_undecided(r: float) -> None:
+    found = answers(*arms(np.random.default_rng(1), "normal", n=5, r=r), design="paired", margin=2 * SIGMA)
+    assert np.isin(found, [Answer.EQUIVALENT, Answer.UNDECIDED]).mean() >= 1 - MOST
+    assert (found == Answer.EQUIVALENT).mean() > 0.2
+
+
+@pytest.mark.parametrize("candidates", [2, 5])
+@pytest.mark.parametrize("design", ["paired", "independent"])
+def test_several_candidates_together_are_falsely_called_different_in_at_most_5_percent(
+    design: Design, candidates: int
+) -> None:
+    losses, baseline = arms(np.random.default_rng(2), "normal", n=5, r=0.0, candidates=candidates)
+    assert false_difference(answers(losses, baseline, design=design, margin=0)) <= MOST
+
+
+@pytest.mark.parametrize("shape", ["normal", "heavy"])
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("candidates", [1, 3])
+@pytest.mark.parametrize("design", ["paired", "independent"])
+def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_percent(
+    design: Design, candidates: int, n: int, shape: Shape
+) -> None:
+    margin = 3 * SIGMA
+    losses, baseline = arms(np.random.default_rng(n), shape, n=n, r=0.0, candidates=candidates)
+    found = answers(losses + margin, baseline, design=design, margin=margin)
+    assert (found == Answer.EQUIVALENT).any(axis=-1).mean() <= MOST
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_a_detectable_difference_is_found_in_80_percent_by_pairs_and_in_more_by_welchs_test(n: int) -> None:
+    rng, difference = np.random.default_rng(n), stats.detectable(SIGMA * 2**0.5, n)
+    candidate, baseline = difference + noise(rng, (STUDIES, n), "normal"), noise(rng, (STUDIES, n), "normal")
+    paired = stats.difference(candidate, baseline, design="paired", margin=0).p <= stats.ALPHA
+    welch = stats.difference(candidate, baseline, design="independent", margin=0).p <= stats.ALPHA
+    error = 3 * (0.8 * 0.2 / STUDIES) ** 0.5
+    assert paired.mean() == pytest.approx(0.8, abs=error)
+    assert welch.mean() >= 0.8 - error
+
+
+@pytest.mark.parametrize("measured_by", [3, 5, 10])
+def test_power_at_the_promised_number_of_seeds_is_at_least_80_percent(measured_by: int) -> None:
+    """100 studies measure their noise by few seeds, run what they are told to 20 times, and seek 2 SIGMA."""
+    rng, studies, repeats, difference = np.random.default_rng(3), 100, 20, 2 * SIGMA
+    chances = []
+    for sd in noise(rng, (studies, measured_by), "normal").std(axis=-1, ddof=1):
+        n = stats.seeds_to_detect(difference, float(sd) * 2**0.5, sd_df=measured_by - 1)
+        assert n is not None
+        candidate, baseline = difference + noise(rng, (repeats, n), "normal"), noise(rng, (repeats, n), "normal")
+        p = stats.difference(candidate, baseline, design="paired", margin=0).p
+        chances.append((p <= stats.ALPHA).mean())
+    assert np.mean(chances) >= 0.8 - 3 * np.std(chances) / studies**0.5
+
+
+@pytest.mark.parametrize(("n", "true"), [(3, 0.0), (3, 0.5), (3, 1.0), (5, 0.5)])
+def test_undecided_studies_are_decided_by_the_seeds_they_ask_for_whatever_the_difference(n: int, true: float) -> None:
+    """80 studies; the difference is `true` margins, and a margin is SIGMA."""
+    rng, decided = np.random.default_rng(4), []
+    for gaps in rng.normal(true, SIGMA, (80, n)):
+        first = stats.difference(gaps, np.zeros(n), design="paired", margin=SIGMA)
+        if decide(difference=first.mean, p=first.p, p_equivalent=first.p_equivalent) is not Answer.UNDECIDED:
+            continue
+        more = stats.seeds_to_decide(first.se, first.df, n, margin=SIGMA)
+        assert more is not None
+        all_gaps = np.concatenate([gaps, rng.normal(true, SIGMA, more)])
+        last = stats.difference(all_gaps, np.zeros(n + more), design="paired", margin=SIGMA)
+        decided.append(decide(difference=last.mean, p=last.p, p_equivalent=last.p_equivalent) is not Answer.UNDECIDED)
+    assert len(decided) > 40
+    assert np.mean(decided) >= 0.8 - 3 * (0.8 * 0.2 / len(decided)) ** 0.5
+
+
+@pytest.mark.parametrize("design", ["paired", "independent"])
+def test_the_verdict_itself_answers_as_these_simulations_do(
+    design: Design, tiny: Callable[..., Study], tmp_path: Path
+) -> None:
+    """Ten studies of three candidates, whose answers are of all four kinds."""
+    seeds, studies, margin = [101, 102, 103, 104], 10, 0.2
+    study = tiny(more=f'\n[confirm]\nseeds = {seeds}\ntop = 3\nmargin = {margin}\ndesign = "{design}"\n')
+    others = seeds if design == "paired" else [seed + 100 for seed in seeds]
+    names = ["search-0001", "search-0002", "search-0003"]
+    ends = {f"baseline-s{seed}": 3.0 for seed in others}
+    ends |= {f"confirm-{name[-4:]}-s{seed}": 3.0 for name in names for seed in seeds}
+    template = stored(tmp_path, ends)
+    candidates, baseline = arms(np.random.default_rng(5), "normal", n=4, r=0.3, candidates=3, studies=studies)
+    losses, baseline = 3 + 0.08 * candidates + np.array([[-0.5], [0.0], [0.4]]), 3 + 0.08 * baseline
+    expected = answers(losses, baseline, design=design, margin=margin)
+    assert len(np.unique(expected)) == 4
+    for ours, theirs, row in zip(losses, baseline, expected, strict=True):
+        by_run = dict(zip((f"baseline-s{seed}" for seed in others), theirs[0], strict=True))
+        for name, values in zip(names, ours, strict=True):
+            by_run |= zip((f"confirm-{name[-4:]}-s{seed}" for seed in seeds), values, strict=True)
+        trials = template.trials.assign(val_loss=template.trials["run_id"].astype("str").map(by_run))
+        told = verdict(StudyFrames(name="tiny", trials=trials, read_steps=template.read_steps), study)
+        assert {c.candidate: c.answer for c in told.contrasts} == dict(zip(names, row, strict=True))

@@ -1,0 +1,161 @@
+"""The verdict says what the fresh seeds say, by the rule it was given beforehand, and names what it left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fresh_runs import stored
+from scipy import stats as reference
+
+from hpstudy.analysis.verdict import Answer, noise, verdict
+from hpstudy.records import Outcome
+from hpstudy.study import Study
+
+Tiny = Callable[..., Study]
+SEEDS = (101, 102, 103, 104, 105)
+BASELINE = (3.215, 3.219, 3.209, 3.230, 3.206)
+LOWER = tuple(loss - drop for loss, drop in zip(BASELINE, (0.30, 0.31, 0.29, 0.30, 0.30), strict=True))
+
+
+def study(tiny: Tiny, *, seeds: Sequence[int] = SEEDS, margin: float = 0.01, design: str = "paired") -> Study:
+    return tiny(more=f'\n[confirm]\nseeds = {list(seeds)}\ntop = 3\nmargin = {margin}\ndesign = "{design}"\n')
+
+
+def runs(prefix: str, losses: Sequence[float], seeds: Sequence[int] = SEEDS) -> dict[str, float]:
+    return {f"{prefix}-s{seed}": float(loss) for seed, loss in zip(seeds, losses, strict=True)}
+
+
+def test_lower_loss_on_paired_seeds_is_better_with_scipys_interval(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {"search-0003": 2.9, **runs("baseline", BASELINE), **runs("confirm-0003", LOWER)}
+    told = verdict(stored(tmp_path, ends), study(tiny))
+    [c] = told.contrasts
+    expected = reference.ttest_rel(LOWER, BASELINE)
+    low, high = expected.confidence_interval()
+    assert (c.candidate, c.answer, c.n, c.baseline_n) == ("search-0003", Answer.BETTER, 5, 5)
+    assert [c.low, c.high, c.p] == pytest.approx([low, high, expected.pvalue], abs=1e-10)
+    assert c.se == pytest.approx(reference.sem(LOWER), abs=1e-10)
+    assert c.optimism == pytest.approx(2.9 - np.mean(LOWER))
+    assert c.correlation == pytest.approx(reference.pearsonr(LOWER, BASELINE).statistic, abs=1e-10)
+    assert told.sentence == (
+        "search-0003 is better than GPT-3's values: val loss lower by 0.3000 nats (95% interval 0.2912 to 0.3088, "
+        "5 paired seeds, p < 0.0001)."
+    )
+
+
+def test_higher_loss_is_worse(tiny: Tiny, tmp_path: Path) -> None:
+    told = verdict(stored(tmp_path, {**runs("baseline", LOWER), **runs("confirm-0003", BASELINE)}), study(tiny))
+    assert told.contrasts[0].answer is Answer.WORSE
+    assert "worse than GPT-3's values: val loss higher by 0.3000 nats (95% interval 0.2912 to 0.3088" in told.sentence
+    assert math.isnan(told.contrasts[0].search_loss)
+
+
+def test_measurable_difference_inside_the_margin_is_equivalent_and_said_to_be_measurable(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    told = verdict(
+        stored(tmp_path, {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER)}), study(tiny, margin=0.4)
+    )
+    assert told.contrasts[0].answer is Answer.EQUIVALENT
+    assert told.contrasts[0].p < 0.05
+    assert "equivalent within the margin of 0.4 nats" in told.sentence
+    assert told.sentence.endswith("measurable, but too little to matter.")
+
+
+def test_undecided_says_how_many_seeds_would_decide(tiny: Tiny, tmp_path: Path) -> None:
+    noisy = (3.22, 3.18, 3.24, 3.19, 3.23)
+    told = verdict(stored(tmp_path, {**runs("baseline", BASELINE), **runs("confirm-0003", noisy)}), study(tiny))
+    [c] = told.contrasts
+    assert c.answer is Answer.UNDECIDED
+    assert c.more_seeds is not None
+    assert c.other_design_seeds is not None
+    assert told.sentence.startswith(
+        "Undecided: search-0003 differs from GPT-3's values by -0.004 nats (95% interval -0.0"
+    )
+    assert f"{c.more_seeds} more seeds would decide it at this noise" in told.sentence
+
+
+def test_independent_design_is_welchs_test_over_other_seeds(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {**runs("baseline", BASELINE, range(201, 206)), **runs("confirm-0003", LOWER)}
+    told = verdict(stored(tmp_path, ends), study(tiny, design="independent"))
+    [c] = told.contrasts
+    assert c.p == pytest.approx(reference.ttest_ind(LOWER, BASELINE, equal_var=False).pvalue, abs=1e-10)
+    assert (c.correlation, c.other_design_seeds, c.left_out) == (None, None, ())
+    assert "5 and 5 independent seeds" in told.sentence
+
+
+def test_no_fresh_runs_make_no_verdict_and_say_what_would(tiny: Tiny, tmp_path: Path) -> None:
+    told = verdict(stored(tmp_path, {"search-0000": 3.2, "search-0001": 3.1, "baseline-s0": 3.2}), study(tiny))
+    assert (told.contrasts, told.noise) == ((), None)
+    assert "nothing has been run on fresh seeds" in told.sentence
+    assert "`hpstudy confirm tiny`" in told.sentence
+
+
+def test_one_fresh_pair_makes_no_verdict(tiny: Tiny, tmp_path: Path) -> None:
+    told = verdict(stored(tmp_path, {"baseline-s101": 3.2, "confirm-0003-s101": 3.1}), study(tiny))
+    assert told.contrasts == ()
+    assert "fewer than two fresh seeds" in told.sentence
+
+
+def test_runs_that_measured_nothing_leave_their_pair_out_and_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {
+        **runs("baseline", BASELINE),
+        **runs("confirm-0003", LOWER),
+        "confirm-0003-s102": Outcome.FAILED,
+        "baseline-s103": Outcome.OUT_OF_MEMORY,
+        "confirm-0003-s104": None,
+    }
+    del ends["confirm-0003-s105"]
+    told = verdict(stored(tmp_path, {**ends, "confirm-0003-s106": 2.9, "baseline-s106": 3.2}), study(tiny))
+    [c] = told.contrasts
+    assert c.n == c.baseline_n == 2
+    assert set(c.left_out) == {
+        "confirm-0003-s102 (failed)",
+        "baseline-s103 (out_of_memory)",
+        "confirm-0003-s104 (unfinished)",
+        "confirm-0003-s105 (not run)",
+    }
+    assert all(run in told.sentence for run in c.left_out)
+
+
+def test_diverged_run_counts_as_a_uniform_guess_and_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER), "confirm-0003-s105": Outcome.DIVERGED}
+    told = verdict(stored(tmp_path, ends), study(tiny))
+    [c] = told.contrasts
+    assert c.mean == pytest.approx((sum(LOWER[:4]) + math.log(256)) / 5)
+    assert c.diverged == ("confirm-0003-s105",)
+    assert "counted as a uniform guess of 5.55 nats: confirm-0003-s105" in told.sentence
+
+
+def test_several_candidates_share_one_error_rate_and_tuned_lr_comes_last(tiny: Tiny, tmp_path: Path) -> None:
+    # each of the three alone has p = 0.03, which is not rare enough among three
+    gaps = np.array([-0.0445, -0.0145, -0.0295, -0.0045, -0.055])
+    alone = reference.ttest_1samp(gaps, 0).pvalue
+    assert 0.017 < alone < 0.05
+    ends = runs("baseline", BASELINE)
+    for name, shift in (("confirm-0003", 0.0), ("confirm-0001", 0.0001), ("confirm-tuned-lr-0004", -0.0001)):
+        ends |= runs(name, np.add(BASELINE, gaps + shift))
+    told = verdict(stored(tmp_path, ends), study(tiny))
+    assert [c.candidate for c in told.contrasts] == ["search-0003", "search-0001", "tuned-lr-0004"]
+    assert {c.answer for c in told.contrasts} == {Answer.UNDECIDED}
+    assert all(c.p > alone for c in told.contrasts)
+
+
+def test_speedup_runs_and_the_search_seeds_baseline_do_not_count(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER), "search-0003": 2.9}
+    more = {"baseline-s0": 9.0, "confirm-0003-s101-t50": 9.0, "confirm-0003-s101-t75": 9.0}
+    assert verdict(stored(tmp_path / "a", ends | more), study(tiny)) == verdict(
+        stored(tmp_path / "b", ends), study(tiny)
+    )
+
+
+def test_noise_is_the_baselines_spread_over_fresh_seeds(tiny: Tiny, tmp_path: Path) -> None:
+    found = noise(stored(tmp_path, {"baseline-s0": 9.0, **runs("baseline", BASELINE)}), study(tiny))
+    assert found is not None
+    assert found.sd == pytest.approx(np.std(BASELINE, ddof=1))
+    assert found.n == 5
+    assert 0.01 in found.seeds_for
+    assert all((difference >= found.detectable) == (seeds <= found.n) for difference, seeds in found.seeds_for.items())
