@@ -1,19 +1,22 @@
-"""The values of a verdict, and the runs it rests on."""
+"""Whether the search's winner beats the baseline, from runs on fresh seeds alone: tables -> values and a sentence."""
 
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from hpstudy.analysis import stats
+from hpstudy.analysis.confirmed import BASELINE, confirmed, exceptions, losses, sides
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.records import Outcome, bounded_loss
+from hpstudy.records import bounded_loss
 from hpstudy.study import Study
 from hpstudy.study.file import Design
 
-BASELINE = "baseline"
-CONFIRM_RUN = r"^confirm-(?P<tuned>tuned-lr-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?$"
+SHOWN_DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # nats; the study's margin joins them
 
 
 class Answer(enum.StrEnum):
@@ -33,58 +36,219 @@ class Contrast:
     answer: Answer
     mean: float
     se: float
-    n: int
+    n: int  # runs of the candidate that count
     baseline_mean: float
     baseline_se: float
     baseline_n: int
     difference: float  # candidate - baseline; negative is better
-    low: float  # 95% interval of the difference
+    low: float  # 95% interval of the difference, of this candidate alone
     high: float
-    p: float
-    p_equivalent: float
+    p: float  # two-sided, Holm-adjusted over the candidates
+    p_equivalent: float  # TOST against the margin, Holm-adjusted likewise
     design: Design
-    correlation: float | None
-    more_seeds: int | None
-    other_design_seeds: int | None
-    search_loss: float
+    correlation: float | None  # measured over shared seeds; never decides
+    more_seeds: (
+        int | None
+    )  # further seeds (per arm) that would decide at this noise; None when decided or not estimable
+    other_design_seeds: int | None  # seeds the other design would have needed for the same interval
+    search_loss: float  # the candidate's loss in the search stage; NaN where the table lacks it
     optimism: float  # search_loss - mean: negative = the search flattered it
-    diverged: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    more_seeds_if_real: int | None = (
+        None  # further seeds that would show a true difference as large as the measured one
+    )
+    diverged: tuple[str, ...] = ()  # runs that count with the loss of a uniform guess
+    left_out: tuple[str, ...] = ()  # runs that should count and do not, each with the reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
     """How far the baseline's val/loss varies from seed to seed, and what that lets a study see."""
 
-    sd: float
+    sd: float  # nats
     n: int
-    detectable: float
-    seeds_for: dict[float, int]
+    detectable: float  # smallest difference that n seeds per arm detect with 80% power, two-sided 5%
+    seeds_for: dict[float, int]  # difference in nats -> seeds per arm for 80% power; without those beyond MOST_SEEDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The study's answer."""
 
-    contrasts: tuple[Contrast, ...]
+    contrasts: tuple[Contrast, ...]  # the search's lowest loss first, then tuned-lr; empty before two seeds are there
     noise: Noise | None
     margin: float
     sentence: str
 
 
-def verdict(frames: StudyFrames, study: Study) -> Verdict:  # noqa: ARG001
-    """No verdict: a placeholder until the statistics land."""
-    sentence = "Undecided: no run on fresh seeds has been made yet."
-    return Verdict(contrasts=(), noise=None, margin=study.confirm.margin, sentence=sentence)
+def verdict(frames: StudyFrames, study: Study) -> Verdict:
+    """The study's answer by the design its file fixed, over all candidates that at least two fresh seeds measured.
+
+    Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Else better or worse: no difference
+    is refuted (p <= 5%). Else undecided. Equivalence comes first, because the asker said beforehand that
+    so small a difference does not matter; the sentence says where it is measurable nonetheless. Over all candidates
+    together, a false better or worse comes at most once in 20 studies where none differs, and so does a false
+    equivalent where all differ by the margin or more. Both hold for one look: seeds added after it are another look.
+    """
+    runs, margin = confirmed(frames, study), study.confirm.margin
+    names = [str(name) for name in runs["candidate"].unique() if name != BASELINE]
+    both = {name: sides(runs, study, name) for name in names}
+    judged = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
+    tests = [stats.difference(*pair, design=study.confirm.design, margin=margin) for pair in judged.values()]
+    ps = zip(stats.holm([d.p for d in tests]), stats.holm([d.p_equivalent for d in tests]), strict=True)
+    contrasts = [
+        _contrast(frames, runs, study, name, test, p=float(p), p_equivalent=float(q), comparisons=len(judged))
+        for name, test, (p, q) in zip(judged, tests, ps, strict=True)
+    ]
+    contrasts.sort(key=lambda c: (c.candidate.startswith("tuned-lr"), c.difference))
+    return Verdict(
+        contrasts=tuple(contrasts),
+        noise=noise(frames, study),
+        margin=margin,
+        sentence=_sentence(contrasts, [name for name in names if name not in judged], study),
+    )
 
 
-def confirmed(frames: StudyFrames, study: Study) -> pd.DataFrame:
-    """The runs on fresh seeds, of candidates and baseline: run, candidate, seed, fraction, loss and what `trials` holds."""
-    trials = frames.trials.assign(run=frames.trials["run_id"].astype("str"))
-    parts = trials["run"].str.extract(CONFIRM_RUN)
-    trials["candidate"] = parts["tuned"].fillna("search-") + parts["trial"]
-    trials.loc[(trials["phase"] == "baseline") & (trials["seed"] != study.spec.seed), "candidate"] = BASELINE
-    trials["fraction"] = parts["percent"].astype("float64").fillna(100) / 100
-    bounded = trials["val_loss"].map(lambda loss: bounded_loss(loss, study.vocab_size))
-    trials["loss"] = bounded.where(trials["outcome"].isin([Outcome.COMPLETE, Outcome.DIVERGED]))
-    return trials[trials["candidate"].notna()].reset_index(drop=True)
+def decide(*, difference: float, p: float, p_equivalent: float) -> Answer:
+    """The answer to two tests; see `verdict`."""
+    if p_equivalent <= stats.ALPHA:
+        return Answer.EQUIVALENT
+    if p <= stats.ALPHA:
+        return Answer.BETTER if difference < 0 else Answer.WORSE
+    return Answer.UNDECIDED
+
+
+def noise(frames: StudyFrames, study: Study) -> Noise | None:
+    """The baseline's noise over its fresh seeds; None while fewer than two have been measured.
+
+    Powers are of two independent sets of runs; they allow for a standard deviation measured by n seeds only.
+    """
+    fresh = losses(confirmed(frames, study), BASELINE)
+    n, sd, margin = len(fresh), float(fresh.std(ddof=1)), study.confirm.margin
+    if n < 2:
+        return None
+    differences = sorted({*SHOWN_DIFFERENCES, margin})
+    needed = {d: stats.seeds_to_detect(d, sd, arms=2, sd_df=n - 1) for d in differences}
+    return Noise(
+        sd=sd,
+        n=n,
+        detectable=stats.detectable(sd, n, arms=2, sd_df=n - 1),
+        seeds_for={d: seeds for d, seeds in needed.items() if seeds is not None},
+    )
+
+
+def _contrast(
+    frames: StudyFrames,
+    runs: pd.DataFrame,
+    study: Study,
+    candidate: str,
+    test: stats.Difference,
+    *,
+    p: float,
+    p_equivalent: float,
+    comparisons: int,
+) -> Contrast:
+    ours, theirs = sides(runs, study, candidate)
+    paired, n, df, difference = study.confirm.design == "paired", min(len(ours), len(theirs)), test.df, test.mean
+    answer = decide(difference=difference, p=p, p_equivalent=p_equivalent)
+    more = more_if_real = other = None
+    if answer is Answer.UNDECIDED:
+        arms = 1 if paired else 2
+        more = stats.seeds_to_decide(test.se, df, n, margin=study.confirm.margin, comparisons=comparisons)
+        total = stats.seeds_to_detect(abs(difference), test.se * math.sqrt(n / arms), arms=arms, sd_df=df)
+        more_if_real = None if total is None else max(total - n, 1)
+    if paired:  # without shared seeds nothing tells what pairing would have saved
+        unpaired_sd = math.hypot(ours.std(ddof=1), theirs.std(ddof=1))
+        other = stats.seeds_for_width((test.high - test.low) / 2, unpaired_sd, 2 * df, n)
+    searched = frames.trials.loc[frames.trials["run_id"] == candidate, "val_loss"]
+    search_loss = bounded_loss(float(searched.iloc[0]), study.vocab_size) if len(searched) else math.nan
+    diverged, left_out = exceptions(runs, study, candidate)
+    return Contrast(
+        candidate=candidate,
+        answer=answer,
+        mean=float(ours.mean()),
+        se=float(ours.std()) / math.sqrt(len(ours)),
+        n=len(ours),
+        baseline_mean=float(theirs.mean()),
+        baseline_se=float(theirs.std()) / math.sqrt(len(theirs)),
+        baseline_n=len(theirs),
+        difference=difference,
+        low=test.low,
+        high=test.high,
+        p=p,
+        p_equivalent=p_equivalent,
+        design=study.confirm.design,
+        correlation=stats.correlation(ours, theirs) if paired else None,
+        more_seeds=more,
+        more_seeds_if_real=more_if_real,
+        other_design_seeds=other,
+        search_loss=search_loss,
+        optimism=search_loss - float(ours.mean()),
+        diverged=diverged,
+        left_out=left_out,
+    )
+
+
+def _sentence(contrasts: Sequence[Contrast], unjudged: Sequence[str], study: Study) -> str:
+    """The headline on the first contrast, then what a reader must know beside it."""
+    if not contrasts:
+        state = "fewer than two fresh seeds are measured" if unjudged else "nothing has been run on fresh seeds"
+        return f"No verdict yet: {state} for winner and baseline; `hpstudy confirm {study.name}` runs them."
+    first, *others = contrasts
+    parts = [_headline(first, study, len(contrasts))]
+    if others:
+        parts.append("Also: " + ", ".join(f"{c.candidate} {c.answer} ({c.difference:+.4f})" for c in others) + ".")
+    if unjudged:
+        parts.append(f"Not judged, for want of two seeds: {', '.join(unjudged)}.")
+    if diverged := sorted({run for c in contrasts for run in c.diverged}):
+        guess = bounded_loss(None, study.vocab_size)
+        parts.append(f"Diverged, and counted as a uniform guess of {guess:.2f} nats: {', '.join(diverged)}.")
+    if left_out := sorted({run for c in contrasts for run in c.left_out}):
+        parts.append(f"Left out: {', '.join(left_out)}.")
+    return " ".join(parts)
+
+
+def _headline(c: Contrast, study: Study, comparisons: int) -> str:
+    baseline = "the baseline" if study.overrides else "GPT-3's values"
+    half_width = (c.high - c.low) / 2
+    digits = min(max(1 - math.floor(math.log10(half_width)), 0), 6) if half_width > 0 else 6
+    seeds = f"{c.n} paired seeds" if c.design == "paired" else f"{c.n} and {c.baseline_n} independent seeds"
+    p = c.p_equivalent if c.answer is Answer.EQUIVALENT else c.p
+    level = "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+    adjusted = f", adjusted for {comparisons} candidates" if comparisons > 1 else ""
+    signed = f"{c.difference:+.{digits}f} nats (95% interval {c.low:+.{digits}f} to {c.high:+.{digits}f}, {seeds}"
+    match c.answer:
+        case Answer.BETTER | Answer.WORSE:
+            low, high = sorted((abs(c.low), abs(c.high)))
+            side = "lower" if c.answer is Answer.BETTER else "higher"
+            return (
+                f"{c.candidate} is {c.answer} than {baseline}: val loss {side} by {abs(c.difference):.{digits}f} nats "
+                f"(95% interval {low:.{digits}f} to {high:.{digits}f}, {seeds}, {level}{adjusted})."
+            )
+        case Answer.EQUIVALENT:
+            real = "; measurable, but too little to matter" if c.p <= stats.ALPHA else ""
+            return (
+                f"{c.candidate} and {baseline} are equivalent within the margin of {study.confirm.margin:g} nats: "
+                f"val loss differs by {signed}, {level}{adjusted}){real}."
+            )
+        case Answer.UNDECIDED:
+            return f"Undecided: {c.candidate} differs from {baseline} by {signed}){_what_it_takes(c, study)}."
+
+
+def _what_it_takes(c: Contrast, study: Study) -> str:
+    if c.more_seeds is None:
+        no_margin = study.confirm.margin == 0
+        takes = (
+            "without a margin no number of seeds is sure to decide it"
+            if no_margin
+            else (f"not even {stats.MOST_SEEDS:,} seeds would surely decide it at this noise")
+        )
+    else:
+        takes = f"{_more(c.more_seeds)} would decide it at this noise"
+    real = c.more_seeds_if_real
+    if real is not None and (c.more_seeds is None or real < c.more_seeds):
+        takes += f", or {_more(real)} if the difference is truly as large as measured"
+    return f"; {takes}"
+
+
+def _more(seeds: int) -> str:
+    return f"{seeds:,} more seed{'s' if seeds > 1 else ''}"

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from hpstudy.analysis.comparison import HALFLIVES, comparison, short
+from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import BASELINE, Contrast, Verdict, confirmed
+from hpstudy.analysis.verdict import Contrast, Verdict
 from hpstudy.hparams import GPT3
 from hpstudy.running.driver import baseline_run_id
 from hpstudy.study import Study

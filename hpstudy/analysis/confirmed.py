@@ -1,0 +1,58 @@
+"""The runs on fresh seeds, on which alone a verdict stands."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from hpstudy.analysis.frames import StudyFrames
+from hpstudy.records import Outcome, bounded_loss
+from hpstudy.study import Study
+
+BASELINE = "baseline"
+CONFIRM_RUN = r"^confirm-(?P<tuned>tuned-lr-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?$"
+MEASURED = (Outcome.COMPLETE.value, Outcome.DIVERGED.value)
+
+
+def confirmed(frames: StudyFrames, study: Study) -> pd.DataFrame:
+    """The runs on fresh seeds: what `trials` holds, and run, candidate, fraction and loss.
+
+    candidate is "search-0003", "tuned-lr-0004" or "baseline"; fraction is the share of the full budget (speed-up runs
+    have less than 1); loss is val_loss, at most that of a uniform guess, which diverged runs have; NaN for runs that
+    measured nothing.
+    """
+    trials = frames.trials.assign(run=frames.trials["run_id"].astype("str"))
+    parts = trials["run"].str.extract(CONFIRM_RUN)
+    trials["candidate"] = parts["tuned"].fillna("search-") + parts["trial"]
+    trials.loc[(trials["phase"] == "baseline") & (trials["seed"] != study.spec.seed), "candidate"] = BASELINE
+    trials["fraction"] = parts["percent"].astype("float64").fillna(100) / 100
+    bounded = trials["val_loss"].map(lambda loss: bounded_loss(loss, study.vocab_size))
+    trials["loss"] = bounded.where(trials["outcome"].isin(MEASURED))
+    return trials[trials["candidate"].notna()].reset_index(drop=True)
+
+
+def losses(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
+    """The losses of the full runs that measured one, by seed."""
+    full = runs[(runs["candidate"] == candidate) & (runs["fraction"] == 1)]
+    return full.set_index("seed")["loss"].dropna().sort_index()
+
+
+def sides(runs: pd.DataFrame, study: Study, candidate: str) -> tuple[pd.Series[float], pd.Series[float]]:
+    """Candidate's and baseline's losses; where the design is paired, of the seeds that both have."""
+    ours, theirs = losses(runs, candidate), losses(runs, BASELINE)
+    if study.confirm.design == "independent":
+        return ours, theirs
+    shared = ours.index.intersection(theirs.index)
+    return ours[shared], theirs[shared]
+
+
+def exceptions(runs: pd.DataFrame, study: Study, candidate: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The full runs of both sides that diverged and count, and those that should count but did not measure anything."""
+    full = runs[(runs["fraction"] == 1) & runs["candidate"].isin([candidate, BASELINE])]
+    prefixes = [f"confirm-{candidate.removeprefix('search-')}"]
+    if study.confirm.design == "paired":
+        prefixes.append(BASELINE)
+    expected = [f"{prefix}-s{seed}" for prefix in prefixes for seed in study.confirm.seeds]
+    known = ("unfinished" if pd.isna(outcome) else str(outcome) for outcome in full["outcome"])
+    outcomes = dict.fromkeys(expected, "not run") | dict(zip(full["run"], known, strict=True))
+    diverged = tuple(run for run, outcome in outcomes.items() if outcome == Outcome.DIVERGED)
+    return diverged, tuple(f"{run} ({outcome})" for run, outcome in outcomes.items() if outcome not in MEASURED)

@@ -1,0 +1,165 @@
+"""Differences between two sets of runs, and how many runs a difference takes: numbers in, numbers out, scipy beneath.
+
+Arrays hold one value per seed along their last axis; further axes are further comparisons.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from hpstudy.study.file import Design
+
+ALPHA = 0.05  # two-sided for a difference; each side of an equivalence test
+POWER = 0.8
+MOST_SEEDS = 10_000
+QUANTILES = (np.arange(64) + 0.5) / 64  # a mean over them is an integral over a distribution
+
+Floats = NDArray[np.float64]
+Numbers = Any  # a float, or an array over the further axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Candidate minus baseline: floats, or arrays over the further axes."""
+
+    mean: Numbers
+    se: Numbers
+    low: Numbers  # of the 95% interval
+    high: Numbers
+    df: Numbers
+    p: Numbers  # two-sided, of no difference
+    p_equivalent: Numbers  # of a difference of `margin` or more, either way (TOST)
+
+
+def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, margin: float) -> Difference:
+    """Student's test of the differences where runs are paired by seed, else Welch's; at least two seeds each.
+
+    TOST: Schuirmann 1987, doi:10.1007/BF01068419. Without any noise an exact zero has p = 1.
+    """
+    a, b = np.asarray(candidate, float), np.asarray(baseline, float)
+
+    def test(shift: float, alternative: Literal["two-sided", "greater", "less"]) -> Any:
+        if design == "paired":
+            return stats.ttest_rel(a + shift, b, axis=-1, alternative=alternative)
+        return stats.ttest_ind(a + shift, b, axis=-1, alternative=alternative, equal_var=False)
+
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # runs that agree to the last digit
+        both, above, below = test(0, "two-sided"), test(margin, "greater"), test(-margin, "less")
+        interval = both.confidence_interval(1 - ALPHA)
+    return Difference(
+        mean=a.mean(axis=-1) - b.mean(axis=-1),
+        se=(interval.high - interval.low) / 2 / stats.t.ppf(1 - ALPHA / 2, both.df),
+        low=interval.low,
+        high=interval.high,
+        df=both.df,
+        p=np.nan_to_num(both.pvalue, nan=1.0),
+        p_equivalent=np.nan_to_num(np.maximum(above.pvalue, below.pvalue), nan=1.0),
+    )
+
+
+def holm(p: ArrayLike) -> Floats:
+    """P values adjusted for their number along the last axis, valid however they depend on each other.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p, axis=-1)
+    factors = np.arange(p.shape[-1], 0, -1)
+    stepped = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), axis=-1)
+    return adjusted
+
+
+def correlation(candidate: ArrayLike, baseline: ArrayLike) -> float | None:
+    """Pearson's r over shared seeds; None for fewer than three, or where one side does not vary."""
+    a, b = np.asarray(candidate, float), np.asarray(baseline, float)
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(stats.pearsonr(a, b).statistic)
+
+
+def power(difference: float, sd: float, seeds: int, *, arms: int, sd_df: float | None = None) -> float:
+    """Chance that a two-sided 5% test of `seeds` per arm finds a true `difference`.
+
+    arms=2: two sets of runs, each with standard deviation `sd`; arms=1: pairs whose differences have it.
+    With sd_df the sd is itself an estimate with that many degrees of freedom, and the chance is the mean over what the
+    true one may be (the assurance), so that it holds over all studies that measured their noise and went by it.
+    """
+    df = arms * (seeds - 1)
+    effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds / arms)
+    critical = stats.t.ppf(1 - ALPHA / 2, df)
+    # beyond 37 + critical the power is 1 to the last digit, and scipy's series may fail
+    return float(np.mean(stats.nct.sf(critical, df, np.minimum(effect, critical + 37))))
+
+
+def seeds_to_detect(difference: float, sd: float, *, arms: int, sd_df: float | None = None) -> int | None:
+    """The fewest seeds per arm whose `power` is 80%; None beyond MOST_SEEDS."""
+    if difference <= 0:
+        return None
+    if sd == 0:
+        return 2
+    return _fewest(2, lambda seeds: power(difference, sd, seeds, arms=arms, sd_df=sd_df) >= POWER)
+
+
+def detectable(sd: float, seeds: int, *, arms: int, sd_df: float | None = None) -> float:
+    """The smallest true difference that `seeds` per arm find with a `power` of 80%."""
+    if sd == 0:
+        return 0.0
+    found = optimize.brentq(
+        lambda ratio: power(ratio * sd, sd, seeds, arms=arms, sd_df=sd_df) - POWER, 1e-3, 1e3, xtol=1e-9
+    )
+    return float(found) * sd
+
+
+def seeds_to_decide(se: float, df: float, seeds: int, *, margin: float, comparisons: int = 1) -> int | None:
+    """Further seeds per arm after which the difference is decided with a chance of 80%, whatever it truly is.
+
+    A difference stays undecided only while its 95% interval reaches zero and its 90% interval reaches beyond the
+    margin: while the estimate lies in a window of width (t95 + t90) * se - margin, which closes as seeds are added.
+    The chance is at the window's worst place, and a mean over what the true noise may be, because `se` is itself
+    measured with `df` degrees of freedom. With `comparisons` candidates both levels are divided by their number.
+    None without a margin, or beyond MOST_SEEDS.
+    """
+    if margin <= 0:
+        return None
+    true = _plausible(se * np.sqrt(seeds), df)[:, None]  # standard deviation of one seed's difference
+
+    def decides(more: int) -> bool:
+        total, new_df = seeds + more, df * more / (seeds - 1)
+        squares = df * se**2 * seeds + true**2 * stats.chi2.ppf(QUANTILES, new_df)
+        measured = np.sqrt(squares / (df + new_df))
+        levels = np.array([1 - ALPHA / 2 / comparisons, 1 - ALPHA / comparisons])
+        t = np.sum(stats.t.ppf(levels, df + new_df))
+        window = np.maximum(t * measured - margin * np.sqrt(total), 0) / np.maximum(true, np.finfo(float).tiny)
+        return bool(np.mean(2 * stats.norm.sf(window / 2)) >= POWER)
+
+    return _fewest(1, decides)
+
+
+def seeds_for_width(half_width: float, sd: float, df: float, seeds: int) -> int | None:
+    """Seeds whose 95% interval is as short, when one seed's difference has `sd`, measured with df by `seeds` seeds."""
+    per_seed = df / (seeds - 1)
+    return _fewest(
+        2, lambda n: bool(stats.t.ppf(1 - ALPHA / 2, per_seed * (n - 1)) * sd / np.sqrt(n) <= half_width * (1 + 1e-9))
+    )
+
+
+def _plausible(sd: float, df: float | None) -> Floats:
+    """What the true standard deviation may be when one of `sd` was measured, as equally likely values."""
+    return np.array([sd]) if df is None else sd * np.sqrt(df / stats.chi2.ppf(QUANTILES, df))
+
+
+def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:
+    candidates = range(least, MOST_SEEDS + 1)
+    found = bisect_left(candidates, True, key=enough)
+    return candidates[found] if found < len(candidates) else None
