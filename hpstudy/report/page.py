@@ -19,10 +19,10 @@ from hpstudy import __version__
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.verdict import Verdict
 from hpstudy.errors import MachineError
-from hpstudy.report import figures, tables
+from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import best_first, cast
-from hpstudy.report.figures import DARK, Figure
 from hpstudy.report.scales import near_ends
+from hpstudy.report.style import DARK, Figure
 from hpstudy.report.tables import Table
 from hpstudy.study import Study
 from hpstudy.tracking.store import write_atomic
@@ -58,7 +58,9 @@ def write_report(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MachineError(f"{directory}: cannot be made: {error.strerror}; free some space and report again") from error
+        raise MachineError(
+            f"{directory}: cannot be made: {error.strerror}; free some space and report again"
+        ) from error
     write_atomic(directory / "report.md", _markdown(study, verdict, sections))
     page = directory / "index.html"
     write_atomic(page, _html(study, verdict, sections))
@@ -66,20 +68,28 @@ def write_report(
 
 
 def _sections(
-    frames: StudyFrames, study: Study, verdict: Verdict, environment: Mapping[str, Any], importances: Mapping[str, float]
+    frames: StudyFrames,
+    study: Study,
+    verdict: Verdict,
+    environment: Mapping[str, Any],
+    importances: Mapping[str, float],
 ) -> list[Section]:
     trials, shown = frames.trials, cast(frames, study, verdict)
     ranked = best_first(trials, study)
     winner = verdict.contrasts[0].candidate if verdict.contrasts else None
     best = ranked[ranked["run_id"] == winner] if winner else ranked
     lost = tables.lost_trials(trials, study)
-    warnings = tuple(near_ends(study, best.iloc[0].to_dict())) if len(best) else ()
-    hyperparameters = tuple(figures.hyperparameter_panels(trials, study, winner)) if len(ranked) else ()
-    together = [figures.importance_bars(importances)] if importances else []
+    warnings = tuple(near_ends(study, {key: best.iloc[0][key] for key in study.space})) if len(best) else ()
+    hyperparameters = tuple(search_figures.hyperparameter_panels(trials, study, winner)) if len(ranked) else ()
+    together = [search_figures.importance_bars(importances)] if importances else []
     if len(study.space) > 1 and len(ranked):
-        together.append(figures.parallel_coordinates(trials, study, winner))
-    front = (figures.pareto_front(trials, study),) if len(study.objectives) > 1 else ()
-    result = (figures.loss_curves(frames.steps, shown), *((figures.differences(verdict),) if winner else ()))
+        together.append(search_figures.parallel_coordinates(trials, study, winner))
+    front = (search_figures.pareto_front(trials, study),) if len(study.objectives) > 1 else ()
+    result = (
+        curve_figures.loss_curves(frames.steps, shown),
+        *((curve_figures.differences(verdict),) if winner else ()),
+    )
+    certain = tuple(tables.certainty(verdict)) + ((tables.speedups(frames, study, verdict),) if winner else ())
     commit = environment.get("git_commit")
     return [
         Section(
@@ -90,10 +100,13 @@ def _sections(
             warnings=tuple(
                 f"{c.candidate}: {text}"
                 for c in verdict.contrasts
-                for text in (*(f"{run} diverged and counts with the loss of a uniform guess" for run in c.diverged), *c.left_out)
+                for text in (
+                    *(f"{run} diverged and counts with the loss of a uniform guess" for run in c.diverged),
+                    *(f"the verdict lacks {run}" for run in c.left_out),
+                )
             ),
         ),
-        Section(title="How sure", text=tuple(_certainty(verdict)), tables=tuple(tables.certainty(verdict))),
+        Section(title="How sure", text=tuple(_certainty(verdict)), tables=certain),
         Section(
             title="The hyperparameters",
             text=("Dashed: the baseline's value. Blue: the confirmed candidate. Crosses: failed or diverged.",),
@@ -102,11 +115,11 @@ def _sections(
         ),
         Section(
             title="The search",
-            figures=(figures.best_so_far(trials, study), *front),
+            figures=(search_figures.best_so_far(trials, study), *front),
             tables=(tables.best_trials(frames, study), *([lost] if lost else [])),
             text=() if lost else ("No run failed or diverged.",),
         ),
-        Section(title="The training", figures=tuple(figures.training_curves(frames.steps, shown))),
+        Section(title="The training", figures=tuple(curve_figures.training_curves(frames.steps, shown))),
         Section(
             title="Cost, machine, and how to do it again",
             tables=(tables.cost(trials), tables.environment_table(environment)),
@@ -145,8 +158,8 @@ def _html(study: Study, verdict: Verdict, sections: list[Section]) -> str:
         study=study,
         verdict=verdict,
         sections=sections,
-        plotly=Markup(plotly),  # noqa: S704  the library and our own script, not text from a file
-        script=Markup(script),  # noqa: S704
+        plotly=Markup(plotly),
+        script=Markup(script),
         policy=" ".join(_source_hash(text) for text in (plotly, script)),
         dark=DARK,
         data=_data,
@@ -156,7 +169,7 @@ def _html(study: Study, verdict: Verdict, sections: list[Section]) -> str:
 
 def _data(figure: Figure) -> Markup:
     """A figure as JSON that cannot end the element it stands in: "<" occurs in JSON within strings alone."""
-    return Markup(str(figure.plot.to_json()).replace("<", "\\u003c"))  # noqa: S704
+    return Markup(str(figure.plot.to_json()).replace("<", "\\u003c"))
 
 
 def _source_hash(script: str) -> str:

@@ -43,8 +43,7 @@ def ticks(dimension: Dimension, most: int = 6) -> list[float | str]:
         marks = [m * d for d in decades for m in mantissas if a * 0.999 <= m * d <= b * 1.001]
         if len(marks) <= most:
             break
-    marks = marks or [a, b]
-    return [float(f"{1 - mark:.10g}") for mark in marks] if dimension.scale == "log1m" else marks
+    return [float(f"{1 - mark:.10g}") if dimension.scale == "log1m" else mark for mark in marks or [a, b]]
 
 
 def tick_text(value: float | str) -> str:

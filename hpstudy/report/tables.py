@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ import pandas as pd
 from hpstudy.analysis.comparison import HALFLIVES, comparison, short
 from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.analysis.verdict import Contrast, Verdict
 from hpstudy.hparams import GPT3
 from hpstudy.running.driver import baseline_run_id
 from hpstudy.study import Study
 
 MOST_ROWS = 20
+MIN_LOST = 3  # runs, before where they lie is worth a sentence
 ALWAYS_SHOWN = ("lr", "beta1", "beta2", "weight_decay")
 MEASURES = {
     HALFLIVES[0]: "beta1 half-life (tokens)",
@@ -25,6 +27,19 @@ MEASURES = {
     "decay_timescale_steps": "decay timescale (steps)",
     "tok_per_sec": "speed (tokens/s)",
 }
+
+STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
+    ("answer", lambda c: str(c.answer)),
+    ("design", lambda c: str(c.design)),
+    ("p of no difference", lambda c: f"{c.p:.2g}"),
+    ("p of equivalence", lambda c: f"{c.p_equivalent:.2g}"),
+    ("correlation over shared seeds", lambda c: plain(c.correlation)),
+    ("further seeds to decide", lambda c: plain(c.more_seeds)),
+    ("further seeds if the difference is real", lambda c: plain(c.more_seeds_if_real)),
+    ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
+    ("loss in the search", lambda c: plain(c.search_loss)),
+    ("optimism of the search", lambda c: f"{c.optimism:+.4f}"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,22 +115,34 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
         yield Table(
             title="How each answer was reached",
             header=("", *(c.candidate for c in verdict.contrasts)),
-            rows=tuple(
-                (label, *(look(c) for c in verdict.contrasts))
-                for label, look in (
-                    ("answer", lambda c: str(c.answer)),
-                    ("design", lambda c: str(c.design)),
-                    ("p of no difference", lambda c: f"{c.p:.2g}"),
-                    ("p of equivalence", lambda c: f"{c.p_equivalent:.2g}"),
-                    ("correlation over shared seeds", lambda c: plain(c.correlation)),
-                    ("further seeds to decide", lambda c: plain(c.more_seeds)),
-                    ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
-                    ("loss in the search", lambda c: plain(c.search_loss)),
-                    ("optimism of the search", lambda c: f"{c.optimism:+.4f}"),
-                )
-            ),
+            rows=tuple((label, *map(look, verdict.contrasts)) for label, look in STATISTICS),
             note="Optimism is the loss in the search less the mean on fresh seeds: below 0, the search flattered it.",
         )
+
+
+def speedups(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
+    """How much sooner each candidate reaches the baseline's loss, as far as shorter runs have measured it."""
+    measured = {c.candidate: speedup(frames, study, c.candidate) for c in verdict.contrasts}
+    kinds: tuple[tuple[str, Callable[[Speedup], Ratio]], ...] = (
+        ("in tokens [95%]", lambda s: s.tokens),
+        ("in steps [95%]", lambda s: s.steps),
+        ("in seconds [95%]", lambda s: s.seconds),
+    )
+    rows = [(name, *(_ratio(look(s)) if s else "not measured" for s in measured.values())) for name, look in kinds]
+    crossings = (crossing_tokens(frames, study, name) for name in measured)
+    rows.append(("the curves cross at (tokens)", *map(plain, crossings)))
+    note = (
+        "Measured by whole runs on shorter budgets (`[confirm] speedup`). The crossing lies in mid-schedule, where the "
+        "learning rate has not decayed yet: it is not where a shorter schedule would end."
+    )
+    return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=tuple(rows), note=note)
+
+
+def _ratio(ratio: Ratio) -> str:
+    def times(value: float | None) -> str:
+        return "-" if value is None else f"{'≥ ' if value >= ratio.most else ''}{value:.2f}x"
+
+    return f"{times(ratio.value)} [{times(ratio.low)}, {times(ratio.high)}]"
 
 
 def best_trials(frames: StudyFrames, study: Study) -> Table:
@@ -132,7 +159,9 @@ def best_trials(frames: StudyFrames, study: Study) -> Table:
         for row in frame.to_dict("records")
     ]  # fmt: skip
     header = tuple(_heading(column) for column in frame.columns)
-    note = "One seed each. The best of a search is flattered by its selection: only fresh seeds say whether it is better."
+    note = (
+        "One seed each. The best of a search is flattered by its selection: only fresh seeds say whether it is better."
+    )
     return Table(title="The best of the search", header=header, rows=tuple(rows), note=note)
 
 
@@ -156,7 +185,7 @@ def lost_trials(trials: pd.DataFrame, study: Study) -> Table | None:
 def _where(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> Iterator[str]:
     """One sentence per key in which the lost runs lie apart from all complete trials."""
     for key in study.space:
-        if not pd.api.types.is_numeric_dtype(trials := lost[key]) or complete.empty:
+        if not pd.api.types.is_numeric_dtype(trials := lost[key]) or complete.empty or len(lost) < MIN_LOST:
             continue
         if trials.min() > complete[key].max():
             yield f"All of them have {key} of {trials.min():.4g} or more; no complete trial reaches that."
@@ -200,4 +229,4 @@ def departures(study: Study) -> str:
     """In which values the study's baseline is not GPT-3's."""
     baseline, gpt3 = asdict(study.baseline_hparams(study.spec.tokens)), asdict(GPT3)
     changed = [f"{key} {plain(v)} (GPT-3: {plain(gpt3[key])})" for key, v in baseline.items() if v != gpt3[key]]
-    return f"The baseline is GPT-3's but for {', '.join(changed)}." if changed else "The baseline is GPT-3's in every value."
+    return f"The baseline is GPT-3's but for {', '.join(changed)}." if changed else "The baseline has GPT-3's values."
