@@ -94,7 +94,7 @@ def _sections(
     return [
         Section(
             title="Result",
-            figures=result,
+            figures=tuple(result),
             tables=(tables.summary(frames, study, verdict),),
             text=(tables.departures(study),),
             warnings=tuple(
@@ -106,7 +106,7 @@ def _sections(
                 )
             ),
         ),
-        Section(title="How sure", text=tuple(_certainty(verdict)), tables=certain),
+        Section(title="How sure", text=tuple(_certainty(verdict)), tables=tuple(certain)),
         Section(
             title="The hyperparameters",
             text=("Dashed: the baseline's value. Blue: the confirmed candidate. Crosses: failed or diverged.",),

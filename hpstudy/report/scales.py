@@ -28,7 +28,7 @@ def _scaled(scale: str, value: float) -> float:
             return value
 
 
-def ticks(dimension: Dimension, most: int = 6) -> list[float | str]:
+def ticks(dimension: Dimension, most: int) -> list[float | str]:
     """Round values along the range, the choices themselves where it is a list."""
     if isinstance(dimension, Choices):
         return list(dimension.values)
@@ -43,7 +43,8 @@ def ticks(dimension: Dimension, most: int = 6) -> list[float | str]:
         marks = [m * d for d in decades for m in mantissas if a * 0.999 <= m * d <= b * 1.001]
         if len(marks) <= most:
             break
-    return [float(f"{1 - mark:.10g}") if dimension.scale == "log1m" else mark for mark in marks or [a, b]]
+    marks = marks[:: math.ceil(len(marks) / most)] if len(marks) >= 2 else [a, b]
+    return [float(f"{1 - mark:.10g}") if dimension.scale == "log1m" else mark for mark in marks]
 
 
 def tick_text(value: float | str) -> str:

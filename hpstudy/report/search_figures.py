@@ -59,9 +59,12 @@ def hyperparameter_panels(trials: pd.DataFrame, study: Study, winner: str | None
             plot.add_vline(
                 x=position(dimension, getattr(baseline, key)), line={"color": INK, "width": 1.4, "dash": "dash"}
             )
-        marks = ticks(dimension)
+        marks = ticks(dimension, most=5)
         plot.update_xaxes(
-            range=[-0.05, 1.05], tickvals=[position(dimension, m) for m in marks], ticktext=[*map(tick_text, marks)]
+            tickangle=0,
+            range=[-0.05, 1.05],
+            tickvals=[position(dimension, m) for m in marks],
+            ticktext=[*map(tick_text, marks)],
         )
         yield Figure(title=key, caption=RULES[key].doc, plot=plot, size="panel")
 

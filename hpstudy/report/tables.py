@@ -50,6 +50,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    words: bool = False  # whether its cells are prose rather than numbers
 
 
 def plain(value: Any) -> str:
@@ -216,13 +217,13 @@ def environment_table(environment: Mapping[str, Any]) -> Table:
         (key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))
         for key, value in environment.items()
     )
-    return Table(title="Environment", header=("", "value"), rows=rows)
+    return Table(title="Environment", header=("", "value"), rows=rows, words=True)
 
 
 def resolved_table(study: Study) -> Table:
     """Every value that determines results."""
     rows = tuple((key, str(value)) for key, value in study.resolved().items())
-    return Table(title="The study, resolved", header=("key", "value"), rows=rows)
+    return Table(title="The study, resolved", header=("key", "value"), rows=rows, words=True)
 
 
 def departures(study: Study) -> str:
