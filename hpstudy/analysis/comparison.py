@@ -85,11 +85,11 @@ def _cells(frame: pd.DataFrame) -> list[list[str]]:
     looks: dict[str, tuple[str, Callable[[Any], str]]] = {
         "val_loss": ("val\nloss", "{:.4f}".format),
         "difference": ("difference", "{:+.4f}".format),
-        "tok_per_sec": ("tok/s", _short),
+        "tok_per_sec": ("tok/s", short),
         "speedup": ("speedup", "{:.2f}x".format),
         "lr": ("lr", "{:.3g}".format),
         "beta2": ("beta2", "{:.5g}".format),
-        **dict.fromkeys(HALFLIVES, ("half-\nlife", _short)),
+        **dict.fromkeys(HALFLIVES, ("half-\nlife", short)),
     }
     columns = []
     for name in frame.columns.drop("baseline"):
@@ -106,7 +106,7 @@ def _plain(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """3,451,204 as 3.45M: three digits and a unit."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:  # 999,600 rounds to 1M

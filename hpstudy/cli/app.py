@@ -94,6 +94,14 @@ def export(
     data_commands.export(name, runs, format)
 
 
+@app.command(epilog="Example: hpstudy report quickstart")
+def report(name: Name, runs: Runs = RUNS) -> None:
+    """Writes the report as HTML and Markdown, and prints the path of the page."""
+    from hpstudy.cli import data_commands
+
+    data_commands.report(name, runs)
+
+
 @app.command(epilog="Example: hpstudy sync quickstart")
 def sync(name: Name, runs: Runs = RUNS) -> None:
     """Sends W&B every finished run that it does not have online, each step exactly once."""

@@ -1,4 +1,4 @@
-"""`status`, `export` and `dashboard`: what is there, as people and programs want it."""
+"""`status`, `export`, `report` and `dashboard`: what is there, as people and programs want it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from rich.table import Table
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import StudyFrames, load
+from hpstudy.analysis.verdict import verdict
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
+from hpstudy.search import Search
 from hpstudy.search.dashboard import serve
-from hpstudy.study import list_studies, study_name
+from hpstudy.search.importance import importances
+from hpstudy.study import list_studies, parse_study, study_name
+from hpstudy.tracking.store import RunStore
 
 OUTCOMES = tuple(Outcome)
 
@@ -32,6 +36,25 @@ def export(name: str, runs: Path, fmt: Format) -> None:
     study = study_name(name)
     for path in write_tables(load(study, runs=runs), runs / study / "export", fmt):
         out().print(str(path), soft_wrap=True)
+
+
+def report(name: str, runs: Path) -> None:
+    """Writes the report of a study as it began, with what it has so far, and prints the page's path."""
+    from hpstudy.report import write_report  # plotly takes half a second to import
+
+    store = RunStore(runs / study_name(name))
+    frames = load(store.root.name, runs=runs)
+    frozen = store.root / "study.toml"
+    study = parse_study(frozen.read_text(encoding="utf-8"), name=store.root.name, path=frozen)
+    page = write_report(
+        frames,
+        study,
+        verdict(frames, study),
+        store.read_json("environment.json") or {},
+        store.root / "report",
+        importances=importances(study, Search(study, store.root / "optuna.journal", read_only=True).trials()),
+    )
+    out().print(str(page), soft_wrap=True)
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:

@@ -30,7 +30,17 @@ BATCH = 256  # tokens, of the tiny study
 
 
 def test_these_are_the_commands_and_root_help_shows_them(hpstudy) -> None:
-    assert {"check", "run", "status", "export", "dashboard", "corpora", "prepare", "doctor"} <= COMMANDS.keys()
+    assert {
+        "check",
+        "run",
+        "status",
+        "export",
+        "report",
+        "dashboard",
+        "corpora",
+        "prepare",
+        "doctor",
+    } <= COMMANDS.keys()
     for told in (hpstudy(), hpstudy("--help")):
         assert told.code == 0
         assert all(name in told.out for name in COMMANDS)
@@ -253,3 +263,11 @@ def test_doctor_finds_what_a_study_needs(hpstudy, tmp_path: Path) -> None:
     for what in ("packages", "cores", "training", "W&B", "cache folder", "runs folder"):
         assert what in told.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_report_writes_both_pages_and_prints_the_path_alone(hpstudy, finished) -> None:
+    told = hpstudy("report", finished.path, "--runs", finished.runs)
+    folder = finished.runs / "tiny" / "report"
+    assert told == (0, f"{folder / 'index.html'}\n", "")
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "report.md"]
+    assert "Does the smallest study there is run?" in (folder / "report.md").read_text()

@@ -1,0 +1,169 @@
+"""Figures over training tokens, and the differences they end in."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from hpstudy.analysis.verdict import Verdict
+from hpstudy.records import GLOSSARY
+from hpstudy.report.curves import Cast, band, by_run, spread, thin, windowed
+from hpstudy.report.style import ACCENT, ACCENT_BAND, FAINT, INK, INK_BAND, MUTED, UNITS, Figure, empty_plot
+
+OTHER_DASHES = ("dot", "dashdot", "longdash")  # of candidates after the first
+SETTLED = 0.25  # of a run; what lies above the loss reached by then is cut off
+LABEL_GAP = 0.055  # of the y-axis, between two labels at the ends of curves
+FEW = 24  # faint trials where every step is drawn
+TOKENS = "training tokens"
+
+
+def _line(x: Any, y: Any, name: str, look: Mapping[str, Any], unit: str = "") -> go.Scatter:
+    hover = f"{html.escape(name)}<br>%{{x:.3s}} tokens: %{{y:.4~g}}{unit}<extra></extra>"
+    return go.Scatter(x=x, y=y, mode="lines", line=dict(look), hovertemplate=hover)
+
+
+def _looks(cast: Cast) -> dict[str, tuple[dict[str, Any], str]]:
+    """How each part is drawn: its line, and the fill of its band."""
+    dashes = dict(zip(list(cast.candidates)[1:], OTHER_DASHES * len(cast.candidates), strict=False))
+    return {
+        **{name: ({"color": MUTED, "width": 1.6, "dash": dash}, INK_BAND) for name, dash in dashes.items()},
+        "baseline": ({"color": INK, "width": 2.2, "dash": "dash"}, INK_BAND),
+        **{name: ({"color": ACCENT, "width": 2.6}, ACCENT_BAND) for name in list(cast.candidates)[:1]},
+    }
+
+
+def _parts(cast: Cast) -> dict[str, tuple[str, ...]]:
+    """The runs of each part that has a look, the most important last, so that it is drawn on top."""
+    return {name: cast.candidates.get(name, cast.baseline) for name in _looks(cast)}
+
+
+def loss_curves(steps: pd.DataFrame, cast: Cast) -> Figure:
+    """Validation loss against tokens: bands over fresh seeds in front of the search's trials."""
+    plot = empty_plot(TOKENS, UNITS["val_loss"], height=430)
+    runs = by_run(steps, cast.all)
+    for name in cast.faint:
+        if name in runs:
+            evals = runs[name][runs[name]["val/loss"].notna()]
+            plot.add_trace(_line(*thin(evals["tokens"], evals["val/loss"]), name, {"color": FAINT, "width": 1}))
+    means: dict[str, pd.DataFrame] = {}
+    for part, members in _parts(cast).items():
+        if not (there := [runs[name] for name in members if name in runs]):
+            continue
+        mean = band(there)
+        mean = means[part] = mean[np.isfinite(mean["mean"])]
+        line, fill = _looks(cast)[part]
+        if len(there) > 1:
+            x, y = _outline(mean)
+            plot.add_trace(
+                go.Scatter(x=x, y=y, fill="toself", fillcolor=fill, line={"width": 0}, mode="lines", hoverinfo="skip")
+            )
+        plot.add_trace(_line(mean["tokens"].to_numpy(), mean["mean"].to_numpy(), part, line, " nats"))
+    ends = {part: mean.iloc[-1] for part, mean in means.items() if len(mean)}
+    everything = [run["val/loss"].min() for run in runs.values()]
+    if ends:
+        low = np.nanmin(everything)
+        high = max(np.interp(SETTLED * m["tokens"].iloc[-1], m["tokens"], m["mean"]) for m in means.values() if len(m))
+        pad = 0.06 * max(high - low, 1e-3)
+        plot.update_yaxes(range=[low - pad, high + pad])
+        _label_ends(plot, ends, low - pad, high + pad, _looks(cast))
+    front = "the baseline (dashed), one seed"
+    if cast.candidates:
+        front = "candidates (lines) and baseline (dashed), mean ± s.d. over fresh seeds"
+    caption = f"In front: {front}. Grey: {len(cast.faint)} trials of the search, from best to worst, one seed each."
+    return Figure(title="Loss against tokens", caption=caption, plot=plot, size="main" if cast.candidates else "full")
+
+
+def _outline(mean: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    tokens, centre, sd = (mean[column].to_numpy() for column in ("tokens", "mean", "sd"))
+    sd = np.nan_to_num(sd)
+    return np.concatenate([tokens, tokens[::-1]]), np.concatenate([centre - sd, (centre + sd)[::-1]])
+
+
+def _label_ends(
+    plot: go.Figure, ends: Mapping[str, pd.Series], low: float, high: float, looks: Mapping[str, Any]
+) -> None:
+    """Names curves where they end, each label at least LABEL_GAP above the one below."""
+    floor = -np.inf
+    for part in sorted(ends, key=lambda part: float(ends[part]["mean"])):
+        at = max(float(ends[part]["mean"]), floor + LABEL_GAP * (high - low))
+        floor = at
+        plot.add_annotation(
+            x=1, xref="paper", y=min(at, high), text=html.escape(part), showarrow=False, xanchor="left", xshift=5,
+            font={"color": looks[part][0]["color"], "size": 12.5},
+        )  # fmt: skip
+    plot.update_layout(margin_r=88)
+    plot.update_xaxes(range=[0, max(float(end["tokens"]) for end in ends.values())])
+
+
+def differences(verdict: Verdict) -> Figure:
+    """Each candidate's difference to the baseline with its interval, beside the margin."""
+    margin = verdict.margin
+    plot = empty_plot("difference in val loss (nats)", "", height=430)
+    plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
+    plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
+    for row, contrast in enumerate(verdict.contrasts):
+        colour = MUTED if row else ACCENT
+        arms = {"array": [contrast.high - contrast.difference], "arrayminus": [contrast.difference - contrast.low]}
+        label = html.escape(contrast.candidate)
+        plot.add_trace(
+            go.Scatter(
+                x=[contrast.difference],
+                y=[-row],
+                mode="markers",
+                marker={"size": 11, "color": colour},
+                error_x=arms | {"type": "data", "color": colour, "thickness": 2, "width": 6},
+                hovertemplate=f"{label}<br>{contrast.difference:+.4f} "
+                f"[{contrast.low:+.4f}, {contrast.high:+.4f}]<extra></extra>",
+            )
+        )
+        text = f"<b>{label}</b>  {contrast.answer}"
+        plot.add_annotation(
+            x=contrast.difference, y=-row, text=text, showarrow=False, yshift=20, font={"color": colour}
+        )
+    ends = [0.0, margin, -margin, *(v for c in verdict.contrasts for v in (c.low, c.high))]
+    pad = 0.12 * (max(ends) - min(ends))
+    plot.update_xaxes(range=[min(ends) - pad, max(ends) + pad], nticks=5)
+    plot.update_yaxes(visible=False, range=[-len(verdict.contrasts) + 0.2, 0.8])
+    caption = (
+        "Dot and 95% interval on fresh seeds; left of the dashed line beats the baseline. "
+        f"Shaded: the margin of {margin:g} nats."
+    )
+    return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="side")
+
+
+def training_curves(steps: pd.DataFrame, cast: Cast) -> Iterator[Figure]:
+    """What a step measured beside the loss, for the same cast with fewer faint trials."""
+    runs = by_run(steps, cast.all)
+    faint = [name for name in spread(list(cast.faint), FEW) if name in runs]
+    looks, parts = _looks(cast), _parts(cast)
+    curves = [(name, {"color": FAINT, "width": 1}) for name in faint]
+    curves += [
+        (name, looks[part][0] | {"width": 1.4}) for part, members in parts.items() for name in members if name in runs
+    ]
+    for metric, title, unit, scale in (
+        ("train/loss", "Training loss", "train loss (nats)", "linear"),
+        ("train/grad_norm", "Gradient norm", "global norm", "log"),
+        ("train/clipped", "Clipped share", "share of steps", "linear"),
+        ("train/lr", "Learning rate", "learning rate", "linear"),
+        ("train/update_to_weight", "Update to weight", "‖update‖ / ‖weights‖", "log"),
+        ("train/tok_per_sec", "Speed", "tokens/s", "linear"),
+    ):
+        plot = empty_plot(TOKENS, unit, height=270)
+        share = metric in ("train/clipped", "train/tok_per_sec")
+        for name, look in curves:
+            x, y = (windowed if share else thin)(runs[name]["tokens"], runs[name][metric])
+            plot.add_trace(_line(x, y, name, look))
+        if scale == "log":
+            plot.update_yaxes(type="log", exponentformat="power", dtick=1)
+        if metric == "train/clipped":
+            plot.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
+        if metric == "train/tok_per_sec":
+            plot.update_yaxes(rangemode="tozero")
+        doc = next(m.doc for m in GLOSSARY.values() if m.name == metric)
+        how = "mean of 50 windows" if share else "each window's lowest and highest"
+        yield Figure(title=title, caption=f"{doc[0].upper()}{doc[1:]}; {how}.", plot=plot, size="panel")

@@ -1,0 +1,53 @@
+"""How figures look. Colours are named here once; the page swaps them for its dark palette."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+INK, MUTED, FAINT, GRID, ACCENT = "#16181d", "#6a707b", "#c9cdd4", "#eceef1", "#0a63d8"
+INK_BAND, ACCENT_BAND = "rgba(22,24,29,0.10)", "rgba(10,99,216,0.16)"
+DARK = {
+    INK: "#f1f3f6",
+    MUTED: "#9aa1ad",
+    FAINT: "#454b56",
+    GRID: "#272b32",
+    ACCENT: "#6cabff",
+    INK_BAND: "rgba(241,243,246,0.14)",
+    ACCENT_BAND: "rgba(108,171,255,0.20)",
+}
+"""Light colour -> dark colour, for everything that a figure draws."""
+
+UNITS = {"val_loss": "val loss (nats)", "tok_per_sec": "speed (tokens/s)"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A figure with what it says in words; `size` is its share of the page's width."""
+
+    title: str
+    caption: str
+    plot: go.Figure
+    size: Literal["full", "main", "side", "half", "panel"] = "half"
+
+
+def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure:
+    """Axes with their titles, in the looks that all figures share."""
+    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": FAINT, "automargin": True, "title": {"standoff": 10}}
+    plot = go.Figure()
+    plot.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 58, "r": 18, "t": 12, "b": 46},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12.5, "color": MUTED},
+        showlegend=False,
+        hovermode="closest",
+        dragmode=False,
+    )
+    plot.update_xaxes(**axis, showgrid=False, ticks="outside", ticklen=4, tickcolor=FAINT, title_text=x, nticks=6)
+    plot.update_yaxes(**axis, title_text=y, nticks=6)
+    return plot.update_layout(**layout)

@@ -1,0 +1,233 @@
+"""The report's tables and sentences, as plain text: both pages are made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from hpstudy.analysis.comparison import HALFLIVES, comparison, short
+from hpstudy.analysis.confirmed import BASELINE, confirmed
+from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
+from hpstudy.analysis.verdict import Contrast, Verdict
+from hpstudy.hparams import GPT3
+from hpstudy.running.driver import baseline_run_id
+from hpstudy.study import Study
+
+MOST_ROWS = 20
+MIN_LOST = 3  # runs, before where they lie is worth a sentence
+ALWAYS_SHOWN = ("lr", "beta1", "beta2", "weight_decay")
+MEASURES = {
+    HALFLIVES[0]: "beta1 half-life (tokens)",
+    HALFLIVES[1]: "beta2 half-life (tokens)",
+    "decay_timescale_steps": "decay timescale (steps)",
+    "tok_per_sec": "speed (tokens/s)",
+}
+
+STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
+    ("answer", lambda c: str(c.answer)),
+    ("design", lambda c: str(c.design)),
+    ("p of no difference", lambda c: f"{c.p:.2g}"),
+    ("p of equivalence", lambda c: f"{c.p_equivalent:.2g}"),
+    ("correlation over shared seeds", lambda c: plain(c.correlation)),
+    ("further seeds to decide", lambda c: plain(c.more_seeds)),
+    ("further seeds if the difference is real", lambda c: plain(c.more_seeds_if_real)),
+    ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
+    ("loss in the search", lambda c: plain(c.search_loss)),
+    ("optimism of the search", lambda c: f"{c.optimism:+.4f}"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of text; the first column names its rows."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    words: bool = False  # whether its cells are prose rather than numbers
+
+
+def plain(value: Any) -> str:
+    """A cell: four digits, or text as it is; "-" where nothing is known."""
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
+        return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
+    return short(value) if math.isfinite(value) else "infinite"
+
+
+def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
+    """Baseline and candidates as columns: losses on fresh seeds, differences, and what they were trained with."""
+    trials = frames.trials.assign(run=frames.trials["run_id"].astype("str"))
+    fresh = confirmed(frames, study)
+    columns = {BASELINE: fresh[fresh["candidate"] == BASELINE] if verdict.contrasts else trials.head(0)}
+    if columns[BASELINE].empty:
+        columns[BASELINE] = trials[trials["run"] == baseline_run_id(study)]
+    for contrast in verdict.contrasts:
+        columns[contrast.candidate] = fresh[(fresh["candidate"] == contrast.candidate) & (fresh["fraction"] == 1)]
+    keys = [*ALWAYS_SHOWN, *(key for key in study.space if key not in ALWAYS_SHOWN)]
+    rows = list(_losses(verdict.contrasts)) if verdict.contrasts else [_one_seed(columns[BASELINE])]
+    rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
+    rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
+    note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
+    if not verdict.contrasts:
+        note = "One seed, that of the search: a reference point and no result."
+    return Table(title="Result", header=("", *columns), rows=tuple(rows), note=note)
+
+
+def _losses(contrasts: tuple[Contrast, ...]) -> Iterator[tuple[str, ...]]:
+    first = contrasts[0]
+    baseline = f"{first.baseline_mean:.4f} ± {first.baseline_se:.4f} ({first.baseline_n})"
+    yield "val loss (nats)", baseline, *(f"{c.mean:.4f} ± {c.se:.4f} ({c.n})" for c in contrasts)
+    yield "difference [95%]", "-", *(f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for c in contrasts)
+    yield "answer", "-", *(f"{c.answer} (p = {c.p:.2g})" for c in contrasts)
+
+
+def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
+    loss = baseline["val_loss"].iloc[0] if len(baseline) else math.nan
+    return "val loss (nats)", "-" if pd.isna(loss) else f"{loss:.4f} (one seed)"
+
+
+def _cell(runs: pd.DataFrame, column: str) -> str:
+    if runs.empty:
+        return "-"
+    if column == "tok_per_sec":
+        return plain(runs[column].median())
+    value = plain(runs[column].iloc[0])
+    return short(float(runs[column].iloc[0])) if column in HALFLIVES else value
+
+
+def certainty(verdict: Verdict) -> Iterator[Table]:
+    """The noise floor, and how each candidate's answer was reached."""
+    if verdict.noise:
+        seeds = verdict.noise.seeds_for
+        rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items())
+        note = "With 80% power, two-sided at 5%, at the noise measured here."
+        yield Table(title="Seeds per arm to see a difference", header=("nats", "seeds"), rows=rows, note=note)
+    if verdict.contrasts:
+        yield Table(
+            title="How each answer was reached",
+            header=("", *(c.candidate for c in verdict.contrasts)),
+            rows=tuple((label, *map(look, verdict.contrasts)) for label, look in STATISTICS),
+            note="Optimism is the loss in the search less the mean on fresh seeds: below 0, the search flattered it.",
+        )
+
+
+def speedups(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
+    """How much sooner each candidate reaches the baseline's loss, as far as shorter runs have measured it."""
+    measured = {c.candidate: speedup(frames, study, c.candidate) for c in verdict.contrasts}
+    kinds: tuple[tuple[str, Callable[[Speedup], Ratio]], ...] = (
+        ("in tokens [95%]", lambda s: s.tokens),
+        ("in steps [95%]", lambda s: s.steps),
+        ("in seconds [95%]", lambda s: s.seconds),
+    )
+    rows = [(name, *(_ratio(look(s)) if s else "not measured" for s in measured.values())) for name, look in kinds]
+    crossings = (crossing_tokens(frames, study, name) for name in measured)
+    rows.append(("the curves cross at (tokens)", *map(plain, crossings)))
+    note = (
+        "Measured by whole runs on shorter budgets (`[confirm] speedup`). The crossing lies in mid-schedule, where the "
+        "learning rate has not decayed yet: it is not where a shorter schedule would end."
+    )
+    return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=tuple(rows), note=note)
+
+
+def _ratio(ratio: Ratio) -> str:
+    def times(value: float | None) -> str:
+        return "-" if value is None else f"{'≥ ' if value >= ratio.most else ''}{value:.2f}x"
+
+    return f"{times(ratio.value)} [{times(ratio.low)}, {times(ratio.high)}]"
+
+
+def best_trials(frames: StudyFrames, study: Study) -> Table:
+    """The baseline and the best of the search, one seed each."""
+    frame = comparison(frames, study, baseline_run_id=baseline_run_id(study), best=10).drop(columns="baseline")
+    looks = {"val_loss": "{:.4f}", "difference": "{:+.4f}", "speedup": "{:.2f}x"}
+    rows = [
+        tuple(
+            looks[column].format(value) if column in looks and pd.notna(value)
+            else short(value) if column in (*HALFLIVES, "tok_per_sec") and pd.notna(value)
+            else plain(value)
+            for column, value in row.items()
+        )
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    header = tuple(_heading(column) for column in frame.columns)
+    note = (
+        "One seed each. The best of a search is flattered by its selection: only fresh seeds say whether it is better."
+    )
+    return Table(title="The best of the search", header=header, rows=tuple(rows), note=note)
+
+
+def _heading(column: str) -> str:
+    return MEASURES.get(column, column.replace("_", " ") if column not in asdict(GPT3) else column)
+
+
+def lost_trials(trials: pd.DataFrame, study: Study) -> Table | None:
+    """Runs that failed or diverged, with their values; None where there are none."""
+    lost = trials[trials["outcome"].isin(["diverged", "failed", "out_of_memory"])]
+    if lost.empty:
+        return None
+    columns = ["run_id", "outcome", "tokens", *study.space]
+    rows = tuple(tuple(plain(value) for value in row) for row in lost[columns].head(MOST_ROWS).itertuples(index=False))
+    complete = trials[(trials["phase"] == "search") & (trials["outcome"] == "complete")]
+    note = " ".join(_where(lost, complete, study))
+    more = f"{len(lost) - MOST_ROWS} more are in the run store. " if len(lost) > MOST_ROWS else ""
+    return Table(title="Failed and diverged", header=("run", *columns[1:]), rows=rows, note=more + note)
+
+
+def _where(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> Iterator[str]:
+    """One sentence per key in which the lost runs lie apart from all complete trials."""
+    for key in study.space:
+        if not pd.api.types.is_numeric_dtype(trials := lost[key]) or complete.empty or len(lost) < MIN_LOST:
+            continue
+        if trials.min() > complete[key].max():
+            yield f"All of them have {key} of {trials.min():.4g} or more; no complete trial reaches that."
+        elif trials.max() < complete[key].min():
+            yield f"All of them have {key} of {trials.max():.4g} or less; no complete trial goes so low."
+
+
+def cost(trials: pd.DataFrame) -> Table:
+    """Runs, tokens and hours of training by phase; of finished runs."""
+    done = trials[trials["outcome"].notna()]
+    phases = [(str(phase), runs) for phase, runs in done.groupby("phase", observed=True)]
+    rows = tuple(
+        (
+            name,
+            f"{len(runs):,}",
+            ", ".join(f"{count} {what}" for what, count in runs["outcome"].value_counts().items() if count),
+            short(float(runs["tokens"].sum())),
+            f"{runs['train_seconds'].sum() / 3600:.3g}",
+        )
+        for name, runs in [*phases, ("all", done)]
+    )
+    return Table(title="Cost", header=("phase", "runs", "outcomes", "tokens", "hours of steps"), rows=rows)
+
+
+def environment_table(environment: Mapping[str, Any]) -> Table:
+    """What the numbers depend on beside the study file."""
+    rows = tuple(
+        (key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))
+        for key, value in environment.items()
+    )
+    return Table(title="Environment", header=("", "value"), rows=rows, words=True)
+
+
+def resolved_table(study: Study) -> Table:
+    """Every value that determines results."""
+    rows = tuple((key, str(value)) for key, value in study.resolved().items())
+    return Table(title="The study, resolved", header=("key", "value"), rows=rows, words=True)
+
+
+def departures(study: Study) -> str:
+    """In which values the study's baseline is not GPT-3's."""
+    baseline, gpt3 = asdict(study.baseline_hparams(study.spec.tokens)), asdict(GPT3)
+    changed = [f"{key} {plain(v)} (GPT-3: {plain(gpt3[key])})" for key, v in baseline.items() if v != gpt3[key]]
+    return f"The baseline is GPT-3's but for {', '.join(changed)}." if changed else "The baseline has GPT-3's values."

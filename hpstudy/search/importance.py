@@ -1,0 +1,36 @@
+"""How much each searched hyperparameter matters, by PED-ANOVA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
+
+from hpstudy.search.space import distributions, encode
+from hpstudy.search.trials import TrialView
+from hpstudy.study import Study
+
+MIN_TRIALS = 4  # PED-ANOVA takes at least two trials as the best; of fewer in all, nothing is left to compare
+
+
+def importances(study: Study, trials: Sequence[TrialView]) -> dict[str, float]:
+    """Each key's share in reaching the best tenth of the trials (or the Pareto front); the largest first, sum 1.
+
+    Empty below MIN_TRIALS complete trials. Source: Watanabe et al. 2023, arXiv:2304.10255.
+    """
+    complete = [trial for trial in trials if trial.objectives is not None]
+    if len(complete) < MIN_TRIALS or not study.space:
+        return {}
+    view = optuna.create_study(directions=[objective.direction for objective in study.objectives])
+    space = distributions(study.space)
+    view.add_trials(
+        [
+            create_trial(values=trial.objectives, params=encode(study.space, trial.values), distributions=space)
+            for trial in complete
+        ]
+    )
+    shares = get_param_importances(view, evaluator=PedAnovaImportanceEvaluator())
+    keys = dict(zip(space, study.space, strict=True))  # "1-beta1" is beta1
+    return {keys[parameter]: share for parameter, share in shares.items()}
