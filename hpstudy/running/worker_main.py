@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.hparams import HParams
-from hpstudy.records import Outcome, Run
+from hpstudy.records import Outcome
 from hpstudy.running.workers import (
     Finished,
     Measure,
@@ -20,12 +21,16 @@ from hpstudy.running.workers import (
     Ready,
     Recorded,
     Refused,
+    Resumed,
+    Save,
+    Saved,
     Setup,
     Timed,
     TimeSteps,
     Train,
     Word,
 )
+from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
@@ -46,8 +51,10 @@ def serve(connection: Connection) -> None:
     connection.send(Ready(environment=environment, num_params=trainer.num_params))
     while True:
         match connection.recv():
-            case Train(runs=runs, judged=judged):
-                _train(trainer, runs, judged, connection)
+            case Train() as order:
+                _train(trainer, order, environment, connection)
+            case Save():
+                pass  # the run had ended
             case Measure(hparams=hparams, pack=pack):
                 connection.send(_measure(trainer, hparams, pack))
             case TimeSteps(hparams=hparams):
@@ -64,41 +71,79 @@ def _build(setup: Setup) -> tuple[Trainer, dict[str, Any]]:
     return Trainer(spec, corpus, placement), {**placement.environment(), "corpus_digest": corpus.digest}
 
 
-def _train(trainer: Trainer, runs: tuple[Run, ...], judged: bool, connection: Connection) -> None:
+def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connection: Connection) -> None:
     """Trains runs and reports every step and every end; whatever happens in it ends the runs and not the worker."""
     ended: set[str] = set()
     outcome, message = Outcome.COMPLETE, ""
     try:
-        _stream(trainer, runs, judged, connection, ended)
+        _stream(trainer, order, environment, connection, ended)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         raise  # the driver is gone
     except Exception as error:
         outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
         torch.cuda.empty_cache()  # whether the next run fits must not depend on this one; nothing without a GPU
-    for run in runs:
+    for run in order.runs:
         if run.run_id not in ended:
             connection.send(Finished(run_id=run.run_id, outcome=outcome, message=message))
 
 
-def _stream(trainer: Trainer, runs: tuple[Run, ...], judged: bool, connection: Connection, ended: set[str]) -> None:
+def _stream(
+    trainer: Trainer, order: Train, environment: dict[str, Any], connection: Connection, ended: set[str]
+) -> None:
     """Reports every step, and the end of a run that is stopped before its last step, whose id it adds to `ended`."""
+    runs, saves = order.runs, list[Save]()
+    identity = fingerprint(trainer.spec, runs[0], environment)
+    checkpoint = _checkpoint(order, identity, connection) if order.checkpoint else None
     watches = {run.run_id: DivergenceWatch(trainer.vocab_size) for run in runs}
+    if checkpoint:
+        watches[runs[0].run_id].bad_steps = checkpoint.bad_steps
     warmup_tokens = {run.run_id: run.hparams.warmup_fraction * run.tokens for run in runs}
-    for run_id, record in trainer.train(runs, stopped=ended):
+    for run_id, record in trainer.train(runs, stopped=ended, checkpoint=checkpoint):
         connection.send(Recorded(run_id=run_id, record=record))
         warming_up = record.tokens <= warmup_tokens[run_id]
-        awaited = judged and record.evaluated and record.eval_index != trainer.spec.evals
-        stop = awaited and _word(connection, run_id)  # first of all, or the word would be taken for the next order
-        diverged = watches[run_id].diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up)
+        awaited = order.judged and record.evaluated and record.eval_index != trainer.spec.evals
+        stop = awaited and _word(connection, run_id, saves)  # first of all, or it would be taken for the next order
+        watch = watches[run_id]
+        diverged = watch.diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up)
         if diverged or stop:
             ended.add(run_id)
             outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED
             connection.send(Finished(run_id=run_id, outcome=outcome, message=""))
+            continue
+        while connection.poll():
+            saves.append(connection.recv())
+        if saves and saves[-1].run_id == run_id and (state := trainer.state()) is not None:
+            connection.send(_save(saves[-1], Checkpoint(fingerprint=identity, bad_steps=watch.bad_steps, state=state)))
+            saves.clear()
 
 
-def _word(connection: Connection, run_id: str) -> bool:
-    word: Word = connection.recv()
+def _checkpoint(order: Train, identity: str, connection: Connection) -> Checkpoint | None:
+    """The checkpoint to go on from, or None where it cannot be used; says which."""
+    assert order.checkpoint is not None
+    checkpoint, problem = None, ""
+    try:
+        checkpoint = load_checkpoint(order.checkpoint, identity)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    step = checkpoint.state.step if checkpoint else 0
+    connection.send(Resumed(run_id=order.runs[0].run_id, step=step, problem=problem))
+    return checkpoint
+
+
+def _save(order: Save, checkpoint: Checkpoint) -> Saved:
+    start, problem = time.monotonic(), ""
+    try:
+        save_checkpoint(order.path, checkpoint)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        problem = str(error).splitlines()[0]
+    return Saved(run_id=order.run_id, seconds=time.monotonic() - start, problem=problem)
+
+
+def _word(connection: Connection, run_id: str, saves: list[Save]) -> bool:
+    while isinstance(word := connection.recv(), Save):
+        saves.append(word)
+    assert isinstance(word, Word)
     assert word.run_id == run_id
     return word.stop
 

@@ -43,6 +43,7 @@ class Train:
 
     runs: tuple[Run, ...]
     judged: bool
+    checkpoint: Path | None = None  # of a single run: where to go on from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,14 @@ class Word:
 
     run_id: str
     stop: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Order: write a checkpoint of the single run that is being trained, after its next step, if it has not ended."""
+
+    run_id: str
+    path: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +91,24 @@ class Refused:
 
     problems: tuple[str, ...]
     by_user: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Report: a run goes on after `step`, or from its beginning where its checkpoint has a problem."""
+
+    run_id: str
+    step: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Report: the answer to Save; every step before it has been reported. `problem` is empty when all went well."""
+
+    run_id: str
+    seconds: float
+    problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +146,8 @@ class Timed:
     message: str = ""
 
 
-Order = Setup | Train | Word | Measure | TimeSteps
-Report = Ready | Refused | Recorded | Finished | Measured | Timed
+Order = Setup | Train | Word | Save | Measure | TimeSteps
+Report = Ready | Refused | Resumed | Recorded | Saved | Finished | Measured | Timed
 
 
 class Worker:
@@ -153,6 +180,10 @@ class Worker:
         """The last line of the log, which goes when a study that never began is taken away."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return lines[-1] if lines else "it left no word"
+
+    def kill(self) -> None:
+        """Ends the process at once; `receive` then returns None."""
+        self._process.kill()
 
     def stop(self) -> int:
         """Ends the process, gently first; returns its exit code."""

@@ -153,7 +153,7 @@ class TrainerTable(Table):
     tokenizer: Annotated[str, AfterValidator(_tokenizer)] = "gpt2"
     context: Count = 1024
     tokens: Count | None = None
-    seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
     evals: Count = 20
     val_tokens: Count = 2**16
     seed: Seed = 0
@@ -200,6 +200,8 @@ class BudgetTable(Table):
     pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = 1
     sampler: Annotated[SamplerTable, BeforeValidator(_named)] = SamplerTable()
     pruner: Annotated[PrunerTable, BeforeValidator(_named)] = PrunerTable()
+    smaller_micro_batch: bool = True
+    hang_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None  # None: from the steps' own pace
 
 
 class ConfirmTable(Table):

@@ -113,6 +113,8 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
             pack=budget.pack,
             sampler=Sampler(**budget.sampler.model_dump()),
             pruner=Pruner(**budget.pruner.model_dump()),
+            smaller_micro_batch=budget.smaller_micro_batch,
+            hang_seconds=budget.hang_seconds,
         ),
         confirm=Confirm(
             seeds=tuple(confirm.seeds), top=confirm.top, margin=float(confirm.margin), design=confirm.design

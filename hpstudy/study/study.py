@@ -94,6 +94,8 @@ class Budget:
     pack: int | Literal["auto"]  # trials trained as one stacked model; auto: as many as measure fastest
     sampler: Sampler
     pruner: Pruner
+    smaller_micro_batch: bool  # after out of memory, where it is not searched; the loss stays the same
+    hang_seconds: float | None  # of silence before a worker is ended as hung; None: from the steps' own pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +177,7 @@ class Study:
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
             "objective": {objective.metric: objective.direction for objective in self.objectives},
-            "budget": asdict(self.budget),
+            "budget": {key: value for key, value in asdict(self.budget).items() if key != "hang_seconds"},
             "confirm": asdict(self.confirm),
         }
         search = {f"search.{key}": asdict(dimension) for key, dimension in self.space.items()}

@@ -282,6 +282,12 @@ class RunStore:
         """How the run ended, or None while it is unfinished."""
         return _load(self.folder(run_id) / "result.json", _result)
 
+    def view(self, run_id: str) -> RunView:
+        """A run that began."""
+        header = self.header(run_id)
+        assert header is not None, f"{run_id} never began"
+        return RunView(folder=self.folder(run_id), header=header, result=self.result(run_id))
+
     def runs(self) -> list[RunView]:
         """Every run that began, in order of phase and number."""
         if not self.root.is_dir():

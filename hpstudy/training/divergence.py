@@ -14,11 +14,11 @@ class DivergenceWatch:
 
     def __init__(self, vocab_size: int) -> None:
         self._limit = math.log(vocab_size) + MARGIN_NATS
-        self._bad_steps = 0
+        self.bad_steps = 0  # in a row
 
     def diverged(self, *, loss: float, grad_norm: float, warming_up: bool) -> bool:
         """Whether the run has diverged with this step. Call it once per step, in order."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return True
-        self._bad_steps = self._bad_steps + 1 if loss > self._limit and not warming_up else 0
-        return self._bad_steps >= PATIENCE_STEPS
+        self.bad_steps = self.bad_steps + 1 if loss > self._limit and not warming_up else 0
+        return self.bad_steps >= PATIENCE_STEPS

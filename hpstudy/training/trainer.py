@@ -18,6 +18,7 @@ from torch import Tensor
 from hpstudy.hparams import HParams
 from hpstudy.records import Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
+from hpstudy.training.checkpoint import Checkpoint, TrainingState
 from hpstudy.training.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, captured
 from hpstudy.training.device import Placement
@@ -58,14 +59,22 @@ class Trainer:
         ]
 
         self._packs: dict[int, Pack] = {}  # by the number of runs
+        self._optimizer: torch.optim.AdamW | None = None
+        self._step = 0  # the last one launched of a single run
+        self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yielded
+        self._catching_up = False
 
     @property
     def num_params(self) -> int:
         """Parameters of the model, the vocabulary unpadded."""
         return self._model.num_params
 
-    def train(self, runs: Sequence[Run], stopped: Container[str] = ()) -> Iterator[tuple[str, StepRecord]]:
+    def train(
+        self, runs: Sequence[Run], stopped: Container[str] = (), checkpoint: Checkpoint | None = None
+    ) -> Iterator[tuple[str, StepRecord]]:
         """Trains runs from their first step and yields (run id, what the step measured), step by step.
+
+        A single run goes on after its `checkpoint`, with the same numbers as if it had never stopped.
 
         Several runs must be of equal shape (see Run.packs_with) and train in lockstep as one stacked model: a step's
         seconds are the wall time that they share, its tokens per second those of each run. Their losses are those of
@@ -77,7 +86,7 @@ class Trainer:
             assert all(runs[0].packs_with(run) for run in runs)
             yield from self._pack(len(runs)).train(runs, stopped)
             return
-        for record in self._train_alone(runs[0]):
+        for record in self._train_alone(runs[0], checkpoint.state if checkpoint else None):
             yield runs[0].run_id, record
             if runs[0].run_id in stopped:
                 return
@@ -89,14 +98,28 @@ class Trainer:
             )
         return self._packs[num_runs]
 
-    def _train_alone(self, run: Run) -> Iterator[StepRecord]:
+    def state(self) -> TrainingState | None:
+        """What a single run goes on from after the step that `train` yielded last; read it before the next.
+
+        None where the device is ahead of that step. It then catches up, and a later call has it.
+        """
+        self._catching_up = bool(self._unread)
+        if self._unread or self._optimizer is None:
+            return None
+        return TrainingState(step=self._step, weights=self._flat.weights, optimizer=self._optimizer.state_dict())
+
+    def _train_alone(self, run: Run, start: TrainingState | None) -> Iterator[StepRecord]:
         hparams, spec = run.hparams, self.spec
         initialize(self._model, run.seed)
-        optimizer = make_adamw(self._flat, hparams)
+        optimizer = self._optimizer = make_adamw(self._flat, hparams)
+        if start is not None:
+            self._flat.weights.copy_(start.weights)
+            optimizer.load_state_dict(start.optimizer)
         sampler = WindowSampler(self._corpus, spec.context, run.seed)
         steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
-        unread: deque[tuple[StepPlan, Reading]] = deque()
-        for step in steps:
+        unread = self._unread
+        unread.clear()
+        for step in islice(steps, start.step if start else 0, None):
             reading = Reading(self._flat.weights.device)
             loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))
             clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
@@ -106,7 +129,8 @@ class Trainer:
             ratio = norm(self._flat.weights - self._before) / norm(self._before)
             reading.send(torch.stack([loss, clipping.norm, clipping.clipped, ratio]))
             unread.append((step, reading))
-            while len(unread) > (0 if step.eval_index else self.placement.steps_unread):
+            self._step = step.step
+            while len(unread) > (0 if step.eval_index or self._catching_up else self.placement.steps_unread):
                 yield self._record(hparams, *unread.popleft())
 
     def _micro_batch(self, hparams: HParams, step: StepPlan) -> int:
