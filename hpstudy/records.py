@@ -33,6 +33,11 @@ class Run:
     tokens: int
     hparams: HParams
 
+    def packs_with(self, other: Run) -> bool:
+        """Whether both have the same batches in every step, so that they can train as one stacked model."""
+        keys = ("batch_tokens", "micro_batch", "batch_ramp_fraction", "batch_ramp_start")
+        return self.tokens == other.tokens and all(getattr(self.hparams, k) == getattr(other.hparams, k) for k in keys)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:

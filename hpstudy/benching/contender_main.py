@@ -73,7 +73,7 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     built = _built(placement, run.hparams.batch_tokens, run.hparams.batch_tokens * setting.flops_per_token)
     if job.contender == "hpstudy":
         prepare_process(job.threads)  # as a study's worker is
-        return built, Trainer(spec, corpus, placement).train(run)
+        return built, Trainer(spec, corpus, placement).train([run])
     padded = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE  # as hpstudy's model has it
     model, forward = build(job.contender, setting.model, padded, setting.context, placement)
     return built, train(model, forward, spec, run, corpus, placement)

@@ -71,9 +71,9 @@ def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Rea
             raise MachineError(f"the worker died before it was ready: {worker.last_words()}; try `hpstudy doctor`")
 
 
-def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None) -> Measured:
-    """Times a few steps on an idle worker."""
-    worker.send(Measure(hparams=hparams))
+def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None, pack: int = 1) -> Measured:
+    """Times a few steps on an idle worker, of several runs as one where `pack` says so."""
+    worker.send(Measure(hparams=hparams, pack=pack))
     report = worker.receive(meanwhile)
     while isinstance(report, Ready):  # of a worker that has just replaced a dead one
         report = worker.receive(meanwhile)

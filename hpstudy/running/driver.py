@@ -6,7 +6,8 @@ writing is header, steps, result, tell, so that a study killed at any moment goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,10 +17,11 @@ from typing import Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams, derived
-from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord
+from hpstudy.records import Outcome, Phase, Run, RunHeader, StepRecord
 from hpstudy.running.cost import measure, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
+from hpstudy.running.packing import best_pack, take_pack
 from hpstudy.running.sources import Fixed, Source, Trials
 from hpstudy.running.summary import RunSummary
 from hpstudy.running.workers import (
@@ -96,7 +98,9 @@ class _Driver:
     def __init__(self, study: Study, store: RunStore, options: Options, progress: Progress, stop: StopRequest) -> None:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
         self._options = options
-        self._flights: dict[Worker, _Flight] = {}
+        self._flights: dict[Worker, dict[str, _Flight]] = {}  # of busy workers, by run id
+        self._waiting: deque[Run] = deque()  # for an idle worker
+        self._pack = 1
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
         self._ready: set[Worker] = set()
@@ -111,7 +115,8 @@ class _Driver:
             f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
             f"{environment['reason']}"
         )
-        count = num_workers(self._study, environment, self._options, self._progress.say)
+        self._pack = self._pack_size()
+        count = num_workers(self._study, environment, self._options, self._pack, self._progress.say)
         self._workers += [self._start_worker(index) for index in range(1, count)]
 
     def search(self) -> None:
@@ -163,9 +168,8 @@ class _Driver:
             worker.connection.close()  # all of them begin to end
         for worker in self._workers:
             worker.stop()
-        for flight in self._flights.values():
-            flight.writer.close()
-            self._wandb.abandon(flight.run.run_id)
+        for flights in self._flights.values():
+            self._abandon(flights.values())
         self._wandb.close(hurried=self._stop.requested)
 
     def _begin_phase(self, phase: Phase, num_runs: int) -> None:
@@ -184,13 +188,16 @@ class _Driver:
                 self._hear(worker, source)
 
     def _assign(self, source: Source) -> None:
-        for worker in self._workers:
-            while worker not in self._flights and (run := source.next()) is not None:
-                result = self._store.result(run.run_id)  # of an earlier session
-                if result is None:
-                    self._begin(worker, run, source.judged, attempt=1)
-                else:
-                    source.ended(run, result)
+        idle = [worker for worker in self._workers if worker not in self._flights]
+        while idle and (run := source.next()) is not None:
+            result = self._store.result(run.run_id)  # of an earlier session
+            if result is None:
+                self._waiting.append(run)
+            else:
+                source.ended(run, result)
+        while idle and self._waiting:
+            runs = take_pack(self._waiting, self._pack, len(idle))
+            self._begin(idle.pop(0), runs, source.judged, attempt=1)
 
     def _reporting(self) -> list[Worker]:
         """Waits for workers that have something to say."""
@@ -207,24 +214,29 @@ class _Driver:
 
     def _hear(self, worker: Worker, source: Source) -> None:
         report = worker.receive()
-        flight = self._flights.get(worker)
+        flights = self._flights.get(worker, {})
         match report:
             case Ready():  # of a worker that was started later
                 self._welcome(worker, report)
             case Refused(problems=problems, by_user=by_user):
                 raise UserError(problems) if by_user else MachineError("; ".join(problems))
-            case Recorded(run_id=run_id, record=record) if flight:
-                assert run_id == flight.run.run_id
-                self._record(worker, flight, record, source)
-            case Finished(outcome=outcome, message=message) if flight:
-                self._finish(worker, flight, flight.summary.result(outcome, message), source)
+            case Recorded(run_id=run_id, record=record):
+                self._record(worker, flights[run_id], record, source)
+            case Finished(run_id=run_id, outcome=outcome, message=message):
+                self._finish(worker, flights[run_id], outcome, message, source)
             case None:
-                self._replace(worker, flight, source)
+                self._replace(worker, source)
             case _:
                 raise AssertionError(f"unexpected report {report!r}")
 
-    def _begin(self, worker: Worker, run: Run, judged: bool, attempt: int) -> None:
-        """Writes the header, tells the sinks and orders the training; a run begun before keeps its header."""
+    def _begin(self, worker: Worker, runs: Sequence[Run], judged: bool, attempt: int) -> None:
+        """Writes the headers, tells the sinks and orders the training."""
+        flights = [self._open(run, attempt) for run in runs]
+        self._flights[worker] = {flight.run.run_id: flight for flight in flights}
+        worker.send(Train(runs=tuple(flight.run for flight in flights), judged=judged))
+
+    def _open(self, run: Run, attempt: int) -> _Flight:
+        """A run that is about to be trained; one begun before keeps its header."""
         known = self._store.header(run.run_id)
         header = known or RunHeader(
             run=run,
@@ -235,10 +247,9 @@ class _Driver:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         flight = _Flight(run=header.run, writer=self._store.begin(header), summary=RunSummary(), attempt=attempt)
-        self._flights[worker] = flight
         self._wandb.begin(header)
         self._progress.start(header.run)
-        worker.send(Train(run=header.run, judged=judged))
+        return flight
 
     def _record(self, worker: Worker, flight: _Flight, record: StepRecord, source: Source) -> None:
         flight.writer.append(record)
@@ -248,34 +259,45 @@ class _Driver:
         if record.evaluated:
             source.heard(flight.run, record)
             if source.judged and record.eval_index != self._study.spec.evals:
-                worker.send(Word(stop=source.should_stop(flight.run, record)))
+                worker.send(Word(run_id=flight.run.run_id, stop=source.should_stop(flight.run, record)))
 
-    def _finish(self, worker: Worker, flight: _Flight, result: RunResult, source: Source) -> None:
-        del self._flights[worker]
+    def _abandon(self, flights: Iterable[_Flight]) -> None:
+        """Leaves runs without a result."""
+        for flight in flights:
+            flight.writer.close()
+            self._wandb.abandon(flight.run.run_id)
+
+    def _finish(self, worker: Worker, flight: _Flight, outcome: Outcome, message: str, source: Source) -> None:
+        result = flight.summary.result(outcome, message)
+        del self._flights[worker][flight.run.run_id]
+        if not self._flights[worker]:
+            del self._flights[worker]
         flight.writer.finish(result)
         self._wandb.finish(flight.run.run_id, result)
         self._progress.finish(flight.run, result)
         source.ended(flight.run, result)
 
-    def _replace(self, dead: Worker, flight: _Flight | None, source: Source) -> None:
-        """Starts another worker for one that died; its run begins again, up to ATTEMPTS times."""
+    def _replace(self, dead: Worker, source: Source) -> None:
+        """Starts another worker for one that died; its runs begin again, up to ATTEMPTS times."""
         cause = f"the worker died (exit code {dead.stop()}; see {dead.log})"
         if dead not in self._ready:
             raise MachineError(f"{cause} before it was ready: {dead.last_words()}")
         index = self._workers.index(dead)
         worker = self._workers[index] = self._start_worker(index)
-        if flight is None:
+        flights = self._flights.pop(dead, {})
+        if not flights:
             return
-        del self._flights[dead]
-        if flight.attempt < ATTEMPTS:
-            self._progress.say(f"{flight.run.run_id}: {cause}; it begins again")
-            flight.writer.close()
-            self._wandb.abandon(flight.run.run_id)
-            self._begin(worker, flight.run, source.judged, flight.attempt + 1)
-        else:
-            self._flights[worker] = flight
-            message = f"{cause}, {ATTEMPTS} times in a row"
-            self._finish(worker, flight, flight.summary.result(Outcome.FAILED, message), source)
+        attempt = max(flight.attempt for flight in flights.values())
+        if attempt < ATTEMPTS:
+            self._progress.say(
+                f"{', '.join(flights)}: {cause}; {'it begins' if len(flights) == 1 else 'they begin'} again"
+            )
+            self._abandon(flights.values())
+            self._begin(worker, [flight.run for flight in flights.values()], source.judged, attempt + 1)
+            return
+        self._flights[worker] = flights
+        for flight in list(flights.values()):
+            self._finish(worker, flight, Outcome.FAILED, f"{cause}, {ATTEMPTS} times in a row", source)
 
     def _start_worker(self, index: int) -> Worker:
         device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
@@ -295,6 +317,28 @@ class _Driver:
         self._environment, self._num_params = report.environment, report.num_params
         return report.environment
 
+    def _pack_size(self) -> int:
+        """Runs to train as one: what the study says, or what the first worker measures once per study."""
+        wanted = self._study.budget.pack
+        if wanted != "auto":
+            return wanted
+        known: dict[str, float] = self._store.read_json("calibration.json") or {}
+        if "pack" not in known:
+            hparams = self._study.baseline_hparams(self._study.spec.tokens)
+
+            def step_seconds(size: int) -> float | None:
+                speed = measure(self._workers[0], hparams, self._look, pack=size).speed
+                return speed.step_seconds if speed else None
+
+            size, gain = best_pack(step_seconds, self._study.budget.parallel)
+            known["pack"] = size
+            self._store.write_json("calibration.json", known)
+            if size > 1:
+                self._progress.say(f"pack: {size} trials as one, {gain:.1f}x of one at a time")
+            else:
+                self._progress.say("pack: one trial at a time, as packing does not pay here")
+        return int(known["pack"])
+
     def _calibrated_tokens(self, hparams: HParams) -> int:
         """The budget in tokens that `seconds` of training buy with this micro-batch, measured once per study.
 
@@ -313,11 +357,13 @@ class _Driver:
         return max(1, int(spec.seconds * known[key]) // hparams.batch_tokens) * hparams.batch_tokens
 
 
-def num_workers(study: Study, environment: Mapping[str, Any], options: Options, say: Callable[[str], None]) -> int:
+def num_workers(
+    study: Study, environment: Mapping[str, Any], options: Options, pack: int, say: Callable[[str], None]
+) -> int:
     """Workers to start: as many as asked for; else one per GPU that the device names, or one per `threads` cores.
 
     One where speed is measured (an objective, or a budget in seconds): trainings side by side would slow each other.
-    Never more than the trials that may be proposed ahead.
+    Never more than there are packs among the trials that may be proposed ahead.
     """
     timed = study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives)
     if timed:
@@ -326,9 +372,11 @@ def num_workers(study: Study, environment: Mapping[str, Any], options: Options, 
         return 1
     num_gpus = 1 if options.device.startswith("cuda:") else environment["num_gpus"]
     wanted = options.workers or num_gpus or max(1, environment["cores"] // study.spec.threads)
-    if (options.workers or 0) > study.budget.parallel:
-        say(f"{study.budget.parallel} workers: [budget] parallel is {study.budget.parallel}")
-    return min(wanted, study.budget.parallel)
+    most = max(1, study.budget.parallel // pack)
+    if (options.workers or 0) > most:
+        packed = f", {pack} trials a worker" if pack > 1 else ""
+        say(f"{most} workers: [budget] parallel is {study.budget.parallel}{packed}")
+    return min(wanted, most)
 
 
 def make_sink(study: Study, store: RunStore, mode: Mode, say: Callable[[str], None]) -> WandbSink:

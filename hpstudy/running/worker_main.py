@@ -13,7 +13,7 @@ import torch
 from hpstudy.errors import UserError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run
-from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded, Refused, Setup, Train
+from hpstudy.running.workers import Finished, Measure, Measured, Ready, Recorded, Refused, Setup, Train, Word
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
@@ -32,10 +32,10 @@ def serve(connection: Connection) -> None:
     connection.send(Ready(environment=environment, num_params=trainer.num_params))
     while True:
         match connection.recv():
-            case Train(run=run, judged=judged):
-                connection.send(_train(trainer, run, judged, connection))
-            case Measure(hparams=hparams):
-                connection.send(_measure(trainer, hparams))
+            case Train(runs=runs, judged=judged):
+                _train(trainer, runs, judged, connection)
+            case Measure(hparams=hparams, pack=pack):
+                connection.send(_measure(trainer, hparams, pack))
             case order:
                 raise AssertionError(f"unexpected order {order!r}")
 
@@ -48,37 +48,48 @@ def _build(setup: Setup) -> tuple[Trainer, dict[str, Any]]:
     return Trainer(spec, corpus, placement), {**placement.environment(), "corpus_digest": corpus.digest}
 
 
-def _train(trainer: Trainer, run: Run, judged: bool, connection: Connection) -> Finished:
-    """Trains one run and reports every step; whatever happens in it ends the run and not the worker."""
+def _train(trainer: Trainer, runs: tuple[Run, ...], judged: bool, connection: Connection) -> None:
+    """Trains runs and reports every step and every end; whatever happens in it ends the runs and not the worker."""
+    ended: set[str] = set()
+    outcome, message = Outcome.COMPLETE, ""
     try:
-        outcome = _stream(trainer, run, judged, connection)
+        _stream(trainer, runs, judged, connection, ended)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         raise  # the driver is gone
     except Exception as error:
         outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
+        message = "".join(traceback.format_exception(error)).strip()
         torch.cuda.empty_cache()  # whether the next run fits must not depend on this one; nothing without a GPU
-        return Finished(run_id=run.run_id, outcome=outcome, message="".join(traceback.format_exception(error)).strip())
-    return Finished(run_id=run.run_id, outcome=outcome, message="")
+    for run in runs:
+        if run.run_id not in ended:
+            connection.send(Finished(run_id=run.run_id, outcome=outcome, message=message))
 
 
-def _stream(trainer: Trainer, run: Run, judged: bool, connection: Connection) -> Outcome:
-    watch = DivergenceWatch(trainer.vocab_size)
-    warmup_tokens = run.hparams.warmup_fraction * run.tokens
-    for record in trainer.train(run):
-        connection.send(Recorded(run_id=run.run_id, record=record))
-        warming_up = record.tokens <= warmup_tokens
+def _stream(trainer: Trainer, runs: tuple[Run, ...], judged: bool, connection: Connection, ended: set[str]) -> None:
+    """Reports every step, and the end of a run that is stopped before its last step, whose id it adds to `ended`."""
+    watches = {run.run_id: DivergenceWatch(trainer.vocab_size) for run in runs}
+    warmup_tokens = {run.run_id: run.hparams.warmup_fraction * run.tokens for run in runs}
+    for run_id, record in trainer.train(runs, stopped=ended):
+        connection.send(Recorded(run_id=run_id, record=record))
+        warming_up = record.tokens <= warmup_tokens[run_id]
         awaited = judged and record.evaluated and record.eval_index != trainer.spec.evals
-        stop = awaited and connection.recv().stop  # first of all, or the word would be taken for the next order
-        if watch.diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up):
-            return Outcome.DIVERGED
-        if stop:
-            return Outcome.PRUNED
-    return Outcome.COMPLETE
+        stop = awaited and _word(connection, run_id)  # first of all, or the word would be taken for the next order
+        diverged = watches[run_id].diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up)
+        if diverged or stop:
+            ended.add(run_id)
+            outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED
+            connection.send(Finished(run_id=run_id, outcome=outcome, message=""))
 
 
-def _measure(trainer: Trainer, hparams: HParams) -> Measured:
+def _word(connection: Connection, run_id: str) -> bool:
+    word: Word = connection.recv()
+    assert word.run_id == run_id
+    return word.stop
+
+
+def _measure(trainer: Trainer, hparams: HParams, pack: int) -> Measured:
     try:
-        return Measured(speed=trainer.measure(hparams))
+        return Measured(speed=trainer.measure(hparams, pack=pack))
     except Exception as error:
         return Measured(speed=None, message=f"{type(error).__name__}: {error}")
 

@@ -36,9 +36,12 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Order: train a run. With `judged`, the worker waits for the driver's word after every evaluation but the last."""
+    """Order: train a run, or several of equal shape as one model; each has its own Finished.
 
-    run: Run
+    With `judged`, the worker waits for the driver's word after every evaluation but the last of each run.
+    """
+
+    runs: tuple[Run, ...]
     judged: bool
 
 
@@ -46,6 +49,7 @@ class Train:
 class Word:
     """Order: the word after an evaluation of a judged run."""
 
+    run_id: str
     stop: bool
 
 
@@ -54,6 +58,7 @@ class Measure:
     """Order: time a few steps, keep nothing."""
 
     hparams: HParams
+    pack: int = 1  # runs trained as one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

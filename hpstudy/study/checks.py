@@ -197,7 +197,10 @@ def _pruner(file: StudyFile) -> Iterator[str]:
 
 def _pack(file: StudyFile) -> Iterator[str]:
     pack, parallel = file.budget.pack, file.budget.parallel
-    if pack > parallel:
+    if pack != 1 and (file.trainer.seconds is not None or "train/tok_per_sec" in file.objective.metric):
+        what = "[trainer] seconds" if file.trainer.seconds is not None else "[objective] train/tok_per_sec"
+        yield f"[budget] pack: {what} measures the speed of one trial at a time, but got {shown(pack)}; use pack = 1"
+    if pack != "auto" and pack > parallel:
         yield f"[budget] pack: `pack <= parallel` must hold, but got pack={pack}, parallel={parallel}"
 
 
@@ -234,7 +237,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a ru
     (_schedule, _FRACTIONS),
     (_objective, "objective"),
     (_pruner, "objective budget.pruner"),
-    (_pack, "budget.pack budget.parallel"),
+    (_pack, "budget.pack budget.parallel trainer.seconds objective"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_seeds, "confirm.seeds trainer.seed"),

@@ -94,6 +94,13 @@ def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _pack(value: object) -> object:
+    """A number of trials, or "auto"."""
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f'must be a whole number of at least 1, or "auto", but got {shown(value)}')
+
+
 def _listed(value: object) -> object:
     """`"val/loss"` as short for `["val/loss"]`."""
     return [value] if isinstance(value, str) else value
@@ -174,7 +181,7 @@ class PrunerTable(Table):
 class BudgetTable(Table):
     trials: Count | None = None  # None: 16, a grid's size, or 1 where nothing is searched
     parallel: Count = 4
-    pack: Count = 1
+    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = 1
     sampler: Annotated[SamplerTable, BeforeValidator(_named)] = SamplerTable()
     pruner: Annotated[PrunerTable, BeforeValidator(_named)] = PrunerTable()
 

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
 from hpstudy.spec import TrainerSpec
@@ -90,7 +90,7 @@ class Budget:
 
     trials: int
     parallel: int
-    pack: int
+    pack: int | Literal["auto"]  # trials trained as one stacked model; auto: as many as measure fastest
     sampler: Sampler
     pruner: Pruner
 

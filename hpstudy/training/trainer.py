@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from hpstudy.training.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
+from hpstudy.training.pack import Pack
 from hpstudy.training.schedule import StepPlan, plan
 
 MAX_GRAPHS = 256
@@ -39,7 +40,10 @@ class Trainer:
         self.vocab_size = corpus.vocab_size
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
-        self._loss: Callable[[Tensor, Tensor], Any] = _compiled(self._model) if placement.compiles else self._model
+        self._prepared: Callable[[GPT], Callable[[Tensor, Tensor], Any]] = (
+            _compiled if placement.compiles else lambda model: model
+        )
+        self._loss = self._prepared(self._model)
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
         inputs, targets = val_windows(corpus, spec.context)
@@ -49,13 +53,37 @@ class Trainer:
             for i in range(0, len(inputs), rows)
         ]
 
+        self._packs: dict[int, Pack] = {}  # by the number of runs
+
     @property
     def num_params(self) -> int:
         """Parameters of the model, the vocabulary unpadded."""
         return self._model.num_params
 
-    def train(self, run: Run) -> Iterator[StepRecord]:
-        """Trains one run from its first step and yields what every step measured."""
+    def train(self, runs: Sequence[Run], stopped: Container[str] = ()) -> Iterator[tuple[str, StepRecord]]:
+        """Trains runs from their first step and yields (run id, what the step measured), step by step.
+
+        Several runs must be of equal shape (see Run.packs_with) and train in lockstep as one stacked model: a step's
+        seconds are the wall time that they share, its tokens per second those of each run. Their losses are those of
+        one at a time to rounding. A run yields no more once the caller has put its id into `stopped`.
+        """
+        if len(runs) > 1:
+            assert all(runs[0].packs_with(run) for run in runs)
+            yield from self._pack(len(runs)).train(runs, stopped)
+            return
+        for record in self._train_alone(runs[0]):
+            yield runs[0].run_id, record
+            if runs[0].run_id in stopped:
+                return
+
+    def _pack(self, num_runs: int) -> Pack:
+        if num_runs not in self._packs:
+            self._packs[num_runs] = Pack(
+                self.spec, self._corpus, self.placement, num_runs, self._prepared, self._val_batches
+            )
+        return self._packs[num_runs]
+
+    def _train_alone(self, run: Run) -> Iterator[StepRecord]:
         hparams, spec = run.hparams, self.spec
         initialize(self._model, run.seed)
         optimizer = make_adamw(self._flat, hparams)
@@ -87,12 +115,17 @@ class Trainer:
                 **(self._evaluation(step.eval_index) if step.eval_index else {}),
             )
 
-    def measure(self, hparams: HParams, steps: int = 6) -> Speed:
-        """Times full-batch steps (the median, after two of warm-up) and one evaluation, without keeping a result."""
+    def measure(self, hparams: HParams, steps: int = 6, pack: int = 1) -> Speed:
+        """Times full-batch steps (the median, after two of warm-up) and one evaluation, without keeping a result.
+
+        Of a pack it times the steps of as many runs as one; the evaluation is always of one.
+        """
         full_batch = replace(hparams, batch_ramp_fraction=0.0)
         far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
         run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
-        timed = [record.step_seconds for record in islice(self.train(run), 2 + steps)][2:]
+        runs = [replace(run, run_id=f"measure-{number}") for number in range(pack)]
+        records = islice(self.train(runs), 0, (2 + steps) * pack, pack)  # those of the first run
+        timed = [record.step_seconds for _, record in records][2:]
         self._evaluation(eval_index=1)  # compiles, where that is done
         start = time.perf_counter()
         self._evaluation(eval_index=1)

@@ -88,7 +88,7 @@ def test_the_notebooks_losses_are_the_trainers():
     )
     run = Run(run_id="bench", phase="search", trial=None, seed=5, tokens=6400, hparams=hparams)
     corpus, placement = load_corpus("asv", TINY.tokenizer, 512), place("cpu", "fp32")
-    records = list(Trainer(spec, corpus, placement).train(run))
+    records = [record for _, record in Trainer(spec, corpus, placement).train([run])]
 
     start = GPT(spec.model, vocab, context)
     initialize(start, run.seed)

@@ -51,7 +51,7 @@ def train(name: str, precision: str) -> list[dict[str, float | None]]:
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
     trainer = Trainer(spec, corpus, place("cpu", spec.precision))
     run = Run(run_id=name, phase="search", trial=None, seed=0, tokens=40 * 1024, hparams=RUNS[name])
-    return [{key: getattr(record, key) for key in KEYS} for record in trainer.train(run)]
+    return [{key: getattr(record, key) for key in KEYS} for _, record in trainer.train([run])]
 
 
 def path(name: str, precision: str) -> Path:

@@ -55,7 +55,7 @@ def run(hparams: HParams = HPARAMS, *, seed: int = 0, tokens: int = 20 * BATCH) 
 
 def curve(trainer: Trainer, of: Run) -> list[StepRecord]:
     """The records without their times."""
-    return [replace(record, **TIMES) for record in trainer.train(of)]
+    return [replace(record, **TIMES) for _, record in trainer.train([of])]
 
 
 def test_twenty_steps_equal_a_plain_torch_loop(trainer: Trainer):
@@ -109,7 +109,7 @@ def test_loss_curve_does_not_depend_on_micro_batch(trainer: Trainer, micro_batch
 def test_one_seed_gives_one_curve_bitwise_whatever_ran_before(precision: str):
     warm = make_trainer(replace(SPEC, precision=precision))
     first = curve(warm, run())
-    list(warm.train(run(replace(HPARAMS, lr=1.0, beta1=0.5), seed=7)))
+    list(warm.train([run(replace(HPARAMS, lr=1.0, beta1=0.5), seed=7)]))
     assert curve(warm, run()) == first
     assert curve(make_trainer(replace(SPEC, precision=precision)), run()) == first
 
@@ -120,7 +120,7 @@ def test_another_seed_gives_another_curve(trainer: Trainer):
 
 def test_a_run_that_is_broken_off_leaves_no_trace_in_the_next(trainer: Trainer):
     expected = curve(trainer, run())
-    broken = trainer.train(run(seed=3))
+    broken = trainer.train([run(seed=3)])
     next(broken)
     broken.close()
     assert curve(trainer, run()) == expected
@@ -138,7 +138,7 @@ def test_training_learns_and_evaluates_on_the_grid(trainer: Trainer):
 
 
 def test_update_to_weight_is_the_relative_change_of_all_weights(trainer: Trainer):
-    *_, last = trainer.train(run())
+    *_, (_, last) = trainer.train([run()])
     after = trainer._flat.weights.double()
     before = trainer._before.double()
     assert last.update_to_weight == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-5)
@@ -160,7 +160,7 @@ def test_weights_and_moments_stay_fp32_under_autocast(monkeypatch: pytest.Monkey
         pytest.skip("this CPU has no bf16 arithmetic")
     made: list[torch.optim.AdamW] = []
     monkeypatch.setattr("hpstudy.training.trainer.make_adamw", lambda *args: made.append(make_adamw(*args)) or made[-1])
-    next(trainer.train(run()))
+    next(trainer.train([run()]))
     moments = [state[name] for state in made[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert len(moments) == 4
     assert {tensor.dtype for tensor in (*moments, *trainer._model.parameters())} == {torch.float32}

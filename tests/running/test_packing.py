@@ -1,0 +1,120 @@
+"""Trials that train as one: which go together, how many, and what a study of packs keeps."""
+
+import json
+import os
+import signal
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_interruptions import workers_of
+
+from hpstudy.hparams import GPT3
+from hpstudy.records import Outcome, Run, StepRecord
+from hpstudy.running.interface import Interrupted, StopRequest
+from hpstudy.running.packing import best_pack, take_pack
+from studies import Watch, curves, go, trials
+
+RANDOM = {  # blind to the rounding of results
+    "parallel = 2": "parallel = 4",
+    "trials = 5": "trials = 6",
+    'sampler = { name = "tpe", startup = 2 }': 'sampler = "random"',
+}
+LOSS = 1e-5  # relative, in fp32
+
+
+def waiting(*micro_batches: int) -> deque[Run]:
+    return deque(
+        Run(run_id=f"{n}", phase="search", trial=n, seed=0, tokens=1, hparams=replace(GPT3, micro_batch=size))
+        for n, size in enumerate(micro_batches)
+    )
+
+
+def ids(runs: tuple[Run, ...]) -> str:
+    return "".join(run.run_id for run in runs)
+
+
+def test_a_pack_takes_runs_of_one_shape_in_their_order_and_leaves_the_others():
+    queue = waiting(4, 8, 4, 8, 4)
+    assert [ids(take_pack(queue, 2, 1)) for _ in range(3)] == ["02", "13", "4"]
+
+
+def test_a_pack_takes_no_more_than_an_even_share():
+    queue = waiting(4, 4, 4)
+    assert [ids(take_pack(queue, 4, idle)) for idle in (2, 1)] == ["01", "2"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 4.0}, (4, 2.5)),
+        ({1: 1.0, 2: 1.9, 4: 3.7, 8: 7.5}, (1, 1.0)),  # less than a tenth faster
+        ({1: 1.0, 2: 1.2, 4: None, 8: 0.1}, (2, 2 / 1.2)),  # 4 did not fit
+        ({1: None}, (1, 1.0)),
+    ],
+)
+def test_the_best_pack_is_the_one_with_the_most_tokens_per_second(seconds, best):
+    assert best_pack(seconds.__getitem__, 8) == pytest.approx(best)
+
+
+def close(packed: dict[str, list[StepRecord]], alone: dict[str, list[StepRecord]]) -> bool:
+    losses = [[r.loss for records in every.values() for r in records] for every in (packed, alone)]
+    return list(packed) == list(alone) and losses[0] == pytest.approx(losses[1], rel=LOSS)
+
+
+def test_a_packed_study_has_the_proposals_and_losses_of_one_trial_at_a_time(tiny, tmp_path: Path):
+    alone_study, study = tiny(replace=RANDOM), tiny(replace=RANDOM, more="pack = 2")
+    alone = go(alone_study, tmp_path / "alone")
+    packed = go(study, tmp_path / "packed", workers=2)
+    assert [t.values for t in trials(study, packed)] == [t.values for t in trials(alone_study, alone)]
+    assert close(curves(packed), curves(alone))
+    assert curves(packed) != curves(alone)  # they did train as one
+
+
+def test_a_trial_of_a_pack_is_pruned_alone(tiny, tmp_path: Path):
+    pruner = 'pack = 4\npruner = { name = "median", startup = 1, from_fraction = 0.25 }'
+    study = tiny(replace=RANDOM | {"trials = 5": "trials = 12"}, more=pruner)
+    store = go(study, tmp_path)
+    outcomes = {view.header.run.trial: view.result.outcome for view in store.runs()}
+    assert set(outcomes.values()) == {Outcome.PRUNED, Outcome.COMPLETE}
+    for view in store.runs():
+        *_, last = view.records()
+        assert last.evaluated
+        assert (last.step == 20) == (view.result.outcome is Outcome.COMPLETE)
+
+
+def test_a_packed_study_goes_on_after_a_stop_and_after_a_dead_worker(tiny, tmp_path: Path):
+    study, stop = tiny(replace=RANDOM, more="pack = 4"), StopRequest()
+    expected = go(study, tmp_path / "expected")
+
+    def ask(run: Run, record: StepRecord) -> None:
+        stop.requested = stop.requested or (run.trial, record.step) == (2, 5)
+
+    with pytest.raises(Interrupted):
+        go(study, tmp_path / "broken", watch=Watch(ask), stop=stop)
+    killed: list[int] = []
+
+    def kill(run: Run, record: StepRecord) -> None:
+        if (run.trial, record.step) == (1, 5) and not killed:
+            killed.extend(workers_of(os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    watch = Watch(kill)
+    store = go(study, tmp_path / "broken", watch=watch)
+    assert len(killed) == 1
+    assert any("they begin again" in line for line in watch.said)
+    assert curves(store) == curves(expected)
+    assert trials(study, store) == trials(study, expected)
+
+
+def test_auto_measures_once_and_a_resumed_study_keeps_it(tiny, tmp_path: Path):
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more='pack = "auto"'), Watch()
+    store = go(study, tmp_path, watch=watch)
+    assert [line for line in watch.said if line.startswith("pack: ")]
+    assert json.loads((store.root / "calibration.json").read_text())["pack"] in (1, 2, 4)
+    assert json.loads((store.root / "study.json").read_text())["budget.pack"] == "auto"
+    again = Watch()
+    go(study, tmp_path, watch=again, trials=3)
+    assert not [line for line in again.said if line.startswith("pack: ")]
+    assert len(again.finished) == 3
