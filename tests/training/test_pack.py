@@ -16,7 +16,8 @@ OTHERS = {  # each differs from the next in everything that members of a pack ma
     "unclipped": replace(HPARAMS, clip_mode="none", beta2=0.999, weight_decay=1.0, decay_fraction=0.5),
     "warm": replace(HPARAMS, warmup_fraction=0.5, min_lr_fraction=0.0, eps=1e-4, weight_decay=0.0, grad_clip=2.0),
 }
-LOSS, NORM = {"fp32": 1e-5, "bf16": 2e-3}, {"fp32": 1e-4, "bf16": 5e-2}  # relative
+# Relative, as for the golden curves. Seen: 2e-7 in fp32; in bf16 2e-5 of a loss and 2e-4 of a norm.
+LOSS, NORM = {"fp32": 1e-5, "bf16": 5e-4}, {"fp32": 1e-4, "bf16": 1e-2}
 
 
 def members(hparams: dict[str, HParams]) -> list[Run]:
