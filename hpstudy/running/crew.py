@@ -324,15 +324,17 @@ class Crew:
                         flights[run_id].record(record)
                         if record.evaluated:
                             source.heard(flights[run_id].run, record)
-                            if source.judged and record.eval_index != self._study.spec.evals:
-                                return  # whether it goes on is for the next session to say
+                            if source.judged:  # whether it goes on is for the next session to say
+                                missing.discard(run_id)
                     case Saved(run_id=run_id, seconds=seconds, problem=problem):
                         flights[run_id].checkpointed(seconds, problem)
                         missing.discard(run_id)
-                    case Finished() | Refused() | None:  # the next session finds out
+                    case Finished() | Refused():  # the next session finds out
                         missing -= flights.keys()
-                        if report is None:
-                            return
+                    case None:
+                        missing -= flights.keys()
+                        worker.stop()
+                        self._workers.remove(worker)
                     case _:
                         pass
 

@@ -94,8 +94,8 @@ class Budget:
     pack: int | Literal["auto"]  # trials trained as one stacked model; auto: as many as measure fastest
     sampler: Sampler
     pruner: Pruner
-    smaller_micro_batch: bool  # after out of memory, where it is not searched; the loss stays the same
-    hang_seconds: float | None  # of silence before a worker is ended as hung; None: from the steps' own pace
+    smaller_micro_batch: bool = True  # after out of memory, where it is not searched; the loss stays the same
+    hang_seconds: float | None = None  # of silence before a worker is ended as hung; None: from the steps' own pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
