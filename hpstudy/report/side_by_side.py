@@ -143,7 +143,7 @@ def differences(findings: Sequence[Finding]) -> Figure:
         "Dot and 95% interval on fresh seeds; left of the dashed line beats that study's baseline. "
         "Shaded: each study's margin."
     )
-    return Figure(title="Winner less baseline", caption=caption, plot=plot, size="full")
+    return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
 
 
 def _row(found: Finding) -> tuple[str, ...]:
@@ -167,5 +167,5 @@ def _curves(found: Finding) -> Figure:
     figure = loss_curves(found.frames.steps, found.shown)
     figure.plot.update_layout(height=330)
     seeds = "mean ± s.d. over fresh seeds" if found.contrast else NO_VERDICT
-    caption = f"{found.study.question} Baseline dashed; {seeds}."
+    caption = f"The baseline is dashed; {seeds}."
     return replace(figure, title=found.study.name, caption=caption, size="half")

@@ -1,4 +1,4 @@
-"""`compare` sets studies side by side: what fresh seeds say, what one seed cannot, and which losses have no one scale."""
+"""`compare` sets studies side by side: what fresh seeds say, what one seed cannot, and where no scale is shared."""
 
 from __future__ import annotations
 
