@@ -148,8 +148,10 @@ def _search_panels(study: Study) -> list[Any]:
         for key, (name, log) in axes.items()
     ]
     columns += [wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(outcome)) for outcome in outcomes]
-    panels: list[Any] = [wr.ParallelCoordinatesPlot(columns=columns, title="Trials")] if study.space else []
-    panels.append(wr.ParameterImportancePlot(with_respect_to=outcomes[0]))
+    panels: list[Any] = []
+    if study.space:
+        panels.append(wr.ParallelCoordinatesPlot(columns=columns, title="Trials"))
+        panels.append(wr.ParameterImportancePlot(with_respect_to=outcomes[0]))
     panels += [
         wr.ScatterPlot(title=key, x=wr.Config(name), y=wr.SummaryMetric(outcomes[0]), log_x=log)
         for key, (name, log) in axes.items()
