@@ -110,6 +110,29 @@ def sync(name: Name, runs: Runs = RUNS) -> None:
     study_commands.sync(name, runs)
 
 
+@app.command(epilog="Example: hpstudy compare betas weight-decay")
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Two studies that have begun, or more.")],
+    runs: Runs = RUNS,
+) -> None:
+    """Several studies side by side: a table, and a page with one figure for all; prints the page's path."""
+    from hpstudy.cli import view_commands
+
+    view_commands.compare(names, runs)
+
+
+@app.command(epilog="Example: hpstudy workspace quickstart --save")
+def workspace(
+    name: Name,
+    runs: Runs = RUNS,
+    save: Annotated[bool, typer.Option("--save", help="Saves both on W&B, each as a new view.")] = False,
+) -> None:
+    """Builds a W&B workspace and a W&B report of a study; prints them as JSON, or with --save their addresses."""
+    from hpstudy.cli import view_commands
+
+    view_commands.workspace(name, runs, save)
+
+
 @app.command(epilog="Example: hpstudy dashboard quickstart --port 8081")
 def dashboard(
     name: Name,

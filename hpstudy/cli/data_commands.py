@@ -17,7 +17,7 @@ from hpstudy.records import Outcome
 from hpstudy.search import Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
-from hpstudy.study import list_studies, parse_study, study_name
+from hpstudy.study import Study, list_studies, parse_study, study_name
 from hpstudy.tracking.store import RunStore
 
 OUTCOMES = tuple(Outcome)
@@ -42,10 +42,8 @@ def report(name: str, runs: Path) -> None:
     """Writes the report of a study as it began, with what it has so far, and prints the page's path."""
     from hpstudy.report import write_report  # plotly takes half a second to import
 
-    store = RunStore(runs / study_name(name))
-    frames = load(store.root.name, runs=runs)
-    frozen = store.root / "study.toml"
-    study = parse_study(frozen.read_text(encoding="utf-8"), name=store.root.name, path=frozen)
+    frames, study = opened(name, runs)
+    store = RunStore(runs / study.name)
     page = write_report(
         frames,
         study,
@@ -55,6 +53,13 @@ def report(name: str, runs: Path) -> None:
         importances=importances(study, Search(study, store.root / "optuna.journal", read_only=True).trials()),
     )
     out().print(str(page), soft_wrap=True)
+
+
+def opened(name: str, runs: Path) -> tuple[StudyFrames, Study]:
+    """What a study has so far, and the study as it began; raises UserError when none has begun."""
+    frames = load(study_name(name), runs=runs)
+    frozen = runs / frames.name / "study.toml"
+    return frames, parse_study(frozen.read_text(encoding="utf-8"), name=frames.name, path=frozen)
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:

@@ -1,9 +1,11 @@
 """A study's tables and verdict -> `index.html` and `report.md`.
 
 curves.py picks what a figure can show, curve_figures.py and search_figures.py draw it in the looks of style.py on the
-axes of scales.py, tables.py words it, and page.py puts all on two pages.
+axes of scales.py, tables.py words it, and page.py puts all on two pages; side_by_side.py
+makes one page of several studies.
 """
 
 from hpstudy.report.page import write_report
+from hpstudy.report.side_by_side import Finding, finding, side_by_side, write_side_by_side
 
-__all__ = ["write_report"]
+__all__ = ["Finding", "finding", "side_by_side", "write_report", "write_side_by_side"]

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def write_report(
         ) from error
     write_atomic(directory / "report.md", _markdown(study, verdict, sections))
     page = directory / "index.html"
-    write_atomic(page, _html(study, verdict, sections))
+    write_atomic(page, render(name=study.name, question=study.question, headline=verdict.sentence, sections=sections))
     return page
 
 
@@ -144,7 +144,8 @@ def _certainty(verdict: Verdict) -> list[str]:
     ]
 
 
-def _html(study: Study, verdict: Verdict, sections: list[Section]) -> str:
+def render(*, name: str, question: str, headline: str, sections: Sequence[Section]) -> str:
+    """The page as HTML that needs nothing but itself."""
     environment = Environment(
         loader=PackageLoader("hpstudy.report", "."),
         autoescape=True,
@@ -155,8 +156,9 @@ def _html(study: Study, verdict: Verdict, sections: list[Section]) -> str:
     plotly = get_plotlyjs()
     script, _, _ = environment.loader.get_source(environment, "page.js")  # type: ignore[union-attr]
     return environment.get_template("page.html").render(
-        study=study,
-        verdict=verdict,
+        name=name,
+        question=question,
+        headline=headline,
         sections=sections,
         plotly=Markup(plotly),
         script=Markup(script),

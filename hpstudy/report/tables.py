@@ -85,10 +85,20 @@ def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
 
 def _losses(contrasts: tuple[Contrast, ...]) -> Iterator[tuple[str, ...]]:
     first = contrasts[0]
-    baseline = f"{first.baseline_mean:.4f} ± {first.baseline_se:.4f} ({first.baseline_n})"
-    yield "val loss (nats)", baseline, *(f"{c.mean:.4f} ± {c.se:.4f} ({c.n})" for c in contrasts)
-    yield "difference [95%]", "-", *(f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for c in contrasts)
+    baseline = mean_se(first.baseline_mean, first.baseline_se, first.baseline_n)
+    yield "val loss (nats)", baseline, *(mean_se(c.mean, c.se, c.n) for c in contrasts)
+    yield "difference [95%]", "-", *map(interval, contrasts)
     yield "answer", "-", *(f"{c.answer} (p = {c.p:.2g})" for c in contrasts)
+
+
+def mean_se(mean: float, se: float, n: int) -> str:
+    """A mean over n seeds with its standard error."""
+    return f"{mean:.4f} ± {se:.4f} ({n})"
+
+
+def interval(contrast: Contrast) -> str:
+    """A difference to the baseline with its 95% interval."""
+    return f"{contrast.difference:+.4f} [{contrast.low:+.4f}, {contrast.high:+.4f}]"
 
 
 def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class FetchedRun:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The history, one row per step; raises MachineError when W&B returns fewer rows than it was sent."""
         name = f"W&B run {self.header.wandb_id} ({self.header.run.run_id})"
-        with _answered(name):
+        with answered(name):
             rows = list(self.remote.scan_history(use_cache=False))
             sent = self.remote.lastHistoryStep  # steps count from 1 and each is sent once, so this is also their number
         expected = max(sent, self.result.steps if self.result else 0, 0)
@@ -55,7 +55,7 @@ def fetch_runs(path: str) -> list[FetchedRun]:
     if not (entity and project and study):
         raise UserError(f'"wandb:{path}": must have the form wandb:ENTITY/PROJECT/STUDY')
     host = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent, or it greets on stderr
-    with _answered(f'"wandb:{path}"'):
+    with answered(f'"wandb:{path}"'):
         if not wbauth.authenticate_session(host=host, source="hpstudy", prompt=False, update_session=False):
             raise UserError(f'"wandb:{path}": no login for {host}; set WANDB_API_KEY or run `wandb login`')
         found = list(wandb.Api().runs(f"{entity}/{project}", filters={"group": study}, lazy=False))
@@ -73,7 +73,7 @@ def fetch_runs(path: str) -> list[FetchedRun]:
 
 
 @contextmanager
-def _answered(what: str) -> Iterator[None]:
+def answered(what: str) -> Iterator[None]:
     """Turns whatever wandb raises when its server fails or refuses into a MachineError."""
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from hpstudy.cli import main
+from tests.report.conftest import confirmed, searched, write_run  # noqa: F401  fixtures of studies without training
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "hpstudy")
 

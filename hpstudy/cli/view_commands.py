@@ -1,0 +1,94 @@
+"""`workspace` and `compare`: studies as others look at them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.verdict import verdict
+from hpstudy.cli.consoles import err, out
+from hpstudy.cli.data_commands import opened
+from hpstudy.errors import UserError
+from hpstudy.running.driver import baseline_run_id
+from hpstudy.study import Study
+from hpstudy.tracking.wandb_sink import resolve_mode, resolve_project
+from hpstudy.tracking.workspace import build, default_entity
+
+WORDS = ("study", "winner", "answer")  # columns of text
+MAX_STEM = 200  # characters of a file's name
+
+
+def workspace(name: str, runs: Path, save: bool) -> None:
+    """Prints the views' JSON without any network, or saves them and prints where they are."""
+    frames, study = opened(name, runs)
+    if save and resolve_mode("auto") != "online":
+        raise UserError("--save: W&B: no key or login here; set WANDB_API_KEY or run `wandb login`")
+    project, entity = resolve_project(study.project, study.entity)
+    trials = frames.trials
+    reference = trials["run_id"] == baseline_run_id(study)
+    baselines = [
+        *trials.loc[reference, "wandb_id"],
+        *trials.loc[~reference & (trials["phase"] == "baseline"), "wandb_id"],
+    ]
+    views = build(
+        study,
+        sentence=verdict(frames, study).sentence,
+        baselines=baselines,
+        project=project,
+        entity=entity or (default_entity() if save else ""),
+    )
+    if save:
+        for url in views.save():
+            out().print(url, soft_wrap=True)
+    else:
+        out().print(json.dumps(views.spec(), indent=2), soft_wrap=True)
+        err().print(f"not saved: `hpstudy workspace {name} --save` sends both to W&B, in the project {project}")
+
+
+def compare(names: Sequence[str], runs: Path) -> None:
+    """Prints the studies' questions and their table, and writes the page; its path comes last."""
+    from hpstudy.report import finding, side_by_side, write_side_by_side  # plotly takes half a second to import
+    from hpstudy.report.side_by_side import scales
+
+    findings = [finding(*found) for found in _all_opened(names, runs)]
+    console = out()
+    for found in findings:
+        console.print(f"{found.study.name}: {found.study.question}")
+    shown = side_by_side(findings)
+    table = Table(caption=shown.note, caption_justify="left", box=None, pad_edge=False, header_style="dim")
+    for heading in shown.header:
+        table.add_column(_in_two_lines(heading), justify="left" if heading in WORDS else "right")
+    for row in shown.rows:
+        table.add_row(*map(_in_two_lines, row))
+    console.print(table)
+    for sentence in scales(findings):
+        console.print(sentence)
+    stem = "+".join(found.study.name for found in findings)[:MAX_STEM]
+    console.print(str(write_side_by_side(findings, runs / "compare" / f"{stem}.html")), soft_wrap=True)
+
+
+def _all_opened(names: Sequence[str], runs: Path) -> list[tuple[StudyFrames, Study]]:
+    """Each study once; raises UserError with all that is wrong with any name."""
+    found: dict[str, tuple[StudyFrames, Study]] = {}
+    problems: list[str] = []
+    for name in names:
+        try:
+            frames, study = opened(name, runs)
+        except UserError as error:
+            problems += error.problems
+        else:
+            found[study.name] = frames, study
+    if len(found) < 2 and not problems:
+        problems.append(f"compare {' '.join(names)}: takes two studies or more; `hpstudy report {names[0]}` shows one")
+    if problems:
+        raise UserError(problems)
+    return list(found.values())
+
+
+def _in_two_lines(cell: str) -> str:
+    """A mean above its error, a difference above its interval: a terminal is narrow."""
+    return cell.replace(" ±", "\n±").replace(" [", "\n[")

@@ -1,0 +1,171 @@
+"""Several studies beside each other: one table, their differences on one axis, and a pair of curves for each."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from hpstudy.analysis.comparison import short
+from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.verdict import Contrast, Verdict, verdict
+from hpstudy.errors import MachineError
+from hpstudy.report.curve_figures import loss_curves
+from hpstudy.report.curves import Cast, best_first, cast
+from hpstudy.report.page import Section, render
+from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot
+from hpstudy.report.tables import Table, interval, mean_se
+from hpstudy.study import Study
+from hpstudy.tracking.store import write_atomic
+
+NO_VERDICT = "one seed each, no verdict"
+MEASURED_ON = ("corpus", "tokenizer", "context", "val_tokens")  # losses on different ones have no common scale
+HEADER = ("study", "baseline", "winner", "val loss", "difference [95%]", "answer", "tok/s", "tokens")
+NOTE = (
+    "Losses in nats, mean ± standard error (seeds); differences to the baseline with their 95% interval; tok/s is the "
+    "winner's median, tokens are one run's. One seed each: the best of a search is flattered by its selection."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a study found: its winner against its baseline."""
+
+    study: Study
+    frames: StudyFrames
+    verdict: Verdict
+    shown: Cast  # with one candidate at most: the winner or, without fresh seeds, the best run of the search
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The winner against the baseline; None without fresh seeds."""
+        return self.verdict.contrasts[0] if self.verdict.contrasts else None
+
+    @property
+    def answer(self) -> str:
+        """The verdict in a word, or that there is none."""
+        return str(self.contrast.answer) if self.contrast else NO_VERDICT
+
+
+def finding(frames: StudyFrames, study: Study) -> Finding:
+    """The verdict of a study, and the runs that show it."""
+    found = verdict(frames, study)
+    shown = replace(cast(frames, study, found), faint=())
+    if found.contrasts:
+        candidates = dict(list(shown.candidates.items())[:1])
+    else:
+        ranked = (str(run) for run in best_first(frames.trials, study)["run_id"])
+        candidates = {run: (run,) for run in [run for run in ranked if run not in shown.baseline][:1]}
+    return Finding(study=study, frames=frames, verdict=found, shown=replace(shown, candidates=candidates))
+
+
+def side_by_side(findings: Sequence[Finding]) -> Table:
+    """A row per study."""
+    return Table(title="Side by side", header=HEADER, rows=tuple(map(_row, findings)), note=NOTE)
+
+
+def scales(findings: Sequence[Finding]) -> Iterator[str]:
+    """A sentence per thing on which losses are measured and which the studies do not share."""
+    for key in MEASURED_ON:
+        names = defaultdict(list)
+        for found in findings:
+            names[str(getattr(found.study.spec, key))].append(found.study.name)
+        if len(names) > 1:
+            told = "; ".join(f"{value} in {', '.join(studies)}" for value, studies in names.items())
+            yield f"Losses and their differences are not comparable between these studies: {key} is {told}."
+
+
+def write_side_by_side(findings: Sequence[Finding], page: Path) -> Path:
+    """Writes the page, whole or not at all, and returns its path; raises MachineError when it cannot be written."""
+    names = ", ".join(found.study.name for found in findings)
+    questions = tuple(f"{found.study.name}: {found.study.question}" for found in findings)
+    sections = [
+        Section(
+            title="Side by side",
+            figures=(differences(findings),),
+            tables=(side_by_side(findings),),
+            warnings=tuple(scales(findings)),
+            text=questions,
+        ),
+        Section(title="Winner and baseline", figures=tuple(map(_curves, findings))),
+    ]
+    answers = "; ".join(f"{found.study.name}: {found.answer}" for found in findings)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{page.parent}: cannot be made: {error.strerror}; free some space and try again") from error
+    write_atomic(page, render(name="compare", question=names, headline=answers, sections=sections))
+    return page
+
+
+def differences(findings: Sequence[Finding]) -> Figure:
+    """Each winner's difference to its baseline with its interval, a row per study, beside that study's margin."""
+    plot = empty_plot("difference in val loss (nats)", "", height=120 + 64 * len(findings))
+    plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
+    for row, found in enumerate(findings):
+        contrast, margin = found.contrast, found.verdict.margin
+        if contrast is None:
+            plot.add_annotation(
+                x=0, y=-row, text=NO_VERDICT, showarrow=False, font={"color": MUTED}, xanchor="left", xshift=8
+            )
+            continue
+        plot.add_shape(
+            x0=-margin, x1=margin, y0=-row - 0.3, y1=-row + 0.3, fillcolor=INK_BAND, line_width=0, layer="below"
+        )
+        arms = {"array": [contrast.high - contrast.difference], "arrayminus": [contrast.difference - contrast.low]}
+        plot.add_trace(
+            go.Scatter(
+                x=[contrast.difference],
+                y=[-row],
+                mode="markers",
+                marker={"size": 11, "color": ACCENT},
+                error_x=arms | {"type": "data", "color": ACCENT, "thickness": 2, "width": 6},
+                hovertemplate=f"{html.escape(found.study.name)}<br>{interval(contrast)}<extra></extra>",
+            )
+        )
+        text = f"<b>{html.escape(contrast.candidate)}</b>  {contrast.answer}"
+        plot.add_annotation(
+            x=contrast.difference, y=-row, text=text, showarrow=False, yshift=20, font={"color": ACCENT}
+        )
+    contrasts = [found.contrast for found in findings if found.contrast]
+    ends = [0.0, *(end for c in contrasts for end in (c.low, c.high))]
+    pad = 0.12 * (max(ends) - min(ends)) or 1.0
+    plot.update_xaxes(range=[min(ends) - pad, max(ends) + pad])
+    names = [html.escape(found.study.name) for found in findings]
+    rows = [-row for row in range(len(findings))]
+    plot.update_yaxes(tickvals=rows, ticktext=names, range=[-len(findings) + 0.4, 0.8], showgrid=False)
+    caption = (
+        "Dot and 95% interval on fresh seeds; left of the dashed line beats that study's baseline. "
+        "Shaded: each study's margin."
+    )
+    return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
+
+
+def _row(found: Finding) -> tuple[str, ...]:
+    trials, contrast = found.frames.trials, found.contrast
+    winner = next(iter(found.shown.candidates), "-")
+    runs = [
+        trials[trials["run_id"].isin(members)]
+        for members in (found.shown.baseline, found.shown.candidates.get(winner, ()))
+    ]
+    if contrast:
+        baseline = mean_se(contrast.baseline_mean, contrast.baseline_se, contrast.baseline_n)
+        losses = (baseline, winner, mean_se(contrast.mean, contrast.se, contrast.n), interval(contrast))
+    else:
+        once, best = ("-" if math.isnan(loss := side["val_loss"].mean()) else f"{loss:.4f} (1)" for side in runs)
+        losses = (once, winner, best, "-")
+    speed, tokens = runs[1]["tok_per_sec"].median(), runs[0]["budget_tokens"].max()
+    return found.study.name, *losses, found.answer, *("-" if math.isnan(v) else short(v) for v in (speed, tokens))
+
+
+def _curves(found: Finding) -> Figure:
+    figure = loss_curves(found.frames.steps, found.shown)
+    figure.plot.update_layout(height=330)
+    seeds = "mean ± s.d. over fresh seeds" if found.contrast else NO_VERDICT
+    caption = f"The baseline is dashed; {seeds}."
+    return replace(figure, title=found.study.name, caption=caption, size="half")
