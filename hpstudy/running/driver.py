@@ -18,6 +18,7 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams, derived
 from hpstudy.records import Outcome, Phase, Run, RunHeader, StepRecord
+from hpstudy.running.confirming import baseline_run_id, confirm_runs, looks_so_far
 from hpstudy.running.cost import measure, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
@@ -25,6 +26,7 @@ from hpstudy.running.micro_batch import find
 from hpstudy.running.packing import best_pack, take_pack
 from hpstudy.running.sources import Fixed, Source, Trials
 from hpstudy.running.summary import RunSummary
+from hpstudy.running.tuned_lr import JOURNAL, tuned_lr
 from hpstudy.running.workers import (
     LOOK_SECONDS,
     Finished,
@@ -56,7 +58,7 @@ class _Flight:
 
 
 def run_study(study: Study, options: Options, progress: Progress, stop: StopRequest) -> RunStore:
-    """Searches and trains the baseline, or goes on where an earlier call was stopped; returns the run store.
+    """Searches, trains the baseline and confirms, or goes on where an earlier call was stopped; returns the run store.
 
     Raises UserError for wrong input before anything is trained, Interrupted on a stop request, MachineError when no
     worker can be kept alive.
@@ -74,15 +76,12 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
                 store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
                 driver.search()
                 driver.baseline()
+                driver.tuned_lr()
+                driver.confirm()
                 driver.deliver()
         finally:
             store.discard_unless_begun()
     return store
-
-
-def baseline_run_id(study: Study) -> str:
-    """The run that the search is compared with: trial 0, or a run of its own when the space does not hold it."""
-    return "search-0000" if study.baseline_proposal() is not None else f"baseline-s{study.spec.seed}"
 
 
 def _refuse_edited(store: RunStore, study: Study) -> None:
@@ -175,8 +174,24 @@ class _Driver:
             tokens=tokens,
             hparams=self._study.baseline_hparams(tokens),
         )
-        self._begin_phase("baseline", 1)
-        self._train_all(Fixed([run]))
+        self._train_fixed("baseline", [run])
+
+    def tuned_lr(self) -> None:
+        """Searches the fairer opponent's lr, in as many trials as the search has."""
+        if self._study.also != "tuned-lr":
+            return
+        study = tuned_lr(self._study)
+        trials = sum(view.header.run.phase == "search" for view in self._store.runs())
+        search = Search(study, self._store.root / JOURNAL, trials=trials)
+        self._begin_phase("tuned-lr", search.num_trials)
+        self._train_all(Trials(study, search, self._calibrated_tokens, "tuned-lr"))
+
+    def confirm(self) -> None:
+        """Trains the winner and the baseline again on fresh seeds."""
+        looks = looks_so_far(self._study, self._store, self._progress.say)
+        runs = confirm_runs(self._study, looks, {view.run_id: view.header.run for view in self._store.runs()})
+        if runs:
+            self._train_fixed("confirm", runs)
 
     def close(self) -> None:
         """Ends the workers, leaves runs in the air without a result, and closes the sinks."""
@@ -193,6 +208,12 @@ class _Driver:
         views = (view for view in self._store.runs() if view.header.run.phase == phase)
         finished = [(view.header.run, view.result) for view in views if view.result is not None]
         self._progress.phase(phase, num_runs, finished)
+
+    def _train_fixed(self, phase: Phase, runs: Sequence[Run]) -> None:
+        """Trains runs that are known beforehand."""
+        results = ((run, self._store.result(run.run_id)) for run in runs)
+        self._progress.phase(phase, len(runs), [(run, result) for run, result in results if result is not None])
+        self._train_all(Fixed(runs))
 
     def _train_all(self, source: Source) -> None:
         """Keeps every worker busy until the source has no run left and none is in the air."""

@@ -115,12 +115,17 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
             pruner=Pruner(**budget.pruner.model_dump()),
         ),
         confirm=Confirm(
-            seeds=tuple(confirm.seeds), top=confirm.top, margin=float(confirm.margin), design=confirm.design
+            seeds=tuple(confirm.seeds),
+            top=confirm.top,
+            margin=float(confirm.margin),
+            design=confirm.design,
+            speedup=confirm.speedup,
         ),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
         entity=file.wandb.entity,
         warnings=(),
+        also=file.baseline.also,
     )
 
 
