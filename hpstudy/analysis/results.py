@@ -44,9 +44,7 @@ class StudyResults:
     def study(self) -> Study:
         """The study file as it was when the study began or last went on. Raises UserError for tables from W&B."""
         if self.store is None:
-            raise UserError(
-                f"{self.frames.name}: W&B holds no study file; load it by name from its run store"
-            )
+            raise UserError(f"{self.frames.name}: W&B holds no study file; load it by name from its run store")
         path = self.store.root / "study.toml"
         return parse_study(path.read_text(encoding="utf-8"), name=self.store.root.name, path=path)
 

@@ -51,14 +51,14 @@ def looks_so_far(study: Study, store: RunStore, say: Callable[[str], None]) -> l
         store.write_json(LOOKS, [asdict(look) for look in looks])
     if before is not None and before.candidates != now.candidates:
         say(
-            f"confirm: after {now.trials} trials {_named(now)}, after {before.trials} it was {_named(before)}; "
-            "all are confirmed, and the verdict is adjusted for all"
+            f"confirm: after {now.trials} trials the choice is {_named(now)}, after {before.trials} it was "
+            f"{_named(before)}; all are confirmed, and the verdict is adjusted for all"
         )
     return looks
 
 
 def _named(look: Look) -> str:
-    return f"the choice is {', '.join(look.candidates) or 'nobody'}"
+    return " and ".join(look.candidates) or "nobody"
 
 
 def choose(study: Study, views: Sequence[RunView]) -> Look:
