@@ -164,5 +164,5 @@ def _warnings(study: Study) -> Iterator[str]:
     batch = study.baseline_hparams(spec.tokens).batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
-    if len(study.confirm.seeds) < 2:
-        yield "[confirm] seeds: fewer than two give no error bar, so they cannot decide anything"
+    if len(study.confirm.seeds) == 1:
+        yield "[confirm] seeds: a single one gives no error bar, so it cannot decide anything"
