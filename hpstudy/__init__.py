@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hpstudy.analysis.frames import StudyFrames
+    from hpstudy.analysis.results import StudyResults
 
 __version__ = "0.1.0"
 __all__ = ["load"]
 
 
-def load(name: str, runs: str | Path = "runs") -> StudyFrames:
-    """A study's runs as two DataFrames, `.trials` and `.steps`, for pandas.
+def load(name: str, runs: str | Path = "runs") -> StudyResults:
+    """A study's runs for pandas: `.trials`, `.steps`, `.verdict()`, `.confirmed`, `.noise`, `.halflives`.
 
-    `name` is a study in the folder `runs`, or "wandb:ENTITY/PROJECT/STUDY" for the same frames from W&B.
+    `name` is a study in the folder `runs`, or "wandb:ENTITY/PROJECT/STUDY" for the same tables from W&B.
     Raises UserError for an unknown study, MachineError when W&B's rows are not complete.
     """
-    from hpstudy.analysis import frames  # pandas and pyarrow take a second to import; `import hpstudy` does not
+    from hpstudy.analysis import results  # pandas and pyarrow take a second to import; `import hpstudy` does not
 
-    return frames.load(name, runs)
+    return results.load(name, runs)

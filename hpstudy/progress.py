@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
-from hpstudy.running.driver import baseline_run_id
+from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 
 PLAIN_SECONDS = 10.0  # between two lines about a run that is under way
@@ -95,7 +95,7 @@ class StudyProgress:
     def _rank(self, run: Run, result: RunResult) -> None:
         if run.run_id == self._baseline_id:
             self._baseline = result
-        if self._better(result):
+        if run.phase == "search" and self._better(result):
             self._best = run, result
 
     def _better(self, result: RunResult) -> bool:

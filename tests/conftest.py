@@ -58,13 +58,15 @@ def private_folders(monkeypatch: pytest.MonkeyPatch, cache_folder: Path, tmp_pat
 
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the smallest study: 20 steps a run. `replace` maps old text to new, `more` is appended."""
+    """Writes the smallest study: 20 steps a run. `replace` maps old text to new, `more` is appended to [budget]."""
 
     def write(name: str = "tiny", *, replace: dict[str, str] | None = None, more: str = "") -> Path:
         text = TINY.format(more=more)
         for old, new in (replace or {}).items():
             assert old in text, f"{old!r} is not in the tiny study"
             text = text.replace(old, new)
+        if "[confirm]" not in text:
+            text += "\n[confirm]\nseeds = []\n"  # nothing runs on fresh seeds but where a test asks for it
         path = tmp_path / f"{name}.toml"
         path.write_text(text)
         return path

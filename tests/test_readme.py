@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from hpstudy.analysis.frames import StudyFrames
 from hpstudy.cli.app import app
 from hpstudy.records import GLOSSARY
 from hpstudy.study import list_studies, load_study, parse_study
+from hpstudy.tracking.store import RunStore
+from tests.analysis.fresh_runs import stored
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,22 +36,13 @@ def test_the_study_file_in_the_readme_is_valid():
     assert study.question == load_study("betas", ROOT / "studies").question
 
 
-def test_the_pandas_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch):
-    """On two runs of two steps."""
+def test_the_pandas_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """On a store with made-up losses, read back by the real loader."""
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    trials = pd.DataFrame(
-        {
-            "run_id": ["a", "b"],
-            "val_loss": [2.0, 1.0],
-            "lr": [1e-3] * 2,
-            "beta2": [0.9] * 2,
-            "beta2_halflife_tokens": [1] * 2,
-        }
-    )
-    steps = pd.DataFrame(
-        {"run_id": ["a", "a", "b", "b"], "tokens": [1, 2, 1, 2], "train/loss": 1.0, "train/clipped": True}
-    )
-    steps["run_id"] = steps["run_id"].astype("category")
-    frames = StudyFrames(name="quickstart", trials=trials, read_steps=lambda: steps)
-    monkeypatch.setattr("hpstudy.load", lambda _: frames)
+    fresh = {f"{who}-s{seed}": 3.0 + seed / 9999 for who in ("baseline", "confirm-0001") for seed in (101, 102)}
+    stored(tmp_path, {"search-0000": 3.0, "search-0001": 2.9, **fresh})
+    store = RunStore((tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "quickstart"))
+    store.freeze_study((ROOT / "studies" / "quickstart.toml").read_text(), {})
+    monkeypatch.chdir(tmp_path)
     exec(code, {})
+    assert capsys.readouterr().out.startswith("search-0001 and GPT-3's values are equivalent")

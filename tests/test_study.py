@@ -238,6 +238,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "top": 1,
         "margin": 0.01,
         "design": "paired",
+        "speedup": False,
     }
     assert [asdict(o) for o in study.objectives] == [{"metric": "val/loss", "direction": "minimize"}]
     assert (study.project, study.entity, study.vocab_size) == ("hpstudy", None, 50257)
@@ -552,10 +553,10 @@ SECTIONS = {
     "trainer": ["model", "corpus", "tokenizer", "context", "tokens", "seconds", "evals", "val_tokens", "seed", "precision"],
     "hparams": list(RULES),
     "search": list(RULES),
-    "baseline": ["name", "overrides"],
+    "baseline": ["name", "also", "overrides"],
     "objective": ["metric", "goal"],
     "budget": ["trials", "parallel", "pack", "sampler", "pruner"],
-    "confirm": ["seeds", "top", "margin", "design"],
+    "confirm": ["seeds", "top", "margin", "design", "speedup"],
     "wandb": ["project", "entity"],
 }  # fmt: skip
 

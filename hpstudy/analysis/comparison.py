@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.verdict import Noise
 from hpstudy.study import MetricName, Study
 
 HALFLIVES = ("beta1_halflife_tokens", "beta2_halflife_tokens")
@@ -56,18 +57,22 @@ def _ranked(trials: pd.DataFrame, metrics: list[MetricName]) -> pd.DataFrame:
     return by_loss[by_loss["tok_per_sec"] > fastest_before]
 
 
-def comparison_table(frame: pd.DataFrame, title: str | None = None, width: int = 100) -> Table:
+def comparison_table(
+    frame: pd.DataFrame, title: str | None = None, width: int = 100, noise: Noise | None = None
+) -> Table:
     """What `comparison` returned, for people: runs as rows or, where that is wider than `width`, as columns.
 
-    Where that is too wide as well, the last trials are left out.
+    Where that is too wide as well, the last trials are left out. Differences below what `noise` lets the study detect
+    are marked.
     """
-    columns = _cells(frame)
+    columns = _cells(frame, noise)
     rows = [list(row) for row in zip(*columns, strict=True)]
     if _width(columns) > width:
         rows = [[heading.replace("-\n", "-").replace("\n", " "), *cells] for heading, *cells in columns]
         while len(rows[0]) > 2 and _width(list(zip(*rows, strict=True))) > width:
             rows = [row[:-1] for row in rows]
-    table = Table(title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    caption = f"{CAPTION} {detectable_note(noise)}" if noise else CAPTION
+    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.padding = (0, GAP - 1, 0, 0)  # the box adds one
     for index, heading in enumerate(rows[0]):
         table.add_column(heading, justify="right" if index else "left", vertical="bottom", no_wrap=True)
@@ -76,15 +81,25 @@ def comparison_table(frame: pd.DataFrame, title: str | None = None, width: int =
     return table
 
 
+def signed(difference: float, noise: Noise | None) -> str:
+    """A difference in nats, marked where it is too small to be detected."""
+    return f"{'~' if noise and abs(difference) < noise.detectable else ''}{difference:+.4f}"
+
+
+def detectable_note(noise: Noise) -> str:
+    """The sentence below a table of differences."""
+    return f"At this noise {noise.n} seeds per arm detect {noise.detectable:.2g} nats; ~ marks less."
+
+
 def _width(columns: Sequence[Sequence[str]]) -> int:
     return sum(GAP + max(len(line) for text in column for line in text.split("\n")) for column in columns)
 
 
-def _cells(frame: pd.DataFrame) -> list[list[str]]:
+def _cells(frame: pd.DataFrame, noise: Noise | None) -> list[list[str]]:
     """Each column as its heading and its cells; outcomes only where one is not complete."""
     looks: dict[str, tuple[str, Callable[[Any], str]]] = {
         "val_loss": ("val\nloss", "{:.4f}".format),
-        "difference": ("difference", "{:+.4f}".format),
+        "difference": ("difference", lambda difference: signed(difference, noise)),
         "tok_per_sec": ("tok/s", short),
         "speedup": ("speedup", "{:.2f}x".format),
         "lr": ("lr", "{:.3g}".format),

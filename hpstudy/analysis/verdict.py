@@ -69,6 +69,12 @@ class Noise:
     detectable: float  # smallest difference that n seeds per arm detect with 80% power, two-sided 5%
     seeds_for: dict[float, int]  # difference in nats -> seeds per arm for 80% power; without those beyond MOST_SEEDS
 
+    def __str__(self) -> str:
+        """`s.d. 0.0031 nats over 3 seeds: 3 seeds detect 0.012, 8 would detect 0.005`."""
+        finer = max((d for d, seeds in self.seeds_for.items() if d < self.detectable and seeds > self.n), default=None)
+        more = f", {self.seeds_for[finer]:,} would detect {finer:g}" if finer else ""
+        return f"s.d. {self.sd:.2g} nats over {self.n} seeds: {self.n} seeds detect {self.detectable:.2g}{more}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -80,15 +86,17 @@ class Verdict:
     sentence: str
 
 
-def verdict(frames: StudyFrames, study: Study) -> Verdict:
+def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
     """The study's answer by the design its file fixed, over all candidates that at least two fresh seeds measured.
 
     Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Else better or worse: no difference
     is refuted (p <= 5%). Else undecided. Equivalence comes first, because the asker said beforehand that so small a
     difference does not matter; the sentence says where it is measurable nonetheless. Over all candidates together, a
     false better or worse comes in at most 5% of studies where none differs, and so does a false equivalent where all
-    differ by the margin or more. Both hold for one look: seeds added to an undecided study are another, and without a
-    margin two looks err in 9% (by simulation, 5 seeds and 5 or 20 more).
+    differ by the margin or more. Both hold for one look. `looks` are the choices of seeds and candidates that a verdict
+    may have followed: seeds added to an undecided study, or trials to its search, are another. No later adjustment
+    takes back what the first look spent (without a margin two err in 9%, by simulation, 5 seeds and 5 or 20 more), so
+    none is made, and the sentence says which look it is.
     """
     runs, margin = confirmed(frames, study), study.confirm.margin
     names = [str(name) for name in runs["candidate"].unique() if name != BASELINE]
@@ -105,7 +113,7 @@ def verdict(frames: StudyFrames, study: Study) -> Verdict:
         contrasts=tuple(contrasts),
         noise=noise(frames, study),
         margin=margin,
-        sentence=_sentence(contrasts, [name for name in names if name not in judged], study),
+        sentence=_sentence(contrasts, [name for name in names if name not in judged], study, looks),
     )
 
 
@@ -188,15 +196,26 @@ def _contrast(
     )
 
 
-def _sentence(contrasts: Sequence[Contrast], unjudged: Sequence[str], study: Study) -> str:
+def _sentence(contrasts: Sequence[Contrast], unjudged: Sequence[str], study: Study, looks: int) -> str:
     """The headline on the first contrast, then what a reader must know beside it."""
     if not contrasts:
+        if len(study.confirm.seeds) < 2:
+            return "No verdict: it takes two fresh seeds, and [confirm] seeds states fewer."
+        if not study.space:
+            return "No verdict: nothing is searched, so nothing is compared with the baseline."
         state = "fewer than two fresh seeds are measured" if unjudged else "nothing has been run on fresh seeds"
-        return f"No verdict yet: {state} for winner and baseline; `hpstudy confirm {study.name}` runs them."
+        return f"No verdict yet: {state} for winner and baseline; `hpstudy run {study.name}` runs them."
     first, *others = contrasts
     parts = [_headline(first, study, len(contrasts))]
     if others:
         parts.append("Also: " + ", ".join(f"{c.candidate} {c.answer} ({c.difference:+.4f})" for c in others) + ".")
+    if sum(c.candidate.startswith("search") for c in contrasts) > study.confirm.top:
+        parts.append("The search was extended after its winner was confirmed: winners of both times are judged.")
+    if looks > 1:
+        parts.append(
+            f"This is look {looks} at fresh seeds: each one before it had its own chance of 5% to err, which no "
+            "adjustment takes back."
+        )
     if unjudged:
         parts.append(f"Not judged, for want of two seeds: {', '.join(unjudged)}.")
     if diverged := sorted({run for c in contrasts for run in c.diverged}):

@@ -49,11 +49,11 @@ def root(
 
 
 @app.command(epilog="Example: hpstudy check quickstart")
-def check(name: Name, device: Device = "auto", trials: Trials = None) -> None:
+def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials = None) -> None:
     """Validates a study; prints its space, what is fixed, and what it will cost before anything runs."""
     from hpstudy.cli import study_commands
 
-    study_commands.check(name, device, trials)
+    study_commands.check(name, runs, device, trials)
 
 
 @app.command(epilog="Example: hpstudy run quickstart --wandb offline")
@@ -65,10 +65,20 @@ def run(
     workers: Workers = "auto",
     trials: Trials = None,
 ) -> None:
-    """Searches, trains the baseline and compares the best trials with it; run it again to resume."""
+    """Searches, trains the baseline, confirms the winner on fresh seeds and reports; run it again to resume."""
     from hpstudy.cli import study_commands
 
     study_commands.run(name, runs, device, wandb, _num_workers(workers), trials)
+
+
+@app.command(epilog="Example: hpstudy confirm quickstart")
+def confirm(
+    name: Name, runs: Runs = RUNS, device: Device = "auto", wandb: Wandb = "auto", workers: Workers = "auto"
+) -> None:
+    """Trains winner and baseline on the fresh seeds of a study whose search is done, as after adding seeds."""
+    from hpstudy.cli import study_commands
+
+    study_commands.confirm(name, runs, device, wandb, _num_workers(workers))
 
 
 @app.command(epilog="Example: hpstudy status quickstart")

@@ -10,14 +10,15 @@ from rich.table import Table
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import StudyFrames, load
-from hpstudy.analysis.verdict import verdict
+from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.results import load as load_results
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
 from hpstudy.search import Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
-from hpstudy.study import Study, list_studies, parse_study, study_name
+from hpstudy.study import Study, list_studies, study_name
 from hpstudy.tracking.store import RunStore
 
 OUTCOMES = tuple(Outcome)
@@ -28,7 +29,7 @@ def status(name: str | None, runs: Path) -> None:
     if name is None:
         _print_studies(runs)
     else:
-        _print_runs(load(study_name(name), runs=runs))
+        _print_runs(load_results(study_name(name), runs))
 
 
 def export(name: str, runs: Path, fmt: Format) -> None:
@@ -40,26 +41,29 @@ def export(name: str, runs: Path, fmt: Format) -> None:
 
 def report(name: str, runs: Path) -> None:
     """Writes the report of a study as it began, with what it has so far, and prints the page's path."""
+    study = study_name(name)
+    out().print(str(report_page(load_results(study, runs), RunStore(runs / study))), soft_wrap=True)
+
+
+def report_page(results: StudyResults, store: RunStore) -> Path:
+    """The page of the report, written anew."""
     from hpstudy.report import write_report  # plotly takes half a second to import
 
-    frames, study = opened(name, runs)
-    store = RunStore(runs / study.name)
-    page = write_report(
-        frames,
+    study = results.study
+    return write_report(
+        results.frames,
         study,
-        verdict(frames, study),
+        results.verdict(),
         store.read_json("environment.json") or {},
         store.root / "report",
         importances=importances(study, Search(study, store.root / "optuna.journal", read_only=True).trials()),
     )
-    out().print(str(page), soft_wrap=True)
 
 
 def opened(name: str, runs: Path) -> tuple[StudyFrames, Study]:
     """What a study has so far, and the study as it began; raises UserError when none has begun."""
-    frames = load(study_name(name), runs=runs)
-    frozen = runs / frames.name / "study.toml"
-    return frames, parse_study(frozen.read_text(encoding="utf-8"), name=frames.name, path=frozen)
+    results = load_results(study_name(name), runs)
+    return results.frames, results.study
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
@@ -92,7 +96,8 @@ def _print_studies(runs: Path) -> None:
     out().print(table)
 
 
-def _print_runs(frames: StudyFrames) -> None:
+def _print_runs(results: StudyResults) -> None:
+    frames = results.frames
     table = Table("phase", "runs", *OUTCOMES, "unfinished", box=None, header_style="dim")
     for phase, runs in frames.trials.groupby("phase", observed=True):
         counts = runs["outcome"].value_counts()
@@ -108,5 +113,7 @@ def _print_runs(frames: StudyFrames) -> None:
     if len(complete):
         best = complete.sort_values("val_loss").iloc[0]
         console.print(f"lowest val loss {best['val_loss']:.4f} ({best['run_id']})")
+    if noise := results.noise:
+        console.print(f"noise: {noise}")
     for _, run in frames.trials[frames.trials["outcome"].isna()].iterrows():
         console.print(f"unfinished: {run['run_id']}; `hpstudy run {frames.name}` goes on with it")

@@ -1,4 +1,4 @@
-"""`check`, `run` and `sync`."""
+"""`check`, `run`, `confirm` and `sync`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from hpstudy.analysis.comparison import comparison, comparison_table
-from hpstudy.analysis.frames import load
+from hpstudy.analysis.results import load
 from hpstudy.cli.app import RUNS
 from hpstudy.cli.consoles import err, out
+from hpstudy.cli.data_commands import report_page
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3
 from hpstudy.progress import StudyProgress, duration
+from hpstudy.running.confirming import baseline_run_id, planned
 from hpstudy.running.cost import Cost, estimate
-from hpstudy.running.driver import baseline_run_id, make_sink, run_study
+from hpstudy.running.driver import make_sink, run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_study, parse_study, study_name
@@ -34,7 +36,7 @@ SYNC_SECONDS = 24 * 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def check(name: str, device: str, trials: int | None) -> None:
+def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     """Validates a study and prints the resolved space and the cost."""
     study = load_study(name)
     console = out()
@@ -46,14 +48,18 @@ def check(name: str, device: str, trials: int | None) -> None:
         console.print(f"  {line}")
     for warning in study.warnings:
         err().print(f"warning: {warning}")
-    num_runs = num_trials(study, trials) + (study.baseline_proposal() is None)
+    plan = planned(study, trials)
+    shares = [share for phase in plan.values() for share in phase]
     with tempfile.TemporaryDirectory() as folder:
-        cost = estimate(study, device, num_runs, Path(folder) / "worker.log", err().print)
+        cost = estimate(study, device, shares, Path(folder) / "worker.log", err().print)
     _print_cost(console, study, cost, corpus.num_train_tokens)
+    console.print(f"         {', '.join(f'{len(phase)} {name}' for name, phase in plan.items())}")
+    if (runs / study.name / "study.json").exists() and (noise := load(study.name, runs).noise):
+        console.print(f"noise    {noise}", soft_wrap=True)
 
 
 def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None, trials: int | None) -> None:
-    """Runs or resumes a study and prints the comparison."""
+    """Runs or resumes a study, writes its report and prints the comparison and the verdict."""
     study = load_study(name)
     console = err()
     for warning in study.warnings:
@@ -68,6 +74,21 @@ def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None
         except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Go on with: {_command(name, options)}") from error
     _print_result(study, store, runs, _command(name, replace(options, trials=None)))
+
+
+def confirm(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None) -> None:
+    """What `run` does once the search is done; refuses to search."""
+    study, store = load_study(name), RunStore(runs / study_name(name))
+    wanted = num_trials(study, None)
+    done = sum(view.header.run.phase == "search" and view.result is not None for view in store.runs())
+    if done < wanted:
+        raise UserError(
+            f"{store.root}: {done} of {wanted} trials of the search are done, and the winner is known after the last; "
+            f"`hpstudy run {name}` does them all, then confirms"
+        )
+    if not study.confirm.seeds:
+        raise UserError(f"{study.path}: [confirm] seeds: must hold fresh seeds to confirm on, but is empty; add some")
+    run(name, runs, device, wandb, workers, None)
 
 
 def _command(name: str, options: Options) -> str:
@@ -100,13 +121,16 @@ def sync(name: str, runs: Path) -> None:
 
 
 def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> None:
-    frames = load(study.name, runs=runs)
+    results = load(study.name, runs)
+    page = report_page(results, store)
     console = out()
-    table = comparison(frames, study, baseline_run_id=baseline_run_id(study))
-    console.print(comparison_table(table, study.name, width=console.width))
+    table = comparison(results.frames, study, baseline_run_id=baseline_run_id(study))
+    console.print(comparison_table(table, study.name, width=console.width, noise=results.noise))
+    console.print(f"\n{results.verdict().sentence}\n", style="bold")
     export = shlex.join(["hpstudy", "export", study.name, *([] if runs == RUNS else ["--runs", str(runs)])])
     for what, where in (
         ("files", store.root),
+        ("report", page),
         ("W&B runs", whereabouts(store.root, study.name)),
         ("next", export),
         ("", f"{command} --trials {2 * study.budget.trials}"),
@@ -142,7 +166,7 @@ def _departures(study: Study) -> Iterator[str]:
 
 def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -> None:
     spec, environment = study.spec, cost.environment
-    epochs = cost.tokens / cost.runs / train_tokens
+    epochs = cost.run_tokens / train_tokens
     console.print(
         f"model    {cost.num_params:,} parameters, {spec.context} tokens of context, {spec.tokenizer}\n"
         f"data     {spec.corpus}: {train_tokens:,} training tokens ({epochs:.2f} epochs a run)\n"
@@ -162,8 +186,9 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
             f"{batch / speed.step_seconds:,.0f} tok/s; {speed.eval_seconds:.2f} s an evaluation",
             markup=False,
         )
+    most = "up to " if cost.tokens < cost.runs * cost.run_tokens else ""
     console.print(
-        f"cost     {cost.runs} runs of {cost.steps:,} steps, {cost.tokens:,} tokens in all, "
+        f"cost     {cost.runs} runs of {most}{cost.steps:,} steps, {cost.tokens:,} tokens in all, "
         f"about {duration(cost.seconds)} on one worker",
         markup=False,
     )

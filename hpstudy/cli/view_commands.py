@@ -13,7 +13,7 @@ from hpstudy.analysis.verdict import verdict
 from hpstudy.cli.consoles import err, out
 from hpstudy.cli.data_commands import opened
 from hpstudy.errors import UserError
-from hpstudy.running.driver import baseline_run_id
+from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 from hpstudy.tracking.wandb_sink import resolve_mode, resolve_project
 from hpstudy.tracking.workspace import build, default_entity

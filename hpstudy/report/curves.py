@@ -12,7 +12,7 @@ import pandas as pd
 from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.verdict import Verdict
-from hpstudy.running.driver import baseline_run_id
+from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 
 Floats = npt.NDArray[np.floating]

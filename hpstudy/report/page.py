@@ -116,7 +116,7 @@ def _sections(
         Section(
             title="The search",
             figures=(search_figures.best_so_far(trials, study), *front),
-            tables=(tables.best_trials(frames, study), *([lost] if lost else [])),
+            tables=(tables.best_trials(frames, study, verdict.noise), *([lost] if lost else [])),
             text=() if lost else ("No run failed or diverged.",),
         ),
         Section(title="The training", figures=tuple(curve_figures.training_curves(frames.steps, shown))),

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from hpstudy.analysis.comparison import HALFLIVES, comparison, short
+from hpstudy.analysis.comparison import HALFLIVES, comparison, detectable_note, short, signed
 from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
-from hpstudy.analysis.verdict import Contrast, Verdict
+from hpstudy.analysis.verdict import Contrast, Noise, Verdict
 from hpstudy.hparams import GPT3
-from hpstudy.running.driver import baseline_run_id
+from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 
 MOST_ROWS = 20
@@ -74,20 +74,22 @@ def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
     for contrast in verdict.contrasts:
         columns[contrast.candidate] = fresh[(fresh["candidate"] == contrast.candidate) & (fresh["fraction"] == 1)]
     keys = [*ALWAYS_SHOWN, *(key for key in study.space if key not in ALWAYS_SHOWN)]
-    rows = list(_losses(verdict.contrasts)) if verdict.contrasts else [_one_seed(columns[BASELINE])]
+    rows = list(_losses(verdict.contrasts, verdict.noise)) if verdict.contrasts else [_one_seed(columns[BASELINE])]
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
     note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
     if not verdict.contrasts:
         note = "One seed, that of the search: a reference point and no result."
+    elif verdict.noise:
+        note += f" {detectable_note(verdict.noise)}"
     return Table(title="Result", header=("", *columns), rows=tuple(rows), note=note)
 
 
-def _losses(contrasts: tuple[Contrast, ...]) -> Iterator[tuple[str, ...]]:
+def _losses(contrasts: tuple[Contrast, ...], noise: Noise | None) -> Iterator[tuple[str, ...]]:
     first = contrasts[0]
     baseline = mean_se(first.baseline_mean, first.baseline_se, first.baseline_n)
     yield "val loss (nats)", baseline, *(mean_se(c.mean, c.se, c.n) for c in contrasts)
-    yield "difference [95%]", "-", *map(interval, contrasts)
+    yield "difference [95%]", "-", *(interval(contrast, noise) for contrast in contrasts)
     yield "answer", "-", *(f"{c.answer} (p = {c.p:.2g})" for c in contrasts)
 
 
@@ -96,9 +98,9 @@ def mean_se(mean: float, se: float, n: int) -> str:
     return f"{mean:.4f} ± {se:.4f} ({n})"
 
 
-def interval(contrast: Contrast) -> str:
-    """A difference to the baseline with its 95% interval."""
-    return f"{contrast.difference:+.4f} [{contrast.low:+.4f}, {contrast.high:+.4f}]"
+def interval(contrast: Contrast, noise: Noise | None = None) -> str:
+    """A difference to the baseline with its 95% interval; marked where it is smaller than the seeds can detect."""
+    return f"{signed(contrast.difference, noise)} [{contrast.low:+.4f}, {contrast.high:+.4f}]"
 
 
 def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
@@ -156,13 +158,17 @@ def _ratio(ratio: Ratio) -> str:
     return f"{times(ratio.value)} [{times(ratio.low)}, {times(ratio.high)}]"
 
 
-def best_trials(frames: StudyFrames, study: Study) -> Table:
+def best_trials(frames: StudyFrames, study: Study, noise: Noise | None) -> Table:
     """The baseline and the best of the search, one seed each."""
     frame = comparison(frames, study, baseline_run_id=baseline_run_id(study), best=10).drop(columns="baseline")
-    looks = {"val_loss": "{:.4f}", "difference": "{:+.4f}", "speedup": "{:.2f}x"}
+    looks: dict[str, Callable[[float], str]] = {
+        "val_loss": "{:.4f}".format,
+        "difference": lambda difference: signed(difference, noise),
+        "speedup": "{:.2f}x".format,
+    }
     rows = [
         tuple(
-            looks[column].format(value) if column in looks and pd.notna(value)
+            looks[column](value) if column in looks and pd.notna(value)
             else short(value) if column in (*HALFLIVES, "tok_per_sec") and pd.notna(value)
             else plain(value)
             for column, value in row.items()
@@ -173,6 +179,8 @@ def best_trials(frames: StudyFrames, study: Study) -> Table:
     note = (
         "One seed each. The best of a search is flattered by its selection: only fresh seeds say whether it is better."
     )
+    if noise:
+        note += f" {detectable_note(noise)}"
     return Table(title="The best of the search", header=header, rows=tuple(rows), note=note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ class Cost:
     """The price of a study's runs on this machine."""
 
     runs: int
-    steps: int  # of one run at the baseline's batch
+    steps: int  # of one full run at the baseline's batch
+    run_tokens: int  # of one full run
     tokens: int  # of all runs
     seconds: float  # of all runs on one worker; the mean over the micro-batches where they are searched
     speeds: dict[int, Measured]  # by micro-batch
@@ -29,8 +30,11 @@ class Cost:
     num_params: int
 
 
-def estimate(study: Study, device: str, num_runs: int, log: Path, say: Callable[[str], None]) -> Cost:
-    """Times steps of every micro-batch that may occur and adds up. Raises UserError or MachineError."""
+def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: Callable[[str], None]) -> Cost:
+    """Times steps of every micro-batch that may occur and adds up; each run is its share of the full budget.
+
+    Raises UserError or MachineError.
+    """
     setup = Setup(spec=study.spec, device=device, base=Path.cwd())
     worker = Worker(setup, log)
     try:
@@ -58,10 +62,11 @@ def estimate(study: Study, device: str, num_runs: int, log: Path, say: Callable[
     full_batches = steps[-1].tokens / baseline.batch_tokens  # the smaller batches of a ramp cost in proportion
     num_evals = sum(step.eval_index is not None for step in steps)
     return Cost(
-        runs=num_runs,
+        runs=len(runs),
         steps=len(steps),
-        tokens=steps[-1].tokens * num_runs,
-        seconds=num_runs * (full_batches * mean_step + num_evals * mean_eval),
+        run_tokens=steps[-1].tokens,
+        tokens=round(steps[-1].tokens * sum(runs)),
+        seconds=sum(runs) * full_batches * mean_step + len(runs) * num_evals * mean_eval,
         speeds=speeds,
         environment=ready.environment,
         num_params=ready.num_params,

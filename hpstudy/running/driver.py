@@ -6,7 +6,7 @@ writing is header, steps, result, tell, so that a study killed at any moment goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -15,9 +15,11 @@ from hpstudy.errors import UserError
 from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run
 from hpstudy.running.calibration import pack_size, settle_micro_batch, tokens_for
+from hpstudy.running.confirming import baseline_run_id, confirm_runs, looks_so_far
 from hpstudy.running.crew import Crew
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.sources import Fixed, Trials
+from hpstudy.running.tuned_lr import JOURNAL, tuned_lr
 from hpstudy.search import Search
 from hpstudy.study import Study, changed_keys
 from hpstudy.tracking.store import RunStore, RunView
@@ -28,7 +30,7 @@ CLOSE_SECONDS, STOP_SECONDS = 60.0, 2.0  # for W&B to take in what is left, at t
 
 
 def run_study(study: Study, options: Options, progress: Progress, stop: StopRequest) -> RunStore:
-    """Searches and trains the baseline, or goes on where an earlier call was stopped; returns the run store.
+    """Searches, trains the baseline and confirms, or goes on where an earlier call was stopped; returns the run store.
 
     Raises UserError for wrong input before anything is trained, Interrupted on a stop request, MachineError when no
     worker can be kept alive.
@@ -46,15 +48,12 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
                 store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
                 driver.search()
                 driver.baseline()
+                driver.tuned_lr()
+                driver.confirm()
                 driver.deliver()
         finally:
             store.discard_unless_begun()
     return store
-
-
-def baseline_run_id(study: Study) -> str:
-    """The run that the search is compared with: trial 0, or a run of its own when the space does not hold it."""
-    return "search-0000" if study.baseline_proposal() is not None else f"baseline-s{study.spec.seed}"
 
 
 def _refuse_edited(store: RunStore, study: Study) -> None:
@@ -88,17 +87,9 @@ class _Driver:
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""
-        search = Search(self._study, self._store.root / "optuna.journal", trials=self._options.trials)
-        if search.mended:
-            self._progress.say(search.mended)
-        for view in self._store.runs():
-            number = view.header.run.trial
-            if view.header.run.phase == "search" and number is not None and number < search.num_asked:
-                search.check(number, view.header.run.hparams, view.result)
         if self._wandb.live:
             self._replay_finished()  # what an earlier session was killed with
-        self._begin_phase("search", max(search.num_trials, search.num_asked))
-        self._crew.train(Trials(self._study, search, self._tokens))
+        self._search_phase(self._study, "optuna.journal", self._options.trials, "search")
 
     def deliver(self) -> None:
         """Waits until W&B has every finished run, those of earlier sessions too.
@@ -132,8 +123,20 @@ class _Driver:
             tokens=tokens,
             hparams=self._study.baseline_hparams(tokens),
         )
-        self._begin_phase("baseline", 1)
-        self._crew.train(Fixed([run]))
+        self._train_fixed("baseline", [run])
+
+    def tuned_lr(self) -> None:
+        """Searches the fairer opponent's lr, in as many trials as the search has."""
+        if self._study.also == "tuned-lr":
+            trials = sum(view.header.run.phase == "search" for view in self._store.runs())
+            self._search_phase(tuned_lr(self._study), JOURNAL, trials, "tuned-lr")
+
+    def confirm(self) -> None:
+        """Trains the winner and the baseline again on fresh seeds."""
+        looks = looks_so_far(self._study, self._store, self._progress.say)
+        runs = confirm_runs(self._study, looks, {view.run_id: view.header.run for view in self._store.runs()})
+        if runs:
+            self._train_fixed("confirm", runs)
 
     def close(self) -> None:
         """Ends the workers, leaves runs in the air without a result, and closes the sinks."""
@@ -145,6 +148,24 @@ class _Driver:
         views = (view for view in self._store.runs() if view.header.run.phase == phase)
         finished = [(view.header.run, view.result) for view in views if view.result is not None]
         self._progress.phase(phase, num_runs, finished)
+
+    def _search_phase(self, study: Study, journal: str, trials: int | None, phase: Phase) -> None:
+        """Trains every trial of a search, after a look at whether its journal and the run store agree."""
+        search = Search(study, self._store.root / journal, trials=trials)
+        if search.mended:
+            self._progress.say(search.mended)
+        for view in self._store.runs():
+            number = view.header.run.trial
+            if view.header.run.phase == phase and number is not None and number < search.num_asked:
+                search.check(number, view.header.run.hparams, view.result)
+        self._begin_phase(phase, max(search.num_trials, search.num_asked))
+        self._crew.train(Trials(study, search, self._tokens, phase))
+
+    def _train_fixed(self, phase: Phase, runs: Sequence[Run]) -> None:
+        """Trains runs that are known beforehand."""
+        results = ((run, self._store.result(run.run_id)) for run in runs)
+        self._progress.phase(phase, len(runs), [(run, result) for run, result in results if result is not None])
+        self._crew.train(Fixed(runs))
 
     def _tokens(self, hparams: HParams) -> int:
         return tokens_for(self._study, self._store, self._crew, hparams)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from hpstudy.hparams import HParams
-from hpstudy.records import Run, RunResult, StepRecord
+from hpstudy.records import Phase, Run, RunResult, StepRecord
 from hpstudy.search import Proposal, Search
 from hpstudy.study import Study
 
@@ -37,8 +37,8 @@ class Trials:
     sampler saw when it proposed trial n is a function of the study file alone, never of timing.
     """
 
-    def __init__(self, study: Study, search: Search, budget: Callable[[HParams], int]) -> None:
-        self._study, self._search, self._budget = study, search, budget
+    def __init__(self, study: Study, search: Search, budget: Callable[[HParams], int], phase: Phase = "search") -> None:
+        self._study, self._search, self._budget, self._phase = study, search, budget, phase
         self._results: dict[int, RunResult] = {}
         self._waiting: deque[Proposal] = deque(search.pending())  # asked before this process began
         self._next_tell = sum(trial.state != "running" for trial in search.trials())
@@ -59,8 +59,8 @@ class Trials:
             tokens = self._budget(untimed)
         hparams = self._study.baseline_hparams(tokens) if is_baseline else self._hparams(proposal, tokens)
         return Run(
-            run_id=f"search-{proposal.number:04d}",
-            phase="search",
+            run_id=f"{self._phase}-{proposal.number:04d}",
+            phase=self._phase,
             trial=proposal.number,
             seed=self._study.spec.seed,
             tokens=tokens,

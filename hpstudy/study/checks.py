@@ -19,7 +19,7 @@ from hpstudy.study.file import (
     nearest,
     shown,
 )
-from hpstudy.study.study import AUTO, default_micro_batch
+from hpstudy.study.study import AUTO, SEEDS_APART, default_micro_batch, other_seed
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 MAX_NAMED = 8  # micro-batches that one problem names
@@ -257,6 +257,17 @@ def _seeds(file: StudyFile) -> Iterator[str]:
         yield f"[confirm] seeds: must differ, but these are there twice: {', '.join(map(str, twice))}"
     if search_seed in seeds:
         yield f"[confirm] seeds: must be fresh, but {search_seed} is the search's own [trainer] seed; choose another"
+    if file.confirm.design == "independent" and (taken := sorted({search_seed, *seeds} & set(map(other_seed, seeds)))):
+        yield (
+            f'[confirm] seeds: design "independent" gives the baseline each seed + {SEEDS_APART}, but of these '
+            f"{', '.join(map(str, taken))} is the search's or a candidate's own; choose other seeds"
+        )
+
+
+def _tuned_lr(file: StudyFile) -> Iterator[str]:
+    if file.baseline.also == "tuned-lr" and set(file.search) <= {"lr"}:
+        what = "lr alone" if file.search else "nothing"
+        yield f'[baseline] also: "tuned-lr" is compared with a search of more than lr, but [search] tunes {what}'
 
 
 _BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
@@ -276,5 +287,6 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a ru
     (_pack, "budget.pack budget.parallel trainer.seconds objective"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
-    (_seeds, "confirm.seeds trainer.seed"),
+    (_seeds, "confirm.seeds confirm.design trainer.seed"),
+    (_tuned_lr, "baseline.also search"),
 )

@@ -30,6 +30,7 @@ Scale = Literal["linear", "log", "log1m"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
 PrunerName = Literal["none", "median", "successive_halving"]
 Design = Literal["paired", "independent"]
+Opponent = Literal["tuned-lr"]
 
 MAX_DEPTH = 16  # tables and arrays within one another; what a study needs is 4
 TOO_DEEP = f"nested too deep: tables and arrays may lie at most {MAX_DEPTH} deep"
@@ -138,6 +139,7 @@ class Table(BaseModel):
 
 class BaselineTable(Table):
     name: Literal["gpt3"] = "gpt3"
+    also: Opponent | None = None
     overrides: dict[str, Any] = {}  # checked key by key against hparams.RULES
 
 
@@ -209,6 +211,7 @@ class ConfirmTable(Table):
     top: Count = 1
     margin: Annotated[float, Field(ge=0)] = 0.01
     design: Design = "paired"
+    speedup: bool = False
 
 
 class WandbTable(Table):

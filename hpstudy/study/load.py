@@ -117,12 +117,17 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
             hang_seconds=budget.hang_seconds,
         ),
         confirm=Confirm(
-            seeds=tuple(confirm.seeds), top=confirm.top, margin=float(confirm.margin), design=confirm.design
+            seeds=tuple(confirm.seeds),
+            top=confirm.top,
+            margin=float(confirm.margin),
+            design=confirm.design,
+            speedup=confirm.speedup,
         ),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
         entity=file.wandb.entity,
         warnings=(),
+        also=file.baseline.also,
     )
 
 
@@ -161,5 +166,5 @@ def _warnings(study: Study) -> Iterator[str]:
     batch = study.baseline_hparams(spec.tokens).batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
-    if len(study.confirm.seeds) < 2:
-        yield "[confirm] seeds: fewer than two give no error bar, so they cannot decide anything"
+    if len(study.confirm.seeds) == 1:
+        yield "[confirm] seeds: a single one gives no error bar, so it cannot decide anything"

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.file import Design, Direction, MetricName, PrunerName, SamplerName, Scale
+from hpstudy.study.file import Design, Direction, MetricName, Opponent, PrunerName, SamplerName, Scale
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
 
 AUTO = "auto"  # [hparams] micro_batch: found on the device before anything is trained
+SEEDS_APART = 1_000_000  # of candidate and baseline, where the design is independent
 RANGE_TOLERANCE = 1e-9  # relative; a baseline on a range's end counts as inside
 
 
@@ -106,6 +107,12 @@ class Confirm:
     top: int
     margin: float  # nats; a smaller difference does not matter to the asker
     design: Design
+    speedup: bool = False  # the winner at a half and three quarters of the budget too, with their own full schedules
+
+    @property
+    def baseline_seeds(self) -> tuple[int, ...]:
+        """The baseline's fresh seeds: the same where runs are paired, else as many others."""
+        return self.seeds if self.design == "paired" else tuple(map(other_seed, self.seeds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +134,7 @@ class Study:
     project: str  # W&B
     entity: str | None
     warnings: tuple[str, ...]  # what is legal but probably not meant
+    also: Opponent | None = None  # [baseline] also: GPT-3's values with only lr tuned
     micro_batch_limit: int = GPT3.micro_batch  # where no key states one; under AUTO, what was found on the device
 
     @property
@@ -173,7 +181,7 @@ class Study:
         fixed = derived | self.hparams
         spec = {key: value for key, value in asdict(self.spec).items() if key != "ramp_multiple"}
         sections: dict[str, Any] = {
-            "baseline": {"name": self.baseline_name, **fixed, **self.overrides},
+            "baseline": {"name": self.baseline_name, "also": self.also, **fixed, **self.overrides},
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
             "objective": {objective.metric: objective.direction for objective in self.objectives},
@@ -195,6 +203,11 @@ class Study:
             scaled = scaled_warmup_fraction(tokens, values["batch_tokens"])
             values["warmup_fraction"] = min(scaled, values["decay_fraction"])
         return HParams(**values)
+
+
+def other_seed(seed: int) -> int:
+    """The baseline's seed where a candidate has `seed` and the design is independent; it stays when seeds are added."""
+    return (seed + SEEDS_APART) % 2**32
 
 
 def default_micro_batch(batch_tokens: int, context: int, limit: int = GPT3.micro_batch) -> int:

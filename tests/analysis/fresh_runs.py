@@ -45,8 +45,8 @@ def stored(
         loss = end if isinstance(end, float) else None
         tok_per_sec = (speed or {}).get(run_id, 1000.0)
         if loss is not None:
-            for step in range(1, 5):
-                writer.append(_record(step, tokens * step // 4, 5 + (loss - 5) * step / 4))
+            for step in range(1, tokens // BATCH + 1):
+                writer.append(_record(step, 5 + (loss - 5) * step * BATCH / tokens, quarter=tokens // BATCH // 4))
         if end is not None:
             outcome = end if isinstance(end, Outcome) else Outcome.COMPLETE
             writer.finish(
@@ -66,11 +66,12 @@ def stored(
     return load("tiny", runs=root / "runs")
 
 
-def _record(step: int, tokens: int, val_loss: float) -> StepRecord:
+def _record(step: int, loss: float, *, quarter: int) -> StepRecord:
+    evaluated = step % quarter == 0
     return StepRecord(
         step=step,
-        tokens=tokens,
-        loss=val_loss,
+        tokens=step * BATCH,
+        loss=loss,
         grad_norm=1.0,
         clipped=False,
         lr=6e-4,
@@ -80,7 +81,7 @@ def _record(step: int, tokens: int, val_loss: float) -> StepRecord:
         accumulation=1,
         step_seconds=0.25,
         tok_per_sec=1000.0,
-        val_loss=val_loss,
-        eval_index=step,
-        eval_seconds=0.1,
+        val_loss=loss if evaluated else None,
+        eval_index=step // quarter if evaluated else None,
+        eval_seconds=0.1 if evaluated else None,
     )

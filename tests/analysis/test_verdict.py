@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,35 @@ def test_no_fresh_runs_make_no_verdict_and_say_what_would(tiny: Tiny, tmp_path: 
     told = verdict(stored(tmp_path, {"search-0000": 3.2, "search-0001": 3.1, "baseline-s0": 3.2}), study(tiny))
     assert (told.contrasts, told.noise) == ((), None)
     assert "nothing has been run on fresh seeds" in told.sentence
-    assert "`hpstudy confirm tiny`" in told.sentence
+    assert "`hpstudy run tiny`" in told.sentence
+
+
+def test_a_study_without_fresh_seeds_or_search_has_no_verdict_and_says_why(tiny: Tiny, tmp_path: Path) -> None:
+    frames = stored(tmp_path, {"search-0000": 3.2, **runs("baseline", BASELINE)})
+    assert "[confirm] seeds states fewer" in verdict(frames, study(tiny, seeds=[])).sentence
+    alone = verdict(frames, replace(study(tiny), space={}))
+    assert "nothing is searched" in alone.sentence
+    assert alone.noise is not None
+
+
+def test_a_later_look_and_a_winner_of_a_longer_search_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    searched = {"search-0003": 2.9, "search-0004": 2.9}
+    ends = {**searched, **runs("baseline", BASELINE), **runs("confirm-0003", LOWER), **runs("confirm-0004", LOWER)}
+    frames, one = stored(tmp_path, ends), study(tiny)
+    first, second = verdict(frames, one), verdict(frames, one, looks=2)
+    assert "This is look 2 at fresh seeds" in second.sentence
+    assert replace(second, sentence=first.sentence) == first
+    assert "extended" not in first.sentence
+    assert "extended" in verdict(frames, replace(one, confirm=replace(one.confirm, top=1))).sentence
+
+
+def test_noise_is_worded_with_what_it_detects_and_what_more_seeds_would(tiny: Tiny, tmp_path: Path) -> None:
+    found = noise(stored(tmp_path, runs("baseline", BASELINE)), study(tiny))
+    assert found is not None
+    sd, more = np.std(BASELINE, ddof=1), found.seeds_for[0.02]
+    assert str(found) == (
+        f"s.d. {sd:.2g} nats over 5 seeds: 5 seeds detect {found.detectable:.2g}, {more} would detect 0.02"
+    )
 
 
 def test_one_fresh_pair_makes_no_verdict(tiny: Tiny, tmp_path: Path) -> None:

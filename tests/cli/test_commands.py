@@ -114,8 +114,10 @@ def short(value: float) -> str:
 
 
 def test_run_says_where_everything_is_and_what_comes_next(finished) -> None:
-    files, wandb, following, longer = finished.told.out.splitlines()[-4:]
+    files, page, wandb, following, longer = finished.told.out.splitlines()[-5:]
     assert files.split() == ["files", str(finished.runs / "tiny")]
+    assert page.split() == ["report", str(finished.runs / "tiny" / "report" / "index.html")]
+    assert "No verdict: it takes two fresh seeds" in finished.told.out
     assert wandb.startswith(f"W&B runs {finished.runs / 'tiny' / 'wandb'}")
     assert len(list((finished.runs / "tiny" / "wandb").glob("offline-run-*"))) == 5
     assert following.startswith("next ")

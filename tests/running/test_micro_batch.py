@@ -98,7 +98,7 @@ def test_a_known_answer_is_taken_and_a_damaged_one_is_probed_again(tiny, tmp_pat
         assert _size(note.read_text()) == found.size
     worker.stop()
 
-    cost = estimate(study, "cpu", 1, tmp_path / "check.log", said.append)
+    cost = estimate(study, "cpu", [1.0], tmp_path / "check.log", said.append)
     assert list(cost.speeds) == [found.size]
 
 

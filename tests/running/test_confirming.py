@@ -1,0 +1,180 @@
+"""Who is confirmed, on which seeds, at which budgets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpstudy.errors import UserError
+from hpstudy.hparams import derived
+from hpstudy.records import Outcome, Run, RunHeader, RunResult
+from hpstudy.running.confirming import Look, choose, confirm_runs, looks_so_far, planned, ranked
+from hpstudy.running.tuned_lr import tuned_lr
+from hpstudy.study import Choices, Study, parse_study
+from hpstudy.study.study import Confirm
+from hpstudy.tracking.store import RunStore, RunView
+from tests.conftest import TINY
+
+LR = "lr = { low = 1e-4, high = 3e-2"
+BOTH = '[objective]\nmetric = ["val/loss", "train/tok_per_sec"]'
+TWO_OBJECTIVES = parse_study(TINY.format(more=BOTH), name="tiny", path=Path("tiny.toml"))
+
+
+def a_run(study: Study, trial: int, phase="search", **hparams) -> Run:
+    """Trial 0 is the baseline."""
+    values = study.baseline_hparams(study.spec.tokens)
+    if trial:
+        values = replace(values, lr=1e-3 * trial)
+    run_id = f"{phase}-{trial:04d}"
+    return Run(run_id=run_id, phase=phase, trial=trial, seed=0, tokens=5120, hparams=replace(values, **hparams))
+
+
+def a_view(run: Run, loss: float, speed: float = 1000.0, outcome: Outcome = Outcome.COMPLETE) -> RunView:
+    header = RunHeader(
+        run=run, study="tiny", wandb_id=run.run_id, derived=derived(run.hparams), num_params=1, started=""
+    )
+    result = RunResult(
+        outcome=outcome,
+        steps=20,
+        tokens=run.tokens,
+        val_loss=loss,
+        best_val_loss=loss,
+        train_loss=loss,
+        tok_per_sec=speed,
+        train_seconds=1.0,
+        clipped_share=0.0,
+    )
+    return RunView(folder=Path(run.run_id), header=header, result=result)
+
+
+def views(study: Study, *points: tuple[float, float]) -> list[RunView]:
+    """Trials 0, 1, 2… with these losses and speeds."""
+    return [a_view(a_run(study, trial), loss, speed) for trial, (loss, speed) in enumerate(points)]
+
+
+def test_candidates_are_the_complete_trials_of_lowest_loss_each_values_once_and_never_the_baseline(tiny):
+    study = tiny(more="[confirm]\ntop = 3")
+    runs = [a_run(study, trial) for trial in range(8)]
+    runs[4] = replace(runs[4], hparams=runs[0].hparams)  # the sampler came upon the baseline again
+    runs[5] = replace(runs[5], hparams=runs[3].hparams)  # and upon trial 3
+    losses = [3.0, 2.5, 1.0, 2.1, 1.5, 2.2, 2.3, 2.9]
+    found = [a_view(run, loss) for run, loss in zip(runs, losses, strict=True)]
+    found[2] = a_view(runs[2], 1.0, outcome=Outcome.PRUNED)
+    assert choose(study, found).candidates == ("search-0003", "search-0006", "search-0001")
+
+
+def test_where_speed_is_the_objective_the_fastest_is_confirmed(tiny):
+    study = tiny(more='[objective]\nmetric = "train/tok_per_sec"')
+    assert ranked(study, views(study, (3, 100), (2, 300), (1, 200)), "search") == ["search-0001", "search-0002"]
+
+
+@given(points=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=9))
+def test_with_two_objectives_candidates_are_unbeaten_no_slower_than_the_baseline_and_by_loss(points):
+    study = TWO_OBJECTIVES
+    losses, speeds = zip(*points, strict=True)
+    found = [int(name[-4:]) for name in ranked(study, views(study, *points), "search")]
+
+    def beaten(n: int) -> bool:
+        return any(loss <= losses[n] and speed >= speeds[n] and (loss, speed) != points[n] for loss, speed in points)
+
+    wanted = {points[n] for n in range(len(points)) if not beaten(n) and speeds[n] >= speeds[0]} - {points[0]}
+    assert {points[n] for n in found} == wanted
+    assert [losses[n] for n in found] == sorted(losses[n] for n in found)
+
+
+@given(seeds=st.lists(st.integers(1, 999_999), unique=True, min_size=1), more=st.integers(0, 9))
+def test_an_independent_baseline_has_as_many_other_seeds_which_stay_when_seeds_are_added(seeds, more):
+    confirm = Confirm(seeds=tuple(seeds), top=1, margin=0.01, design="independent")
+    longer = replace(confirm, seeds=(*seeds, *range(1_500_000, 1_500_000 + more)))
+    assert len(set(confirm.baseline_seeds)) == len(seeds)
+    assert not {0, *longer.seeds} & set(longer.baseline_seeds)
+    assert longer.baseline_seeds[: len(seeds)] == confirm.baseline_seeds
+    assert replace(confirm, design="paired").baseline_seeds == confirm.seeds
+
+
+def test_confirm_runs_repeat_the_trials_values_and_shorter_ones_have_their_own_full_schedule(tiny):
+    study = tiny(more="[confirm]\nseeds = [7, 8]\nspeedup = true")
+    begun = {run.run_id: run for run in (a_run(study, 0), a_run(study, 3))}
+    runs = confirm_runs(study, [Look(trials=5, seeds=(7, 8), candidates=("search-0003",))], begun)
+    names = ["baseline-s{}", "confirm-0003-s{}", "confirm-0003-s{}-t50", "confirm-0003-s{}-t75"]
+    assert [run.run_id for run in runs] == [name.format(seed) for seed in (7, 8) for name in names]
+    baseline, full, half, most = runs[:4]
+    assert baseline == replace(begun["search-0000"], run_id="baseline-s7", phase="baseline", trial=None, seed=7)
+    assert full == replace(begun["search-0003"], run_id="confirm-0003-s7", phase="confirm", seed=7)
+    assert [half.tokens, most.tokens] == [2560, 3840]
+    # 10 steps of warm-up in 20, 15 and 10 steps, and never longer than the decay
+    assert [full.hparams.warmup_fraction, most.hparams.warmup_fraction] == [0.5, 10 / 15]
+    assert half.hparams.warmup_fraction == half.hparams.decay_fraction
+    assert replace(half.hparams, warmup_fraction=0.5) == full.hparams
+
+
+def test_an_extended_search_adds_its_winner_and_an_unchanged_one_adds_nothing(tiny, tmp_path: Path):
+    study, store, said = tiny(more="[confirm]\nseeds = [7, 8]"), RunStore(tmp_path), []
+    found = views(study, (3.0, 1.0), (2.0, 1.0), (1.0, 1.0))
+    for finished in (found[:2], [], found[2:], []):
+        for view in finished:
+            store.begin(view.header).finish(view.result)
+        looks = looks_so_far(study, store, said.append)
+    assert [(look.trials, look.candidates) for look in looks] == [(2, ("search-0001",)), (3, ("search-0002",))]
+    assert len(said) == 1
+    assert "after 3 trials the choice is search-0002, after 2 it was search-0001; all are confirmed" in said[0]
+    runs = confirm_runs(study, looks, {view.run_id: view.header.run for view in found})
+    assert {run.run_id for run in runs if run.phase == "confirm"} == {
+        f"confirm-000{trial}-s{seed}" for trial in (1, 2) for seed in (7, 8)
+    }
+
+
+@pytest.mark.parametrize(
+    ("replace_", "more", "ends"),
+    [
+        ({}, "", (1e-4, 3e-2)),
+        ({LR: "weight_decay = { low = 0.1, high = 1"}, "", (6e-5, 3e-2)),
+        ({"micro_batch = 16": "micro_batch = 16\nlr = 1e-2", LR: "eps = { low = 1e-9, high = 1e-7"}, BOTH, (1e-3, 0.5)),
+    ],
+    ids=["searched", "gpt3", "fixed"],
+)
+def test_the_fairer_opponent_has_the_same_baseline_and_searches_lr_alone_for_loss(tiny, replace_, more, ends):
+    study = tiny(replace=replace_, more=more)
+    tuned = tuned_lr(study)
+    assert list(tuned.space) == ["lr"]
+    assert (tuned.space["lr"].low, tuned.space["lr"].high) == pytest.approx(ends)
+    assert tuned.baseline_hparams(5120) == study.baseline_hparams(5120)
+    assert replace(tuned.trial_hparams({"lr": 0.1}, 5120), lr=0.0) == replace(study.baseline_hparams(5120), lr=0.0)
+    assert [objective.metric for objective in tuned.objectives] == ["val/loss"]
+    assert tuned.baseline_proposal() is not None
+
+
+def test_the_plan_counts_every_run_that_a_study_can_come_to(tiny):
+    study = tiny(more="[confirm]\nseeds = [7, 8, 9]\nspeedup = true\ntop = 2\n[baseline]\nalso = 'tuned-lr'")
+    assert {phase: len(runs) for phase, runs in planned(study, None).items()} == {
+        "search": 5,
+        "baseline": 3,
+        "tuned-lr": 5,
+        "confirm": 3 * (2 + 2 + 1),
+    }
+    assert sum(planned(study, 9)["confirm"]) == 3 * (3 + 0.5 + 0.75)
+    grid = tiny(replace={"lr = { low = 1e-4, high = 3e-2, scale = \"log\" }": "lr = { choices = [6e-4, 1e-3] }",
+                         "beta2 = { low = 0.9, high = 0.999, scale = \"log1m\" }": "beta2 = { choices = [0.9, 0.95] }",
+                         'sampler = { name = "tpe", startup = 2 }': 'sampler = "grid"'},
+                more="[baseline]\nalso = 'tuned-lr'")  # fmt: skip
+    assert {phase: len(runs) for phase, runs in planned(grid, None).items()} == {"search": 4, "tuned-lr": 2}
+    assert isinstance(tuned_lr(grid).space["lr"], Choices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "problem"),
+    [
+        ({}, "[baseline]\nalso = 'tuned-beta'", r"\[baseline\] also: must be 'tuned-lr'"),
+        ({}, "[confirm]\nspeedup = 1", r"\[confirm\] speedup: must be a valid boolean, but got 1"),
+        ({}, "[confirm]\ndesign = 'independent'\nseeds = [7, 1_000_007]", r"independent.*of these 1000007 is"),
+        ({'beta2 = { low = 0.9, high = 0.999, scale = "log1m" }': ""}, "[baseline]\nalso = 'tuned-lr'",
+         r"also: \"tuned-lr\" is compared with a search of more than lr, but \[search\] tunes lr alone"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_confirmed_is_refused(tiny, changes, more, problem):
+    with pytest.raises(UserError, match=problem):
+        tiny(replace=changes, more=more)
