@@ -127,15 +127,20 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     }
     seeds = st.lists(st.integers(8, 2**32 - 1), unique=True, max_size=6)
     confirm = optional(
-        seeds=seeds, top=COUNT, margin=st.floats(0, 1), design=st.sampled_from(["paired", "independent"])
+        seeds=seeds,
+        top=COUNT,
+        margin=st.floats(0, 1),
+        design=st.sampled_from(["paired", "independent"]),
+        speedup=st.booleans(),
     )
+    also = optional(also=st.just("tuned-lr")) if set(search) - {"lr"} else st.just({})
     whole = {
         "question": draw(WORDS),
         "format": 1,
         "trainer": trainer,
         "hparams": hparams,
         "search": search,
-        "baseline": {"name": "gpt3", "overrides": overrides},
+        "baseline": {"name": "gpt3", "overrides": overrides, **draw(also)},
         "objective": {"metric": metric},
         "budget": {"parallel": parallel, **draw(optional(**more))},
     }
