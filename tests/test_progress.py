@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hpstudy.progress import StudyProgress, duration
 from hpstudy.records import Outcome, Run, RunResult, StepRecord
-from hpstudy.running.driver import baseline_run_id
+from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
