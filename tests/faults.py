@@ -160,9 +160,7 @@ def drive(study_file: Path, workers: int) -> int:
     """The other process."""
     study, stop = load_study(str(study_file)), StopRequest()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    options = Options(
-        runs=study_file.parent, device="cpu", wandb="disabled", workers=workers, checkpoint_seconds=0.0
-    )
+    options = Options(runs=study_file.parent, device="cpu", wandb="disabled", workers=workers, checkpoint_seconds=0.0)
     progress = StudyProgress(study, Console(file=sys.stdout, width=1000))
     try:
         run_study(study, options, progress, stop)
