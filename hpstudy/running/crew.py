@@ -123,7 +123,14 @@ class Crew:
 
     def _assign(self, source: Source) -> None:
         idle = [worker for worker in self._workers if worker not in self._flights]
-        while idle and (run := source.next()) is not None:
+        while idle and self._fetch(source):
+            runs = take_pack(self._waiting, self.pack, len(idle))
+            if self._begin(idle[0], runs, source, attempt=1):
+                del idle[0]
+
+    def _fetch(self, source: Source) -> bool:
+        """Takes what the source has; whether a run waits. One that has a result is ended, which may bring another."""
+        while (run := source.next()) is not None:
             result = self._store.result(run.run_id)  # of an earlier session
             if result is None:
                 self._waiting.append(run)
@@ -132,10 +139,7 @@ class Crew:
                 if record.evaluated:
                     source.heard(run, record)  # if its line was lost
             source.ended(run, result)
-        while idle and self._waiting:
-            runs = take_pack(self._waiting, self.pack, len(idle))
-            if self._begin(idle[0], runs, source, attempt=1):
-                del idle[0]
+        return bool(self._waiting)
 
     def _begin(self, worker: Worker, runs: Sequence[Run], source: Source, attempt: int) -> bool:
         """Writes the headers, tells the sinks and orders the training; False where all had ended before."""
@@ -311,7 +315,7 @@ class Crew:
     def _save_all(self, source: Source) -> None:
         """A last checkpoint of every run in the air, as far as it comes within LAST_SAVE_SECONDS."""
         self._order_checkpoints(now=True)
-        flying = [flight for flights in self._flights.values() for flight in flights.values()]
+        flying = [flight for worker in self._ready & self._flights.keys() for flight in self._flights[worker].values()]
         missing = {flight.run.run_id for flight in flying if flight.saving}
         deadline = time.monotonic() + LAST_SAVE_SECONDS
         while missing and (left := deadline - time.monotonic()) > 0:
