@@ -239,31 +239,37 @@ def attempt(fault: Fault, folder: Path, reference: RunStore, seed: int, most: in
     return times, losses(RunStore(folder / study.stem), reference)
 
 
+def tried(fault: Fault, folder: Path, reference: RunStore, tries: int) -> tuple[int, Losses]:
+    """As many studies as it takes to strike that often: how often it was, and what they have lost."""
+    times, lost, seed = 0, Losses(), 0
+    while times < tries:
+        (here := folder / f"{fault.name.replace(' ', '-').replace('/', '')}-{seed}").mkdir()
+        more, lacking = attempt(fault, here, reference, seed, tries - times)
+        times, lost, seed = times + more, lost + lacking, seed + 1
+    return times, lost
+
+
 def main() -> int:
     """Prints the table; 1 when anything was lost, doubled or changed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--tries", type=int, default=3, metavar="N", help="of each fault (3)")
-    parser.add_argument("--long", action="store_true", help="60 tries of each")
+    parser.add_argument("--long", action="store_true", help="100 tries of each")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.drive:
         return drive(asked.drive, asked.workers)
-    table = Table("fault", "times", "steps lost", "doubled", "changed", "trials lost", box=None, header_style="")
+    table = Table("fault", box=None, header_style="")
+    for column in ("times tried", "steps lost", "steps doubled", "steps changed", "trials lost"):
+        table.add_column(column, justify="right")
     total, progress = Losses(), Console(stderr=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "reference").mkdir()
-        reference = untouched(folder / "reference")
+        reference = untouched(folder)
         for fault in FAULTS:
-            times, lost, seed = 0, Losses(), 0
-            while times < (60 if asked.long else asked.tries):
-                here = folder / f"{FAULTS.index(fault)}-{seed}"
-                here.mkdir()
-                more, losses_here = attempt(fault, here, reference, seed, asked.tries if not asked.long else 10)
-                times, lost, seed = times + more, lost + losses_here, seed + 1
-            progress.print(f"{fault.name}: {times}")
-            table.add_row(fault.name, *(f"{n:,}" for n in (times, *(getattr(lost, key) for key in Losses.__slots__))))
+            times, lost = tried(fault, folder, reference, 100 if asked.long else asked.tries)
+            progress.print(f"{fault.name}: {times} times, {lost}")
+            table.add_row(fault.name, str(times), *(str(getattr(lost, key)) for key in Losses.__slots__))
             total += lost
     Console().print(table)
     return int(total != Losses())

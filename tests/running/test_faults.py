@@ -221,7 +221,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_clear_error_and_space_is_all_it_needs(tmp_path: Path, whole, small_disk):
+def test_a_full_disk_is_a_clear_error_and_space_is_all_it_needs(whole, small_disk):
     folder = small_disk("size=64k")
     study = write_study(folder)
     with session(study) as driver:
@@ -270,13 +270,15 @@ def in_group(study: Path, group: Path) -> int:
 
 
 def big_study(folder: Path, micro_batch: int, more: str = "") -> Path:
-    """Three steps of 4,096 sequences: memory goes with the micro-batch."""
+    """Three steps of 4,096 sequences, without a ramp: memory goes with the micro-batch."""
     folder.mkdir()
-    path = write_study(folder, more)
-    text = path.read_text().replace(
-        "batch_tokens = 256\nmicro_batch = 16", f"batch_tokens = 65536\nmicro_batch = {micro_batch}"
-    )
-    path.write_text(text.replace("tokens = 5120", "tokens = 196608").replace("trials = 5", "trials = 1"))
+    path, text = write_study(folder, more), ""
+    for line in path.read_text().splitlines(keepends=True):
+        key = line.partition(" = ")[0]
+        big = {"batch_tokens": "65536", "tokens": "196608", "trials": "1"}
+        big["micro_batch"] = f"{micro_batch}\nbatch_ramp_fraction = 0.0"
+        text += f"{key} = {big[key]}\n" if key in big else line
+    path.write_text(text)
     return path
 
 
