@@ -296,7 +296,9 @@ def _end_service() -> None:
     import wandb
 
     with contextlib.suppress(AttributeError):  # private to wandb; where they have gone, the exit only takes longer
-        wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
+        process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
+        process.kill()
+        process.wait()
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown(exit_code=1)
 
