@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,9 @@ from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.tracking.store import RunStore
 from studies import Watch, curves, go, trials
 from tests.faults import FAULTS, SAID, Fault, Losses, attempt, losses, session, untouched, workers_of, write_study
+from tests.faults import struck as strike
 
+(KILL_BOTH,) = (fault for fault in FAULTS if fault.name == "kill -9 of both")
 LONG = {"tokens = 5120": "tokens = 1280000"}  # 5,000 steps, so that signals meet a run in the air
 
 
@@ -68,8 +72,7 @@ def edit_loss(folder: Path, step: int) -> None:
 
 
 def test_killed_at_random_moments_a_study_loses_nothing_and_goes_on_from_its_checkpoints(tmp_path, whole):
-    (fault,) = (fault for fault in FAULTS if fault.name == "kill -9 of both")
-    said = struck(fault, tmp_path / "struck", whole, seed=3, most=2)
+    said = struck(KILL_BOTH, tmp_path / "struck", whole, seed=3, most=2)
     assert "goes on after step" in said
     assert "cannot be used" not in said  # a kill leaves the checkpoint before, never half a one
 
@@ -80,6 +83,18 @@ def test_killed_at_random_moments_a_study_loses_nothing_and_goes_on_from_its_che
 def test_a_study_struck_ten_times_loses_nothing(tmp_path: Path, whole, fault: Fault, seed: int):
     said = struck(fault, tmp_path / "struck", whole, seed=100 + seed, most=10)
     assert ("cannot be used" in said) <= (fault.name == "kill -9, files cut short")
+
+
+@pytest.mark.slow
+def test_four_workers_killed_twenty_times_change_nothing(tmp_path: Path):
+    stores = []
+    for name, most in (("whole", 0), ("struck", 20)):
+        (tmp_path / name).mkdir()
+        study = write_study(tmp_path / name)
+        study.write_text(study.read_text().replace("parallel = 2", "parallel = 4").replace("trials = 5", "trials = 40"))
+        assert strike(KILL_BOTH if most == 0 else replace(KILL_BOTH, workers=4), study, random.Random(7), most) == most
+        stores.append(RunStore(tmp_path / name / "tiny"))
+    assert losses(stores[1], stores[0]) == Losses()
 
 
 def test_a_step_that_comes_out_otherwise_is_an_error_that_names_it(tiny, tmp_path: Path):
