@@ -161,6 +161,7 @@ class Crew:
                     runs=tuple(flight.run for flight in flights.values()),
                     judged=source.judged,
                     checkpoint=alone.checkpoint if alone else None,
+                    recorded=len(alone.recorded) if alone else 0,
                 )
             )
         return bool(flights)

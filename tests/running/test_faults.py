@@ -131,6 +131,15 @@ def test_a_damaged_or_foreign_checkpoint_is_said_and_its_run_trained_again(tiny,
     assert (trials(study, store), curves(store)) == uninterrupted
 
 
+def test_a_checkpoint_ahead_of_damaged_steps_leaves_no_gap(tiny, tmp_path: Path, uninterrupted):
+    study, watch = tiny(), Watch()
+    steps = interrupt(study, tmp_path, 0, 9) / "steps.jsonl"
+    steps.write_bytes(b"".join(steps.read_bytes().splitlines(keepends=True)[:5]))
+    store = go(study, tmp_path, watch=watch)
+    assert [line for line in watch.said if "but 5 steps are recorded); it trains again from step 1" in line]
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
 def test_a_checkpoint_that_cannot_be_written_is_said_once_and_training_goes_on(tiny, tmp_path: Path, uninterrupted):
     class Blocking(Watch):
         def start(self, run: Run) -> None:
