@@ -259,7 +259,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.drive:
         return drive(asked.drive, asked.workers)
-    table = Table("fault", box=None, header_style="")
+    table = Table("fault", box=None, header_style="", pad_edge=False)
     for column in ("times tried", "steps lost", "steps doubled", "steps changed", "trials lost"):
         table.add_column(column, justify="right")
     total, progress = Losses(), Console(stderr=True)
@@ -268,10 +268,10 @@ def main() -> int:
         reference = untouched(folder)
         for fault in FAULTS:
             times, lost = tried(fault, folder, reference, 100 if asked.long else asked.tries)
-            progress.print(f"{fault.name}: {times} times, {lost}")
+            progress.print(f"{fault.name}: {times} times", soft_wrap=True)
             table.add_row(fault.name, str(times), *(str(getattr(lost, key)) for key in Losses.__slots__))
             total += lost
-    Console().print(table)
+    Console(width=100).print(table)
     return int(total != Losses())
 
 
