@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup study test check audit bench golden clean
+.PHONY: help setup study test check audit bench faults golden clean
 .DEFAULT_GOAL := help
 
 help:  ## lists these targets
@@ -40,6 +40,9 @@ audit: $(STAMP)  ## known vulnerabilities of what is installed, where their data
 
 bench: $(STAMP)  ## speed on this machine against its limit: make bench ARGS="--peers"
 	@$(BIN)/hpstudy bench $(ARGS)
+
+faults: $(STAMP)  ## kills studies at random moments and prints what they lost: make faults ARGS="--long"
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 golden: $(STAMP)  ## records the golden loss curves anew; say why in the commit
 	@$(BIN)/python -m tests.golden.curves

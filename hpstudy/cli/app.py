@@ -143,6 +143,19 @@ def workspace(
     view_commands.workspace(name, runs, save)
 
 
+@app.command(epilog="Example: hpstudy replay quickstart search-0003")
+def replay(
+    name: Name,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, such as search-0003.")],
+    runs: Runs = RUNS,
+    device: Device = "auto",
+) -> None:
+    """Trains one run again in a fresh process and compares every step; exit code 1 if it is not the same."""
+    from hpstudy.cli import replay_command
+
+    replay_command.replay(name, run, runs, device)
+
+
 @app.command(epilog="Example: hpstudy dashboard quickstart --port 8081")
 def dashboard(
     name: Name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from hpstudy.running.micro_batch import find
 from hpstudy.running.workers import Measure, Measured, Ready, Refused, Setup, Worker
 from hpstudy.study import Choices, Study
 from hpstudy.training.schedule import plan
+
+START_SECONDS = 600.0  # for a worker to be built, before it counts as hung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +77,15 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
 
 
 def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Ready:
-    """Waits until a worker is built. Raises UserError or MachineError when it cannot be."""
-    match worker.receive(meanwhile):
+    """Waits until a worker is built, START_SECONDS at most. Raises UserError or MachineError when it cannot be."""
+    deadline = time.monotonic() + START_SECONDS
+
+    def look() -> None:
+        meanwhile()
+        if time.monotonic() > deadline:
+            worker.kill()
+
+    match worker.receive(look):
         case Ready() as ready:
             return ready
         case Refused(problems=problems, by_user=by_user):

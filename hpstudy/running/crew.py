@@ -15,7 +15,7 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader
-from hpstudy.running.cost import welcome
+from hpstudy.running.cost import START_SECONDS, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.flights import Flight, ended_before, with_smaller_micro_batch
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
@@ -123,7 +123,14 @@ class Crew:
 
     def _assign(self, source: Source) -> None:
         idle = [worker for worker in self._workers if worker not in self._flights]
-        while idle and (run := source.next()) is not None:
+        while idle and self._fetch(source):
+            runs = take_pack(self._waiting, self.pack, len(idle))
+            if self._begin(idle[0], runs, source, attempt=1):
+                del idle[0]
+
+    def _fetch(self, source: Source) -> bool:
+        """Takes what the source has; whether a run waits. One that has a result is ended, which may bring another."""
+        while (run := source.next()) is not None:
             result = self._store.result(run.run_id)  # of an earlier session
             if result is None:
                 self._waiting.append(run)
@@ -132,10 +139,7 @@ class Crew:
                 if record.evaluated:
                     source.heard(run, record)  # if its line was lost
             source.ended(run, result)
-        while idle and self._waiting:
-            runs = take_pack(self._waiting, self.pack, len(idle))
-            if self._begin(idle[0], runs, source, attempt=1):
-                del idle[0]
+        return bool(self._waiting)
 
     def _begin(self, worker: Worker, runs: Sequence[Run], source: Source, attempt: int) -> bool:
         """Writes the headers, tells the sinks and orders the training; False where all had ended before."""
@@ -157,6 +161,7 @@ class Crew:
                     runs=tuple(flight.run for flight in flights.values()),
                     judged=source.judged,
                     checkpoint=alone.checkpoint if alone else None,
+                    recorded=len(alone.recorded) if alone else 0,
                 )
             )
         return bool(flights)
@@ -204,7 +209,7 @@ class Crew:
             limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._slowest)
             for worker, flights in self._flights.items():
                 silent = min(flight.silent_seconds() for flight in flights.values())
-                if worker in self._ready and silent > limit:
+                if silent > (limit if worker in self._ready else max(limit, START_SECONDS)):
                     self._progress.say(f"{', '.join(flights)}: nothing heard for {silent:.0f} s; its worker is ended")
                     worker.kill()  # which is then heard of
 
@@ -301,19 +306,18 @@ class Crew:
             for flight in list(flights.values()):
                 self._end(worker, flight, Outcome.FAILED, f"{cause}, {ATTEMPTS} times in a row", source)
 
-    def _order_checkpoints(self, *, now: bool = False) -> list[str]:
-        """Tells workers whose runs are due to write one; returns the runs."""
-        ordered = []
+    def _order_checkpoints(self, *, now: bool = False) -> None:
+        """Tells workers whose runs are due to write one."""
         for worker, flights in self._flights.items():
             for run_id, flight in flights.items():
                 if flight.wants_checkpoint(now=now):
                     worker.send(Save(run_id=run_id, path=flight.part))
-                    ordered.append(run_id)
-        return ordered
 
     def _save_all(self, source: Source) -> None:
         """A last checkpoint of every run in the air, as far as it comes within LAST_SAVE_SECONDS."""
-        missing = set(self._order_checkpoints(now=True))
+        self._order_checkpoints(now=True)
+        flying = [flight for worker in self._ready & self._flights.keys() for flight in self._flights[worker].values()]
+        missing = {flight.run.run_id for flight in flying if flight.saving}
         deadline = time.monotonic() + LAST_SAVE_SECONDS
         while missing and (left := deadline - time.monotonic()) > 0:
             for worker in self._heard_within(min(left, LOOK_SECONDS)):

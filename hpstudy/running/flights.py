@@ -46,6 +46,8 @@ class Flight:
         self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
         self._alone, self._checkpoint_seconds = alone, checkpoint_seconds
         self._heard = self._ordered = time.monotonic()
+        self.saving = False
+        """Whether its worker has an order to write a checkpoint: one at a time, all go to the same place."""
         self._complained = False
         if not alone:
             self._checkpoint.unlink(missing_ok=True)
@@ -84,13 +86,15 @@ class Flight:
 
     def wants_checkpoint(self, *, now: bool = False) -> bool:
         """Whether its worker shall be told to write one; true once per interval, or at once."""
-        if not self._alone or not (now or time.monotonic() - self._ordered >= self._checkpoint_seconds):
+        due = now or time.monotonic() - self._ordered >= self._checkpoint_seconds
+        if not self._alone or self.saving or not due:
             return False
-        self._ordered = time.monotonic()
+        self._ordered, self.saving = time.monotonic(), True
         return True
 
     def checkpointed(self, seconds: float, problem: str) -> None:
         """A checkpoint was written beside the one before, whose place it takes once its steps are durable."""
+        self.saving = False
         if problem:
             if not self._complained:
                 self._progress.say(f"{self.run.run_id}: no checkpoint could be written ({problem}); it trains on")
@@ -99,7 +103,8 @@ class Flight:
         self._writer.sync()
         with contextlib.suppress(FileNotFoundError):
             self.part.replace(self._checkpoint)
-        self._checkpoint_seconds = max(self._checkpoint_seconds, seconds / CHECKPOINT_SHARE)
+        if self._checkpoint_seconds:
+            self._checkpoint_seconds = max(self._checkpoint_seconds, seconds / CHECKPOINT_SHARE)
 
     def finish(self, outcome: Outcome, message: str) -> RunResult:
         """Writes the result, and takes the checkpoint away."""

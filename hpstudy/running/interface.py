@@ -53,4 +53,4 @@ class Options:
     wandb: ModeFlag
     workers: int | None = None  # None: as many as this machine trains fastest with
     trials: int | None = None
-    checkpoint_seconds: float = 60.0  # between the checkpoints of a run
+    checkpoint_seconds: float = 60.0  # between the checkpoints of a run; 0: as often as it can

@@ -123,7 +123,10 @@ def _checkpoint(order: Train, identity: str, connection: Connection) -> Checkpoi
     assert order.checkpoint is not None
     checkpoint, problem = None, ""
     try:
-        checkpoint = load_checkpoint(order.checkpoint, identity)
+        found = load_checkpoint(order.checkpoint, identity)
+        if found.state.step > order.recorded:
+            raise ValueError(f"is after step {found.state.step}, but {order.recorded} steps are recorded")
+        checkpoint = found
     except (OSError, ValueError) as error:
         problem = str(error)
     step = checkpoint.state.step if checkpoint else 0

@@ -44,6 +44,7 @@ class Train:
     runs: tuple[Run, ...]
     judged: bool
     checkpoint: Path | None = None  # of a single run: where to go on from
+    recorded: int = 0  # its steps in the run store, which a checkpoint may not be ahead of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

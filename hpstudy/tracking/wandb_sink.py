@@ -174,6 +174,7 @@ class WandbSink:
         if self._thread.is_alive():
             self._mode = "disabled"  # whatever answer the thread still waits for, all is said here
             self._say(self._line(f"not everything was taken in within {timeout:g} s"))
+            _end_service()
 
     def _put_live(self, action: Callable[..., None], *args: Any) -> None:
         if self.live:
@@ -288,6 +289,18 @@ class WandbSink:
 
     def _line(self, what: str) -> str:
         return f"W&B: {what}; the run store has every step: `hpstudy sync {self._study}` sends what is missing"
+
+
+def _end_service() -> None:
+    """Ends wandb's own process, which waits for a hanging server half a minute, and is waited for at exit."""
+    import wandb
+
+    with contextlib.suppress(AttributeError):  # private to wandb; where they have gone, the exit only takes longer
+        process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
+        process.kill()
+        process.wait()
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown(exit_code=1)
 
 
 def _config(header: RunHeader) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def reference() -> dict[str, Any]:
 
 @pytest.fixture
 def uninterrupted(tiny, tmp_path: Path, reference: dict[str, Any]) -> tuple[list[Any], dict[str, list[StepRecord]]]:
-    if not reference:
+    if "trials" not in reference:
         study = tiny()
         store = go(study, tmp_path / "reference")
         reference["trials"], reference["curves"] = trials(study, store), curves(store)

@@ -52,8 +52,11 @@ def go(
     device: str = "cpu",
     trials: int | None = None,
     workers: int = 1,
+    checkpoint_seconds: float = 60.0,
 ) -> RunStore:
-    options = Options(runs=runs, device=device, wandb=wandb, trials=trials, workers=workers)
+    options = Options(
+        runs=runs, device=device, wandb=wandb, trials=trials, workers=workers, checkpoint_seconds=checkpoint_seconds
+    )
     return run_study(study, options, watch or Watch(), stop or StopRequest())
 
 

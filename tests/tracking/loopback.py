@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -38,9 +39,12 @@ class ServerRun:
 
 
 class Loopback:
-    """The server; use as a context manager. A `status` other than 200 answers every request; None hangs up on each."""
+    """The server; use as a context manager. A `status` other than 200 answers every request.
 
-    def __init__(self, status: int | None = 200) -> None:
+    None hangs up on each, "hang" keeps each waiting until the status is another.
+    """
+
+    def __init__(self, status: int | str | None = 200) -> None:
         self.status = status
         self.runs: dict[str, ServerRun] = {}
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -114,12 +118,14 @@ class Loopback:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if loopback.status is None:
+                while loopback.status == "hang":
+                    time.sleep(0.02)
+                if (status := loopback.status) is None:
                     self.close_connection = True
                     return
-                reply = loopback.answer(self.path, body) if loopback.status == 200 else {"error": "no"}
+                reply = loopback.answer(self.path, body) if status == 200 else {"error": "no"}
                 payload = json.dumps(reply).encode()
-                self.send_response(loopback.status)
+                self.send_response(int(status))
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()

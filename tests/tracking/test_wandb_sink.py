@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +393,124 @@ def test_ids_suit_wandb_and_differ_each_time(study: str) -> None:
     assert len(first) <= 128
     assert not set(first) & set(":;,#?/'")
     assert "confirm-0007-s101" in first
+
+
+def stored(home: Path) -> RunStore:
+    """A study of one finished run, with the steps that W&B is sent."""
+    store = RunStore(home / "quickstart")
+    store.create()
+    writer = store.begin(header())
+    for step in STEPS:
+        writer.append(step)
+    writer.finish(result())
+    return store
+
+
+def send_live(store: RunStore, said: list[str], patience: float, meanwhile: Callable[[], None] = lambda: None) -> float:
+    """Sends the run as it comes, `meanwhile` after its fifth step; the longest time that it kept the caller waiting."""
+    sink, longest = new_sink(store.root, "online", said, patience=patience), 0.0
+    sink.begin(header())
+    for step in STEPS:
+        began = time.monotonic()
+        sink.log("search-0007", step)
+        longest = max(longest, time.monotonic() - began)
+        if step.step == 5:
+            meanwhile()
+    sink.finish("search-0007", result())
+    sink.close(60)
+    return longest
+
+
+def deliver(store: RunStore) -> None:
+    """What `hpstudy sync` does, twice."""
+    said: list[str] = []
+    for _ in range(2):
+        sink = new_sink(store.root, "online", said)
+        for view in store.runs():
+            sink.replay(view)
+        sink.close(60)
+    assert said == []
+
+
+def kill_wandb() -> None:
+    """Kills wandb's own process."""
+    import wandb
+
+    process = wandb.setup()._connection._proc._process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, None, "hang"])
+def test_what_a_failing_server_missed_is_delivered_once(home: Path, server: Loopback, status: int | str | None) -> None:
+    store, said = stored(home), list[str]()
+    server.status = status
+    waited = send_live(store, said, patience=1.0)
+    assert waited < 0.1
+    assert len(said) == 1
+    end_session()
+    server.status = 200
+    deliver(store)
+    assert same(rows_of(server.runs["id"].history), STEPS)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["from the start", "in mid-run"])
+def test_a_server_that_recovers_gets_each_row_once(home: Path, server: Loopback, at_once: bool) -> None:
+    store, said = stored(home), list[str]()
+
+    def fail() -> None:
+        server.status = 503
+        threading.Timer(0.5, setattr, (server, "status", 200)).start()
+
+    def fail_once_begun() -> None:
+        wait_until(lambda: "id" in server.runs)
+        fail()
+
+    if at_once:
+        fail()
+    send_live(store, said, 20.0, (lambda: None) if at_once else fail_once_begun)
+    assert said == []
+    deliver(store)
+    assert same(rows_of(server.runs["id"].history), STEPS)
+
+
+def test_a_server_that_goes_in_mid_run_is_delivered_the_rest_once(home: Path, server: Loopback) -> None:
+    store, said = stored(home), list[str]()
+
+    def go() -> None:
+        wait_until(lambda: "id" in server.runs)
+        server.status = None
+
+    send_live(store, said, 1.0, go)
+    assert len(said) == 1
+    end_session()
+    server.status = 200
+    deliver(store)
+    assert same(rows_of(server.runs["id"].history), STEPS)
+
+
+def test_the_death_of_wandbs_own_process_loses_no_row_for_good(home: Path, server: Loopback) -> None:
+    store, said = stored(home), list[str]()
+
+    def kill() -> None:
+        wait_until(lambda: "id" in server.runs)
+        kill_wandb()
+
+    send_live(store, said, 2.0, kill)
+    assert len(said) == 1
+    deliver(store)
+    assert same(rows_of(server.runs["id"].history), STEPS)
+
+
+def test_deleted_wandb_files_are_no_loss(home: Path, server: Loopback) -> None:
+    store, said = stored(home), list[str]()
+    sink = new_sink(store.root, "offline", said)
+    for view in store.runs():
+        sink.replay(view)
+    sink.close(30)
+    shutil.rmtree(store.root / "wandb")
+    deliver(store)
+    assert same(rows_of(server.runs["id"].history), STEPS)
 
 
 def test_a_replayed_store_reaches_the_server_once_however_often_it_is_replayed(home: Path, server: Loopback) -> None:
