@@ -52,7 +52,7 @@ def stored(
             writer.finish(
                 RunResult(
                     outcome=outcome,
-                    steps=0 if loss is None else 4,  # as many as lie there
+                    steps=tokens // BATCH,
                     tokens=tokens,
                     val_loss=loss,
                     best_val_loss=loss,
