@@ -43,12 +43,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("uninterrupted")
 
 
-def test_quickstart_tells_eight_trials_beats_the_baseline_and_ends_within_four_minutes(study, uninterrupted):
+def test_quickstart_tells_eight_trials_beats_the_baseline_and_ends_within_eight_minutes_beside_other_tests(study, uninterrupted):
     begin = time.monotonic()
     process = start(uninterrupted)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert time.monotonic() - begin < 240
+    assert time.monotonic() - begin < 480
     trials = Search(study, uninterrupted / "quickstart" / "optuna.journal", read_only=True).trials()
     told = [trial.objectives[0] for trial in trials if trial.objectives]
     assert len(told) >= 8
