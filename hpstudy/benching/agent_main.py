@@ -25,7 +25,8 @@ EVAL_TOKENS = 16_384  # of one forward pass
 def run_trial(trial: Trial) -> float:
     """Trains the trial's run and returns its last validation loss."""
     spec, run = trial.spec, trial.run
-    torch.set_num_threads(spec.threads)
+    if trial.threads is not None:
+        torch.set_num_threads(trial.threads)
     placement = place(trial.device, spec.precision)
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
     inputs, targets = (torch.from_numpy(ids).to(placement.device) for ids in val_windows(corpus, spec.context))

@@ -1,9 +1,10 @@
 """Trials per hour: a study run by hpstudy against the same trials run as sweep agents run them.
 
-An agent starts a fresh process for every trial, which trains the notebook's loop and logs each step to W&B; as many
-agents work side by side as hpstudy has workers. Both are given the same cores, tokens, hyperparameters, first weights
-and evaluations, both begin with nothing but the tokenized corpus, and both keep W&B offline. The agents are also given
-the study's threads: on torch's default of a thread per core, side by side, they took three times as long.
+An agent starts a fresh process for every trial, which trains the notebook's loop and logs each step to W&B. One way is
+how agents are started: one, whose trials take torch's default of a thread per core. The other is the best that an
+agent's user can do: as many agents side by side as hpstudy has workers, each with the study's threads. All are given
+the same cores, tokens, hyperparameters, first weights and evaluations, all begin with nothing but the tokenized corpus,
+and all keep W&B offline.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Trial:
     run: Run
     device: str
     folder: Path  # of its offline W&B run
+    threads: int | None  # torch's default where None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +90,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bout:
-    """The same trials, run both ways one after the other."""
+    """The same trials, run every way one after the other."""
 
     hpstudy: Side
-    agents: Side
+    agents: dict[str, Side]  # by how they were started
 
-    @property
-    def speedup(self) -> float:
+    def speedup(self, agents: str) -> float:
         """How many times as many trials an hour hpstudy runs."""
-        return self.hpstudy.trials_per_hour / self.agents.trials_per_hour
+        return self.hpstudy.trials_per_hour / self.agents[agents].trials_per_hour
 
 
 def bouts(
@@ -108,18 +109,23 @@ def bouts(
     device: str = "auto",
     say: Callable[[str], None],
 ) -> Iterator[Bout]:
-    """Runs the trials both ways, `rounds` times; writes below `folder`. Raises MachineError when a process fails."""
+    """Runs the trials every way, `rounds` times; writes below `folder`. Raises MachineError when a process fails."""
     path = folder / "bench.toml"
     path.write_text(STUDY.format(trials=trials, tokens=tokens), encoding="utf-8")
     study = load_study(str(path))
-    load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens)  # tokenized once, for both
+    load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens)  # tokenized once, for all
     for number in range(1, rounds + 1):
         home = folder / f"round-{number}"
         home.mkdir()
         say(f"study: round {number} of {rounds}, {trials} trials by hpstudy")
         ours, runs, workers = _run_study(study, home, device)
-        say(f"study: round {number} of {rounds}, the same trials by {workers} agents")
-        yield Bout(hpstudy=ours, agents=_run_agents(study, runs, workers, home, device))
+        agents = {}
+        own = f"{workers} agents, own threads"
+        ways = {"one agent, torch's threads": (1, None), own: (workers, study.spec.threads)}
+        for way, (count, threads) in ways.items():
+            say(f"study: round {number} of {rounds}, the same trials by {way}")
+            agents[way] = _run_agents(study, runs, home, device, agents=count, threads=threads)
+        yield Bout(hpstudy=ours, agents=agents)
 
 
 def _run_study(study: Study, home: Path, device: str) -> tuple[Side, list[Run], int]:
@@ -149,11 +155,13 @@ def outside_training(store: RunStore) -> float:
     return 1 - trained / (len(list(store.root.glob("worker-*.log"))) * (ended - begun))
 
 
-def _run_agents(study: Study, runs: Sequence[Run], agents: int, home: Path, device: str) -> Side:
+def _run_agents(
+    study: Study, runs: Sequence[Run], home: Path, device: str, *, agents: int, threads: int | None
+) -> Side:
     """A process per trial, `agents` at a time."""
 
     def train(run: Run) -> float:
-        trial = Trial(spec=study.spec, run=run, device=device, folder=home)
+        trial = Trial(spec=study.spec, run=run, device=device, folder=home, threads=threads)
         said = _succeed([sys.executable, "-m", "hpstudy.benching.agent_main"], home, pickle.dumps(trial))
         return float(said)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from hpstudy.benching.race import QUICK, SETTINGS, Name, Race, Setting, Spread, peers_here, race, spread
-from hpstudy.benching.trials import Bout, bouts
+from hpstudy.benching.trials import Bout, Side, bouts
 from hpstudy.cli.consoles import err, out
 from hpstudy.errors import UserError
 
@@ -76,20 +76,18 @@ def bout_table(found: Sequence[Bout]) -> Table:
     table.add_column("trials")
     for heading in ("trials/hour", "outside training", "median val loss", "hpstudy/agents", "min..max"):
         table.add_column(heading, justify="right")
-    for label, sides in (
-        ("hpstudy run", [bout.hpstudy for bout in found]),
-        ("a process per trial", [bout.agents for bout in found]),
-    ):
-        table.add_row(
-            label,
-            f"{spread([side.trials_per_hour for side in sides]).median:,.0f}",
-            f"{statistics.median(shares):.1%}"
-            if (shares := [s.outside for s in sides if s.outside is not None])
-            else "",
-            f"{spread([side.median_val_loss for side in sides]).median:.3f}",
-            *(("", "") if label == "hpstudy run" else _ratio(spread([bout.speedup for bout in found]))),
-        )
+    ours = [bout.hpstudy for bout in found]
+    outside = statistics.median([side.outside for side in ours if side.outside is not None])
+    table.add_row("hpstudy run", *_side_cells(ours, f"{outside:.1%}"), "", "")
+    for way in found[0].agents:
+        ratio = _ratio(spread([bout.speedup(way) for bout in found]))
+        table.add_row(way, *_side_cells([bout.agents[way] for bout in found], ""), *ratio)
     return table
+
+
+def _side_cells(sides: Sequence[Side], outside: str) -> tuple[str, str, str]:
+    hourly, loss = ([getattr(side, name) for side in sides] for name in ("trials_per_hour", "median_val_loss"))
+    return f"{spread(hourly).median:,.0f}", outside, f"{spread(loss).median:.3f}"
 
 
 def _ratio(found: Spread) -> tuple[str, str]:

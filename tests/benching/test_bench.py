@@ -124,12 +124,14 @@ def test_a_device_that_is_not_there_is_the_users_error():
 
 
 @pytest.mark.slow
-def test_both_ways_train_the_same_trials(tmp_path: Path):
+def test_every_way_trains_the_same_trials(tmp_path: Path):
     (bout,) = bouts(tmp_path, rounds=1, trials=2, tokens=20_000, say=lambda _: None)
     # nine steps from the same weights on the same tokens, evaluated alike: bf16 rounds differently by now, no more
-    assert bout.agents.val_losses == pytest.approx(bout.hpstudy.val_losses, abs=0.02)
-    assert bout.speedup == pytest.approx(bout.agents.seconds / bout.hpstudy.seconds)
-    assert len(list(tmp_path.glob("round-1/wandb/offline-run-*/*.wandb"))) == 2
+    assert list(bout.agents) == ["one agent, torch's threads", "2 agents, own threads"]
+    for way, side in bout.agents.items():
+        assert side.val_losses == pytest.approx(bout.hpstudy.val_losses, abs=0.02)
+        assert bout.speedup(way) == pytest.approx(side.seconds / bout.hpstudy.seconds)
+    assert len(list(tmp_path.glob("round-1/wandb/offline-run-*/*.wandb"))) == 4
 
 
 @pytest.mark.slow

@@ -41,6 +41,9 @@ lr = { low = 3e-4, high = 3e-2, scale = "log" }
 trials = 4
 parallel = 4
 sampler = { name = "random" }
+
+[confirm]
+seeds = []
 """  # about 10 ms a step, one thread
 
 
