@@ -45,4 +45,4 @@ def test_the_pandas_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     store.freeze_study((ROOT / "studies" / "quickstart.toml").read_text(), {})
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert capsys.readouterr().out.startswith("search-0001 and GPT-3's values are equivalent")
+    assert capsys.readouterr().out.startswith("Yes: search-0001 and GPT-3's values are equivalent")

@@ -160,6 +160,10 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"budget__sampler": "grid"}, '[budget] sampler: "grid" needs choices, but these are ranges: lr'),
     ({"search": GRID, "budget__sampler": "grid"}, '[budget] sampler: "grid" takes at most 100,000 points, but got 1,000,000; take "random"'),
     ({"search": {}, "budget__trials": 2}, "[budget] trials: an empty [search] has one trial, the baseline, but got 2"),
+    ({"yes": "good"}, "yes: must be 'better', 'worse', 'equivalent', 'faster' or 'slower', but got \"good\""),
+    ({"yes": ["better", "faster"]}, 'yes: the verdict is on val/loss, so it can be "better", "worse", "equivalent", but got "faster"'),
+    ({"yes": "better", "objective__metric": "train/tok_per_sec"}, 'yes: the verdict is on train/tok_per_sec, as the only objective, so it can be "faster", "slower", but got "better"'),
+    ({"yes": "better", "search": {}}, "yes: an empty [search] compares nothing, so the question has no yes or no; leave it out"),
     ({"confirm__seeds": [7, 8, 7]}, "[confirm] seeds: must differ, but these are there twice: 7"),
     ({"confirm__seeds": [0, 1]}, "[confirm] seeds: must be fresh, but 0 is the search's own [trainer] seed; choose another"),
 ]  # fmt: skip
@@ -467,6 +471,11 @@ def test_a_changed_key_is_told_with_both_values() -> None:
     ]
 
 
+def test_what_a_yes_is_is_frozen_too() -> None:
+    told = changed_keys(parse(text(yes="better")).resolved(), parse(text(yes=["better", "equivalent"])).resolved())
+    assert told == ['yes: was ["better"], is ["better", "equivalent"]']
+
+
 def test_a_key_that_joins_the_search_is_a_change() -> None:
     now = parse(text(search__eps={"choices": [1e-8, 1e-4]})).resolved()
     assert changed_keys(parse(text()).resolved(), now) == [
@@ -578,7 +587,7 @@ def test_any_text_is_a_study_or_a_user_error(content: str) -> None:
 
 
 def test_the_documented_keys_are_all_there_are() -> None:
-    assert set(SECTIONS) == set(StudyFile.model_fields) - {"question", "format"}
+    assert set(SECTIONS) == set(StudyFile.model_fields) - {"question", "yes", "format"}
 
 
 @pytest.mark.parametrize(("name", "size"), [("gpt2", 50257), ("bytes", 256), ("gpt2:256", 256), ("gpt2:50256", 50256)])

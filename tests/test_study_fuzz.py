@@ -134,7 +134,10 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         speedup=st.booleans(),
     )
     also = optional(also=st.just("tuned-lr")) if set(search) - {"lr"} else st.just({})
-    whole = {
+    answers = (
+        st.just("faster") if metric == "train/tok_per_sec" else st.sampled_from(["better", ["equivalent", "worse"]])
+    )
+    whole = (draw(optional(yes=answers)) if search else {}) | {
         "question": draw(WORDS),
         "format": 1,
         "trainer": trainer,
@@ -232,7 +235,7 @@ def mutations(draw: st.DrawFn) -> tuple[Tables, tuple[str, ...]]:
 
 
 SECTIONS = "|".join(StudyFile.model_fields)
-PLACED = re.compile(rf"\[({SECTIONS})\] |(question|format): |unknown key |\[[^]]*\] (nested|a whole|.*: a whole)")
+PLACED = re.compile(rf"\[({SECTIONS})\] |(question|yes|format): |unknown key |\[[^]]*\] (nested|a whole|.*: a whole)")
 
 
 def told_of(path: Path, content: bytes) -> list[str]:

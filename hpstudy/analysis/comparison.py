@@ -10,8 +10,8 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from hpstudy.analysis.answers import Noise
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import Noise
 from hpstudy.study import MetricName, Study
 
 HALFLIVES = ("beta1_halflife_tokens", "beta2_halflife_tokens")

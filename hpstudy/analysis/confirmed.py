@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from hpstudy.analysis.frames import StudyFrames
@@ -10,6 +12,7 @@ from hpstudy.study import Study
 
 BASELINE = "baseline"
 CONFIRM_RUN = r"^confirm-(?P<tuned>tuned-lr-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?$"
+Measure = Callable[[pd.DataFrame, str], "pd.Series[float]"]
 MEASURED = (Outcome.COMPLETE.value, Outcome.DIVERGED.value)
 
 
@@ -32,17 +35,31 @@ def confirmed(frames: StudyFrames, study: Study) -> pd.DataFrame:
 
 def losses(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
     """The losses of the full runs that measured one, by seed."""
+    return _by_seed(runs, candidate, "loss")
+
+
+def speeds(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
+    """The tokens per second of the full runs that are complete, by seed."""
+    return _by_seed(runs[runs["outcome"] == Outcome.COMPLETE.value], candidate, "tok_per_sec")
+
+
+def _by_seed(runs: pd.DataFrame, candidate: str, column: str) -> pd.Series[float]:
     full = runs[(runs["candidate"] == candidate) & (runs["fraction"] == 1)]
-    return full.set_index("seed")["loss"].dropna().sort_index()
+    return full.set_index("seed")[column].dropna().sort_index()
 
 
-def sides(runs: pd.DataFrame, study: Study, candidate: str) -> tuple[pd.Series[float], pd.Series[float]]:
-    """Candidate's and baseline's losses; where the design is paired, of the seeds that both have."""
-    ours, theirs = losses(runs, candidate), losses(runs, BASELINE)
-    if study.confirm.design == "independent":
-        return ours, theirs
-    shared = ours.index.intersection(theirs.index)
-    return ours[shared], theirs[shared]
+def sides(
+    runs: pd.DataFrame, study: Study, candidate: str, of: Measure = losses
+) -> tuple[pd.Series[float], pd.Series[float]]:
+    """What candidate's and baseline's runs measured; where the design is paired, of the seeds that both have."""
+    ours, theirs = of(runs, candidate), of(runs, BASELINE)
+    return (ours, theirs) if study.confirm.design == "independent" else shared(ours, theirs)
+
+
+def shared(ours: pd.Series[float], theirs: pd.Series[float]) -> tuple[pd.Series[float], pd.Series[float]]:
+    """Both sides at the seeds that both have."""
+    seeds = ours.index.intersection(theirs.index)
+    return ours[seeds], theirs[seeds]
 
 
 def exceptions(runs: pd.DataFrame, study: Study, candidate: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

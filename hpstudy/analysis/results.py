@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hpstudy.analysis import frames
+from hpstudy.analysis.answers import Noise, Verdict
 from hpstudy.analysis.confirmed import confirmed
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import Noise, Verdict, noise, verdict
+from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.running.confirming import read_looks
 from hpstudy.study import Study, parse_study
@@ -47,6 +49,11 @@ class StudyResults:
             raise UserError(f"{self.frames.name}: W&B holds no study file; load it by name from its run store")
         path = self.store.root / "study.toml"
         return parse_study(path.read_text(encoding="utf-8"), name=self.store.root.name, path=path)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the study runs on, and what its numbers depend on; empty for tables from W&B."""
+        return (self.store.read_json("environment.json") if self.store else None) or {}
 
     def verdict(self) -> Verdict:
         """Whether the winner beats the baseline, from fresh seeds alone; `.sentence` says it, `.contrasts` hold it."""

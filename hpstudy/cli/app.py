@@ -131,6 +131,19 @@ def compare(
     view_commands.compare(names, runs)
 
 
+@app.command(epilog="Example: hpstudy results betas clipping > RESULTS.md")
+def results(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Studies that have begun; all when left out.")
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Prints the answers of studies as Markdown: a table of all, then each with its numbers and how to repeat it."""
+    from hpstudy.cli import view_commands
+
+    view_commands.results(names or [], runs)
+
+
 @app.command(epilog="Example: hpstudy workspace quickstart --save")
 def workspace(
     name: Name,

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
-from hpstudy.analysis.frames import StudyFrames, load
+from hpstudy.analysis.frames import load
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.results import load as load_results
 from hpstudy.cli.consoles import err, out
@@ -18,7 +18,7 @@ from hpstudy.records import Outcome
 from hpstudy.search import Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
-from hpstudy.study import Study, list_studies, study_name
+from hpstudy.study import list_studies, study_name
 from hpstudy.tracking.store import RunStore
 
 OUTCOMES = tuple(Outcome)
@@ -54,16 +54,10 @@ def report_page(results: StudyResults, store: RunStore) -> Path:
         results.frames,
         study,
         results.verdict(),
-        store.read_json("environment.json") or {},
+        results.environment,
         store.root / "report",
         importances=importances(study, Search(study, store.root / "optuna.journal", read_only=True).trials()),
     )
-
-
-def opened(name: str, runs: Path) -> tuple[StudyFrames, Study]:
-    """What a study has so far, and the study as it began; raises UserError when none has begun."""
-    results = load_results(study_name(name), runs)
-    return results.frames, results.study
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""`workspace` and `compare`: studies as others look at them."""
+"""`workspace`, `compare` and `results`: studies as others look at them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import verdict
+from hpstudy.analysis.results import StudyResults, load
 from hpstudy.cli.consoles import err, out
-from hpstudy.cli.data_commands import opened
 from hpstudy.errors import UserError
 from hpstudy.running.confirming import baseline_run_id
-from hpstudy.study import Study
+from hpstudy.study import study_name
 from hpstudy.tracking.wandb_sink import resolve_mode, resolve_project
 from hpstudy.tracking.workspace import build, default_entity
 
@@ -24,11 +22,12 @@ MAX_STEM = 200  # characters of a file's name
 
 def workspace(name: str, runs: Path, save: bool) -> None:
     """Prints the views' JSON without any network, or saves them and prints where they are."""
-    frames, study = opened(name, runs)
+    loaded = load(study_name(name), runs)
+    study = loaded.study
     if save and resolve_mode("auto") != "online":
         raise UserError("--save: W&B: no key or login here; set WANDB_API_KEY or run `wandb login`")
     project, entity = resolve_project(study.project, study.entity)
-    trials = frames.trials
+    trials = loaded.trials
     reference = trials["run_id"] == baseline_run_id(study)
     baselines = [
         *trials.loc[reference, "wandb_id"],
@@ -36,7 +35,7 @@ def workspace(name: str, runs: Path, save: bool) -> None:
     ]
     views = build(
         study,
-        sentence=verdict(frames, study).sentence,
+        sentence=loaded.verdict().sentence,
         baselines=baselines,
         project=project,
         entity=entity or (default_entity() if save else ""),
@@ -54,7 +53,10 @@ def compare(names: Sequence[str], runs: Path) -> None:
     from hpstudy.report import finding, side_by_side, write_side_by_side  # plotly takes half a second to import
     from hpstudy.report.side_by_side import scales
 
-    findings = [finding(*found) for found in _all_opened(names, runs)]
+    findings = [finding(found) for found in all_loaded(names, runs)]
+    if len(findings) < 2:
+        one = " ".join(names)
+        raise UserError(f"compare {one}: takes two studies or more; `hpstudy report {names[0]}` shows one")
     console = out()
     for found in findings:
         console.print(f"{found.study.name}: {found.study.question}")
@@ -71,19 +73,26 @@ def compare(names: Sequence[str], runs: Path) -> None:
     console.print(str(write_side_by_side(findings, runs / "compare" / f"{stem}.html")), soft_wrap=True)
 
 
-def _all_opened(names: Sequence[str], runs: Path) -> list[tuple[StudyFrames, Study]]:
+def results(names: Sequence[str], runs: Path) -> None:
+    """Prints the answers of studies, of all that have begun where none is named, as Markdown."""
+    from hpstudy.report import results_markdown  # plotly takes half a second to import
+
+    begun = sorted(path.parent.name for path in runs.glob("*/study.json"))
+    if not (names or begun):
+        raise UserError(f"{runs}: no study has begun there; start one with `hpstudy run NAME`")
+    print(results_markdown(all_loaded(names or begun, runs)), end="")
+
+
+def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
     """Each study once; raises UserError with all that is wrong with any name."""
-    found: dict[str, tuple[StudyFrames, Study]] = {}
+    found: dict[str, StudyResults] = {}
     problems: list[str] = []
     for name in names:
         try:
-            frames, study = opened(name, runs)
+            loaded = load(study_name(name), runs)
+            found[loaded.study.name] = loaded
         except UserError as error:
             problems += error.problems
-        else:
-            found[study.name] = frames, study
-    if len(found) < 2 and not problems:
-        problems.append(f"compare {' '.join(names)}: takes two studies or more; `hpstudy report {names[0]}` shows one")
     if problems:
         raise UserError(problems)
     return list(found.values())

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from hpstudy.analysis.verdict import Verdict
+from hpstudy.analysis.answers import Verdict
 from hpstudy.records import GLOSSARY
 from hpstudy.report.curves import Cast, band, by_run, spread, thin, windowed
 from hpstudy.report.style import ACCENT, ACCENT_BAND, FAINT, INK, INK_BAND, MUTED, UNITS, Figure, empty_plot

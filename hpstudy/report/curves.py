@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import Verdict
 from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from hpstudy.analysis.answers import Contrast, Verdict
 from hpstudy.analysis.comparison import short
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import Contrast, Verdict, verdict
+from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.wording import deciding
 from hpstudy.errors import MachineError
 from hpstudy.report.curve_figures import loss_curves
 from hpstudy.report.curves import Cast, best_first, cast
-from hpstudy.report.page import Section, render
+from hpstudy.report.page import render
+from hpstudy.report.sections import Section
 from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot
 from hpstudy.report.tables import Table, interval, mean_se
 from hpstudy.study import Study
@@ -49,12 +52,12 @@ class Finding:
     @property
     def answer(self) -> str:
         """The verdict in a word, or that there is none."""
-        return str(self.contrast.answer) if self.contrast else NO_VERDICT
+        return str(deciding(self.contrast, self.study)) if self.contrast else NO_VERDICT
 
 
-def finding(frames: StudyFrames, study: Study) -> Finding:
+def finding(results: StudyResults) -> Finding:
     """The verdict of a study, and the runs that show it."""
-    found = verdict(frames, study)
+    frames, study, found = results.frames, results.study, results.verdict()
     shown = replace(cast(frames, study, found), faint=())
     if found.contrasts:
         candidates = dict(list(shown.candidates.items())[:1])

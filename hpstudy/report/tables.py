@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from hpstudy.analysis.answers import Contrast, Noise, Verdict
 from hpstudy.analysis.comparison import HALFLIVES, comparison, detectable_note, short, signed
 from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
-from hpstudy.analysis.verdict import Contrast, Noise, Verdict
 from hpstudy.hparams import GPT3
 from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
@@ -25,8 +25,10 @@ MEASURES = {
     HALFLIVES[0]: "beta1 half-life (tokens)",
     HALFLIVES[1]: "beta2 half-life (tokens)",
     "decay_timescale_steps": "decay timescale (steps)",
+    "clipped_share": "clipped steps (share)",
     "tok_per_sec": "speed (tokens/s)",
 }
+MEDIANS = ("clipped_share", "tok_per_sec")  # of a candidate's runs; the rest is the same in all of them
 
 STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("answer", lambda c: str(c.answer)),
@@ -77,6 +79,9 @@ def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
     rows = list(_losses(verdict.contrasts, verdict.noise)) if verdict.contrasts else [_one_seed(columns[BASELINE])]
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
+    rows.append(
+        ("update to weight", *(_step_median(frames, runs, "train/update_to_weight") for runs in columns.values()))
+    )
     note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
     if not verdict.contrasts:
         note = "One seed, that of the search: a reference point and no result."
@@ -91,6 +96,8 @@ def _losses(contrasts: tuple[Contrast, ...], noise: Noise | None) -> Iterator[tu
     yield "val loss (nats)", baseline, *(mean_se(c.mean, c.se, c.n) for c in contrasts)
     yield "difference [95%]", "-", *(interval(contrast, noise) for contrast in contrasts)
     yield "answer", "-", *(f"{c.answer} (p = {c.p:.2g})" for c in contrasts)
+    if any(c.pace for c in contrasts):
+        yield "speed over the baseline's [95%]", "-", *map(pace, contrasts)
 
 
 def mean_se(mean: float, se: float, n: int) -> str:
@@ -103,6 +110,17 @@ def interval(contrast: Contrast, noise: Noise | None = None) -> str:
     return f"{signed(contrast.difference, noise)} [{contrast.low:+.4f}, {contrast.high:+.4f}]"
 
 
+def pace(contrast: Contrast) -> str:
+    """A candidate's speed over the baseline's, with its 95% interval and its answer."""
+    found = contrast.pace
+    return f"{found.ratio:.2f}x [{found.low:.2f}, {found.high:.2f}] {found.answer}" if found else "-"
+
+
+def _step_median(frames: StudyFrames, runs: pd.DataFrame, metric: str) -> str:
+    steps = frames.steps
+    return plain(steps.loc[steps["run_id"].isin(runs["run_id"]), metric].median())
+
+
 def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
     loss = baseline["val_loss"].iloc[0] if len(baseline) else math.nan
     return "val loss (nats)", "-" if pd.isna(loss) else f"{loss:.4f} (one seed)"
@@ -111,7 +129,7 @@ def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
 def _cell(runs: pd.DataFrame, column: str) -> str:
     if runs.empty:
         return "-"
-    if column == "tok_per_sec":
+    if column in MEDIANS:
         return plain(runs[column].median())
     value = plain(runs[column].iloc[0])
     return short(float(runs[column].iloc[0])) if column in HALFLIVES else value
@@ -124,6 +142,20 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
         rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items())
         note = "With 80% power, two-sided at 5%, at the noise measured here."
         yield Table(title="Seeds per arm to see a difference", header=("nats", "seeds"), rows=rows, note=note)
+    if added := verdict.addition:
+        yield Table(
+            title="What tuning more than lr adds",
+            header=("", added.candidate),
+            rows=(
+                (
+                    f"difference to {added.opponent} [95%]",
+                    f"{added.difference:+.4f} [{added.low:+.4f}, {added.high:+.4f}]",
+                ),
+                ("answer", f"{added.answer} (p = {added.p:.2g})"),
+                ("paired seeds", str(added.n)),
+            ),
+            note="A comparison beside the verdict's own, and not adjusted for it.",
+        )
     if verdict.contrasts:
         yield Table(
             title="How each answer was reached",

@@ -264,6 +264,17 @@ def _seeds(file: StudyFile) -> Iterator[str]:
         )
 
 
+def _yes(file: StudyFile) -> Iterator[str]:
+    by_speed = file.objective.metric == ["train/tok_per_sec"]
+    possible = ("faster", "slower") if by_speed else ("better", "worse", "equivalent")
+    if other := [answer for answer in file.yes if answer not in possible]:
+        about = "train/tok_per_sec, as the only objective" if by_speed else "val/loss"
+        listed = ", ".join(f'"{answer}"' for answer in possible)
+        yield f"yes: the verdict is on {about}, so it can be {listed}, but got {shown(other[0])}"
+    if file.yes and not file.search:
+        yield "yes: an empty [search] compares nothing, so the question has no yes or no; leave it out"
+
+
 def _tuned_lr(file: StudyFile) -> Iterator[str]:
     if file.baseline.also == "tuned-lr" and set(file.search) <= {"lr"}:
         what = "lr alone" if file.search else "nothing"
@@ -288,5 +299,6 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a ru
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_seeds, "confirm.seeds confirm.design trainer.seed"),
+    (_yes, "yes objective search"),
     (_tuned_lr, "baseline.also search"),
 )

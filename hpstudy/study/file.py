@@ -31,6 +31,7 @@ SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
 PrunerName = Literal["none", "median", "successive_halving"]
 Design = Literal["paired", "independent"]
 Opponent = Literal["tuned-lr"]
+Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
 
 MAX_DEPTH = 16  # tables and arrays within one another; what a study needs is 4
 TOO_DEEP = f"nested too deep: tables and arrays may lie at most {MAX_DEPTH} deep"
@@ -221,6 +222,7 @@ class WandbTable(Table):
 
 class StudyFile(Table):
     question: Text
+    yes: Annotated[list[Yes], BeforeValidator(_listed), Field(max_length=2)] = []
     format: Literal[1]
     baseline: BaselineTable = BaselineTable()
     trainer: TrainerTable
@@ -279,6 +281,7 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
             for found in error.errors(include_url=False)
         ]
     wrong = {key for key, _ in findings}
+    wrong |= {key.partition(".")[0] for key in wrong if not isinstance(data.get(key.partition(".")[0]), dict)}  # yes.0
     sound: dict[str, Any] = {
         name: {key: value for key, value in table.items() if f"{name}.{key}" not in wrong}
         if isinstance(table, dict)
@@ -335,6 +338,6 @@ def _sentence(found: ErrorDetails) -> str:
 
 def _place(section: str, inner: list[str]) -> str:
     """`[section] key: `, the way every problem of the file begins."""
-    if section in ("question", "format"):
+    if section in ("question", "yes", "format"):
         return f"{section}: "
     return f"[{section}] {'.'.join(inner)}: " if inner else f"[{section}] "

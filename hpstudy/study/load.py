@@ -127,6 +127,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         project=file.wandb.project,
         entity=file.wandb.entity,
         warnings=(),
+        yes=tuple(file.yes),
         also=file.baseline.also,
     )
 

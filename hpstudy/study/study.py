@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.file import Design, Direction, MetricName, Opponent, PrunerName, SamplerName, Scale
+from hpstudy.study.file import Design, Direction, MetricName, Opponent, PrunerName, SamplerName, Scale, Yes
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
@@ -134,6 +134,7 @@ class Study:
     project: str  # W&B
     entity: str | None
     warnings: tuple[str, ...]  # what is legal but probably not meant
+    yes: tuple[Yes, ...] = ()  # the answers of the verdict that answer the question with yes; none: no yes or no
     also: Opponent | None = None  # [baseline] also: GPT-3's values with only lr tuned
     micro_batch_limit: int = GPT3.micro_batch  # where no key states one; under AUTO, what was found on the device
 
@@ -189,7 +190,7 @@ class Study:
             "confirm": asdict(self.confirm),
         }
         search = {f"search.{key}": asdict(dimension) for key, dimension in self.space.items()}
-        flat = {"question": self.question, **_flat(sections), **search}
+        flat = {"question": self.question, "yes": self.yes, **_flat(sections), **search}
         plain: dict[str, Any] = json.loads(json.dumps(flat))  # tuples become lists
         return plain
 

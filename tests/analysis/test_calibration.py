@@ -11,8 +11,9 @@ import pytest
 from fresh_runs import stored
 
 from hpstudy.analysis import stats
+from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.verdict import Answer, decide, verdict
+from hpstudy.analysis.verdict import decide, verdict
 from hpstudy.study import Study
 from hpstudy.study.file import Design
 

@@ -12,9 +12,10 @@ import pytest
 from fresh_runs import stored
 from scipy import stats as reference
 
-from hpstudy.analysis.verdict import Answer, noise, verdict
+from hpstudy.analysis.answers import Answer
+from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.records import Outcome
-from hpstudy.study import Study
+from hpstudy.study import Objective, Study
 
 Tiny = Callable[..., Study]
 SEEDS = (101, 102, 103, 104, 105)
@@ -22,8 +23,16 @@ BASELINE = (3.215, 3.219, 3.209, 3.230, 3.206)
 LOWER = tuple(loss - drop for loss, drop in zip(BASELINE, (0.30, 0.31, 0.29, 0.30, 0.30), strict=True))
 
 
+SPEED = Objective(metric="train/tok_per_sec", direction="maximize")
+LOSS = Objective(metric="val/loss", direction="minimize")
+
+
 def study(tiny: Tiny, *, seeds: Sequence[int] = SEEDS, margin: float = 0.01, design: str = "paired") -> Study:
     return tiny(more=f'\n[confirm]\nseeds = {list(seeds)}\ntop = 3\nmargin = {margin}\ndesign = "{design}"\n')
+
+
+def timed(prefix: str, speeds: Sequence[float]) -> dict[str, float]:
+    return runs(prefix, speeds)
 
 
 def runs(prefix: str, losses: Sequence[float], seeds: Sequence[int] = SEEDS) -> dict[str, float]:
@@ -99,7 +108,7 @@ def test_a_study_without_fresh_seeds_or_search_has_no_verdict_and_says_why(tiny:
     frames = stored(tmp_path, {"search-0000": 3.2, **runs("baseline", BASELINE)})
     assert "[confirm] seeds states fewer" in verdict(frames, study(tiny, seeds=[])).sentence
     alone = verdict(frames, replace(study(tiny), space={}))
-    assert "nothing is searched" in alone.sentence
+    assert "Nothing is searched" in alone.sentence
     assert alone.noise is not None
 
 
@@ -188,3 +197,74 @@ def test_noise_is_the_baselines_spread_over_fresh_seeds(tiny: Tiny, tmp_path: Pa
     assert found.n == 5
     assert 0.01 in found.seeds_for
     assert all((difference >= found.detectable) == (seeds <= found.n) for difference, seeds in found.seeds_for.items())
+
+
+def test_the_reply_is_what_the_study_file_says_the_answer_means(tiny: Tiny, tmp_path: Path) -> None:
+    asked = study(tiny)
+    better = stored(tmp_path / "a", {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER)})
+    unclear = stored(
+        tmp_path / "b", {**runs("baseline", BASELINE), **runs("confirm-0003", (3.22, 3.18, 3.24, 3.19, 3.23))}
+    )
+    replies = [
+        (verdict(frames, replace(asked, yes=yes)).reply, verdict(frames, replace(asked, yes=yes)).sentence.split()[0])
+        for frames, yes in (
+            (better, ("better",)),
+            (better, ("equivalent", "worse")),
+            (better, ()),
+            (unclear, ("better",)),
+        )
+    ]
+    assert replies == [("yes", "Yes:"), ("no", "No:"), (None, "search-0003"), ("undecided", "Undecided:")]
+
+
+def test_where_speed_is_the_only_objective_it_decides_by_a_test_of_logarithms(tiny: Tiny, tmp_path: Path) -> None:
+    slow, fast = (1000.0, 1010.0, 990.0, 1005.0, 995.0), (1300.0, 1320.0, 1290.0, 1300.0, 1310.0)
+    ends = {**runs("baseline", BASELINE), **runs("confirm-0003", BASELINE)}
+    frames = stored(tmp_path, ends, speed={**timed("baseline", slow), **timed("confirm-0003", fast)})
+    told = verdict(frames, replace(study(tiny), objectives=(SPEED,), yes=("faster",)))
+    [c] = told.contrasts
+    expected = reference.ttest_rel(np.log(fast), np.log(slow))
+    interval = np.exp(expected.confidence_interval())
+    assert c.pace is not None
+    assert [c.pace.low, c.pace.high, c.pace.p] == pytest.approx([*interval, expected.pvalue], rel=1e-9)
+    assert (c.pace.answer, c.answer, told.reply) == (Answer.FASTER, Answer.EQUIVALENT, "yes")
+    assert told.sentence.startswith(
+        "Yes: search-0003 is faster than GPT-3's values: 1.30 times the tokens per second ("
+    )
+    both = verdict(frames, replace(study(tiny), objectives=(LOSS, SPEED)))
+    assert both.sentence.endswith("It trains at 1.30 times the tokens per second (95% interval 1.29 to 1.31).")
+
+
+def test_speeds_that_one_seed_measured_decide_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER)}
+    ends |= {f"confirm-0003-s{seed}": Outcome.DIVERGED for seed in SEEDS[1:]}
+    told = verdict(stored(tmp_path, ends), replace(study(tiny), objectives=(SPEED,), yes=("faster",)))
+    assert told.contrasts[0].pace is None
+    assert told.reply == "undecided"
+
+
+def test_what_tuning_more_than_lr_adds_is_a_paired_test_of_winner_and_tuned_lr(tiny: Tiny, tmp_path: Path) -> None:
+    tuned = np.subtract(BASELINE, 0.2)
+    ends = {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER), **runs("confirm-tuned-lr-0004", tuned)}
+    told = verdict(stored(tmp_path, ends), study(tiny))
+    expected = reference.ttest_rel(LOWER, tuned)
+    added = told.addition
+    assert added is not None
+    assert (added.candidate, added.opponent, added.answer, added.n) == (
+        "search-0003",
+        "tuned-lr-0004",
+        Answer.BETTER,
+        5,
+    )
+    assert [added.low, added.high] == pytest.approx([*expected.confidence_interval()], abs=1e-10)
+    assert added.p == pytest.approx(expected.pvalue, abs=1e-12)
+    assert "search-0003 is better than tuned-lr-0004, where only lr was tuned: -0.1000 nats" in told.sentence
+
+
+def test_without_a_search_the_baselines_loss_is_the_answer(tiny: Tiny, tmp_path: Path) -> None:
+    frames = stored(tmp_path, {"search-0000": 3.2, **runs("baseline", BASELINE)})
+    told = verdict(frames, replace(study(tiny), space={}))
+    assert told.sentence == (
+        "Nothing is searched, so there is nothing to judge: the val loss of GPT-3's values is 3.2158 ± 0.0042 nats "
+        "(mean and standard error, 5 seeds)."
+    )

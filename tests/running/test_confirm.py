@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from hpstudy import load
+from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.results import StudyResults
-from hpstudy.analysis.verdict import Answer
 from hpstudy.records import Run, StepRecord
 from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.tracking.store import RunStore
