@@ -36,7 +36,7 @@ from hpstudy.running.workers import (
     Word,
     Worker,
 )
-from hpstudy.study import Study
+from hpstudy.study import Study, question_sha256
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id
 
@@ -353,7 +353,8 @@ class Crew:
         """Freezes the environment with the study's first worker, and holds every later one to it."""
         frozen = self._store.read_json("environment.json")
         if frozen is None:
-            self._store.write_json("environment.json", describe(report.environment))
+            asked = {"study_sha256": question_sha256(self._study.resolved())}
+            self._store.write_json("environment.json", {**describe(report.environment), **asked})
         else:
             refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
         self._ready.add(worker)

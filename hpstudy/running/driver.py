@@ -21,7 +21,7 @@ from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.sources import Fixed, Trials
 from hpstudy.running.tuned_lr import JOURNAL, tuned_lr
 from hpstudy.search import Search
-from hpstudy.study import Study, changed_keys
+from hpstudy.study import Study, changed_keys, question_sha256
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_sink import Mode, WandbSink, resolve_mode, resolve_project
 from hpstudy.training.corpus import check_size, load_corpus
@@ -62,6 +62,12 @@ def _refuse_edited(store: RunStore, study: Study) -> None:
     if frozen is not None and (changes := changed_keys(frozen, study.resolved())):
         remedy = "put the values back, or copy the file under another name for another study"
         raise UserError([f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes])
+    asked = (store.read_json("environment.json") or {}).get("study_sha256")
+    if frozen is not None and asked not in (None, question_sha256(frozen)):
+        raise UserError(
+            f"{store.root / 'study.json'}: is not what the study asked when it began (its hash must be {asked}); "
+            "put back what was edited, or start anew with another --runs folder"
+        )
 
 
 class _Driver:

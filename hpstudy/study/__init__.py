@@ -4,7 +4,7 @@ file.py holds the TOML's shape, checks.py what its values must hold, load.py joi
 and changes.py compares a study that has begun with its file of today.
 """
 
-from hpstudy.study.changes import changed_keys
+from hpstudy.study.changes import GROWING, changed_keys, question_sha256
 from hpstudy.study.file import MetricName
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.study import (
@@ -21,6 +21,7 @@ from hpstudy.study.study import (
 )
 
 __all__ = [
+    "GROWING",
     "Budget",
     "Choices",
     "Confirm",
@@ -36,5 +37,6 @@ __all__ = [
     "list_studies",
     "load_study",
     "parse_study",
+    "question_sha256",
     "study_name",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,15 @@ format = 1
 trainer = { model = "gpt-2x64", tokens = 1_000_000 }
 search = {}
 """
+
+
+GROWING = ("budget.trials", "confirm.seeds")  # in a study that has begun
+
+
+def question_sha256(resolved: Mapping[str, Any]) -> str:
+    """The hash of all that a study fixed when it began: its `Study.resolved()` but for what may grow."""
+    fixed = {key: value for key, value in resolved.items() if key not in GROWING}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def changed_keys(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -36,11 +46,11 @@ def _differs(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> boo
 
 
 def _grew(key: str, frozen: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    if key not in frozen or key not in now:
+    if key not in GROWING or key not in frozen or key not in now:
         return False
     if key == "budget.trials":
         return bool(now[key] >= frozen[key])
-    return key == "confirm.seeds" and now[key][: len(frozen[key])] == frozen[key]
+    return bool(now[key][: len(frozen[key])] == frozen[key])
 
 
 def _place(key: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_args
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, RunHeader, RunResult, StepRecord, as_row, changes, from_row
+from hpstudy.study import GROWING
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: no dot and no slash leaves the folder
 LOCK = ".lock"
@@ -261,9 +262,10 @@ class RunStore:
         return _load(self.root / name, lambda raw: raw)
 
     def freeze_study(self, toml_text: str, resolved: dict[str, Any]) -> None:
-        """Keeps the study file as it was, and the values it resolved to."""
+        """Keeps the study file, and the values it resolved to when the study began; only what may grow is renewed."""
+        began = self.read_json("study.json") or resolved
         write_atomic(self.root / "study.toml", toml_text)
-        self.write_json("study.json", resolved)
+        self.write_json("study.json", {**began, **{key: resolved[key] for key in GROWING if key in resolved}})
 
     def begin(self, header: RunHeader, *, anew: bool = False) -> RunWriter:
         """Starts a run, or goes on with an unfinished one, unless `anew`; header.json is written before all else."""

@@ -10,6 +10,7 @@ import pytest
 
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
+from hpstudy.study import question_sha256
 from studies import Watch, curves, go, trials
 
 
@@ -97,6 +98,24 @@ def test_an_edited_study_is_refused_and_names_the_key(tiny, tmp_path: Path):
     go(tiny(replace={"trials = 5": "trials = 1"}), tmp_path)
     with pytest.raises(UserError, match=r"batch_tokens.*256.*512"):
         go(tiny(replace={"trials = 5": "trials = 1", "batch_tokens = 256": "batch_tokens = 512"}), tmp_path)
+
+
+def test_frozen_values_that_were_edited_with_the_file_are_refused_by_their_hash(tiny, tmp_path: Path):
+    one = {"trials = 5": "trials = 1"}
+    store = go(tiny(replace=one), tmp_path)
+    edited = tiny(replace={**one, "batch_tokens = 256": "batch_tokens = 512"})
+    store.write_json("study.json", edited.resolved())
+    with pytest.raises(UserError, match=r"study\.json: is not what the study asked when it began"):
+        go(edited, tmp_path)
+
+
+def test_more_trials_leave_the_hash_of_a_study_as_it_was(tiny, tmp_path: Path):
+    store = go(tiny(replace={"trials = 5": "trials = 1"}), tmp_path)
+    before = store.read_json("environment.json")
+    go(tiny(replace={"trials = 5": "trials = 2"}), tmp_path)
+    assert store.read_json("environment.json") == before
+    assert store.read_json("study.json")["budget.trials"] == 2
+    assert question_sha256(store.read_json("study.json")) == before["study_sha256"]
 
 
 def test_another_environment_is_refused_and_named(tiny, tmp_path: Path):
