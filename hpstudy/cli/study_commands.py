@@ -8,17 +8,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from hpstudy.analysis.comparison import comparison, comparison_table
-from hpstudy.analysis.results import load
 from hpstudy.cli.app import RUNS
 from hpstudy.cli.consoles import err, out
-from hpstudy.cli.data_commands import report_page
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3
 from hpstudy.progress import StudyProgress, duration
@@ -32,6 +32,10 @@ from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import ModeFlag, resolve_mode, whereabouts
 from hpstudy.training.corpus import check_size, load_corpus
 
+if TYPE_CHECKING:
+    from hpstudy.analysis.results import StudyResults
+
+RESULTS = "hpstudy.report"  # what a run needs at its end, and all that this imports
 SYNC_SECONDS = 24 * 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -54,7 +58,7 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
         cost = estimate(study, device, shares, Path(folder) / "worker.log", err().print)
     _print_cost(console, study, cost, corpus.num_train_tokens)
     console.print(f"         {', '.join(f'{len(phase)} {name}' for name, phase in plan.items())}")
-    if (runs / study.name / "study.json").exists() and (noise := load(study.name, runs).noise):
+    if (runs / study.name / "study.json").exists() and (noise := _load(study.name, runs).noise):
         console.print(f"noise    {noise}", soft_wrap=True)
 
 
@@ -67,6 +71,7 @@ def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None
     console.print(f"{study.name}: {study.question}")
     options = Options(runs=runs, device=device, wandb=wandb, workers=workers, trials=trials)
     progress = StudyProgress(study, console)
+    Thread(target=import_module, args=(RESULTS,)).start()  # a second or two, while a worker starts
     with _stop_on_signals(console) as stop:
         try:
             with progress.shown():
@@ -120,8 +125,17 @@ def sync(name: str, runs: Path) -> None:
     out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
 
 
+def _load(name: str, runs: Path) -> StudyResults:
+    from hpstudy.analysis.results import load  # scipy takes a second to import
+
+    return load(name, runs)
+
+
 def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> None:
-    results = load(study.name, runs)
+    from hpstudy.analysis.comparison import comparison, comparison_table
+    from hpstudy.cli.data_commands import report_page
+
+    results = _load(study.name, runs)
     page = report_page(results, store)
     console = out()
     table = comparison(results.frames, study, baseline_run_id=baseline_run_id(study))

@@ -25,10 +25,9 @@ MEASURES = {
     HALFLIVES[0]: "beta1 half-life (tokens)",
     HALFLIVES[1]: "beta2 half-life (tokens)",
     "decay_timescale_steps": "decay timescale (steps)",
-    "clipped_share": "clipped steps (share)",
+    "clipped_share": "clipped steps",
     "tok_per_sec": "speed (tokens/s)",
 }
-MEDIANS = ("clipped_share", "tok_per_sec")  # of a candidate's runs; the rest is the same in all of them
 
 STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("answer", lambda c: str(c.answer)),
@@ -80,7 +79,10 @@ def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
     rows.append(
-        ("update to weight", *(_step_median(frames, runs, "train/update_to_weight") for runs in columns.values()))
+        (
+            "update / weight, median step",
+            *(_step_median(frames, runs, "train/update_to_weight") for runs in columns.values()),
+        )
     )
     note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
     if not verdict.contrasts:
@@ -129,7 +131,9 @@ def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
 def _cell(runs: pd.DataFrame, column: str) -> str:
     if runs.empty:
         return "-"
-    if column in MEDIANS:
+    if column == "clipped_share":
+        return f"{runs[column].median():.1%}"
+    if column == "tok_per_sec":
         return plain(runs[column].median())
     value = plain(runs[column].iloc[0])
     return short(float(runs[column].iloc[0])) if column in HALFLIVES else value
