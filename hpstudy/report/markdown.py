@@ -6,10 +6,11 @@ import html
 import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.results import StudyResults
-from hpstudy.analysis.wording import deciding
+from hpstudy.analysis.wording import by_speed, deciding
 from hpstudy.report import tables
 from hpstudy.report.sections import Section
 from hpstudy.report.tables import Table
@@ -31,7 +32,7 @@ def report_markdown(study: Study, verdict: Verdict, sections: Sequence[Section])
 
 
 def _markdown_table(table: Table) -> str:
-    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    rule = ["---"] * len(table.header) if table.words else ["---", *["---:"] * (len(table.header) - 1)]
     lines = [map(_md, table.header), rule, *(map(_md, row) for row in table.rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -60,17 +61,20 @@ def _overview(studies: Sequence[StudyResults]) -> Table:
         study, verdict = results.study, results.verdict()
         first = verdict.contrasts[0] if verdict.contrasts else None
         answer = deciding(first, study).value if first else "-"
-        difference = tables.interval(first, verdict.noise) if first else "-"
+        measured = tables.pace if by_speed(study) else partial(tables.interval, noise=verdict.noise)
+        difference = measured(first) if first else "-"
         rows.append((study.name, study.question, verdict.reply or "-", answer, difference))
-    header = ("study", "question", "reply", "winner is", "difference in val loss")
-    return Table(title="", header=header, rows=tuple(rows))
+    header = ("study", "question", "reply", "the winner is", "val loss less the baseline's, or speed over it [95%]")
+    return Table(title="Answers", header=header, rows=tuple(rows), words=True)
 
 
 def _result(results: StudyResults) -> list[str]:
     study, verdict, environment = results.study, results.verdict(), results.environment
     summary = tables.summary(results.frames, study, verdict)
     begun = results.trials["started"].min()
-    machine = ", ".join(str(environment.get(key, "?")) for key in ("device_name", "cores", "precision"))
+    versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
+    software = ", ".join(f"{name} {versions.get(name) or '?'}" for name in ("hpstudy", "torch", "optuna"))
+    machine = f"{environment.get('device_name')}, {environment.get('cores')} cores, {environment.get('precision')}"
     runs = results.trials["outcome"].value_counts()
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in runs.items() if count)
     hours = results.trials["train_seconds"].sum() / 3600
@@ -80,8 +84,8 @@ def _result(results: StudyResults) -> list[str]:
         f"> {_md(study.question)}",
         f"**{_md(verdict.sentence)}**",
         _markdown_table(summary),
-        _md(" ".join([summary.note, *noise])),
+        _md(" ".join([summary.note, *noise, tables.departures(study)])),
         f"`hpstudy run {study.name}`, begun {begun:%Y-%m-%d}, commit `{environment.get('git_commit') or '?'}`, "
-        f"hpstudy {environment.get('hpstudy', '?')}, torch {environment.get('torch', '?')}; {_md(machine)}; "
+        f"{software}; {_md(machine)}; "
         f"{len(results.trials)} runs ({outcomes}), {hours:.2f} hours of training.",
     ]
