@@ -39,10 +39,10 @@ def test_the_study_file_in_the_readme_is_valid():
 def test_the_pandas_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """On a store with made-up losses, read back by the real loader."""
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    fresh = {f"{who}-s{seed}": 3.0 + seed / 9999 for who in ("baseline", "confirm-0001") for seed in (101, 102)}
+    fresh = {f"{who}-s{seed}": 3.0 + seed / 9999 for who in ("baseline", "confirm-0001") for seed in (101, 102, 103)}
     stored(tmp_path, {"search-0000": 3.0, "search-0001": 2.9, **fresh})
     store = RunStore((tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "quickstart"))
     store.freeze_study((ROOT / "studies" / "quickstart.toml").read_text(), {})
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert capsys.readouterr().out.startswith("Yes: search-0001 and GPT-3's values are equivalent")
+    assert capsys.readouterr().out.startswith("Yes: search-0001 and the baseline (GPT-3's values but for ")

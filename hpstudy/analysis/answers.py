@@ -6,8 +6,11 @@ import enum
 from dataclasses import dataclass
 from typing import Literal
 
+from hpstudy.study import Study
 from hpstudy.study.file import Design
 
+ALPHA = 0.05  # two-sided for a difference; each side of an equivalence test
+SPEED = "train/tok_per_sec"
 Reply = Literal["yes", "no", "undecided"]
 
 
@@ -23,14 +26,14 @@ class Answer(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """A candidate's tokens per second over the baseline's; means over seeds are geometric."""
+class Relative:
+    """A positive measure of a candidate over the baseline's; means over seeds are geometric."""
 
-    answer: Answer  # faster, slower or undecided
     ratio: float
     low: float  # 95% interval of the ratio, of this candidate alone
     high: float
-    p: float  # two-sided, Holm-adjusted over the candidates
+    p: float  # two-sided, of a ratio of 1, Holm-adjusted over the candidates
+    more_seeds_if_real: int | None  # further seeds that would show a true ratio as large as the measured one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,13 @@ class Addition:
     low: float  # 95% interval
     high: float
     p: float  # two-sided; a comparison beside the verdict's own, not adjusted for it
+    p_equivalent: float  # TOST against the margin
     n: int  # seeds that both have
+
+    @property
+    def level(self) -> float:
+        """The p value of the test that decided."""
+        return self.p_equivalent if self.answer is Answer.EQUIVALENT else self.p
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +84,31 @@ class Contrast:
     more_seeds_if_real: int | None = (
         None  # further seeds that would show a true difference as large as the measured one
     )
-    pace: Pace | None = None  # where the study's objectives have train/tok_per_sec
+    speed: Relative | None = None  # tokens/s, where they are an objective and two seeds measured them
+    updates: Relative | None = None  # ||update|| / ||weights|| of a run's median step
     diverged: tuple[str, ...] = ()  # runs that count with the loss of a uniform guess
     left_out: tuple[str, ...] = ()  # runs that should count and do not, each with the reason
+
+    @property
+    def level(self) -> float:
+        """The p value of the test that decided on the loss."""
+        return self.p_equivalent if self.answer is Answer.EQUIVALENT else self.p
+
+    @property
+    def pace(self) -> Answer:
+        """Faster, slower, or undecided."""
+        if self.speed is None or self.speed.p > ALPHA:
+            return Answer.UNDECIDED
+        return Answer.FASTER if self.speed.ratio > 1 else Answer.SLOWER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
     """How far the baseline's val/loss varies from seed to seed, and what that lets a study see."""
 
-    sd: float  # nats
+    sd: float  # nats, over complete runs
     n: int
+    one_seed: float  # nats by which two runs of one setting differ at most, in 95% of pairs
     detectable: float  # smallest difference that n seeds per arm detect with 80% power, two-sided 5%
     seeds_for: dict[float, int]  # difference in nats -> seeds per arm for 80% power; without those beyond MOST_SEEDS
 
@@ -103,6 +126,22 @@ class Verdict:
     contrasts: tuple[Contrast, ...]  # best first by the first objective, then tuned-lr; empty before two seeds
     noise: Noise | None
     margin: float
-    sentence: str
+    sentence: str  # the headline, and what must be known beside it
+    headline: str  # its first sentence
     reply: Reply | None  # to the question, where the study file says what a yes is
     addition: Addition | None = None  # where a tuned-lr was confirmed beside a winner
+
+
+def is_tuned_lr(candidate: str) -> bool:
+    """Whether a candidate is the baseline with a tuned learning rate."""
+    return candidate.startswith("tuned-lr")
+
+
+def by_speed(study: Study) -> bool:
+    """Whether tokens per second are all that the study improves, so that they decide."""
+    return [objective.metric for objective in study.objectives] == [SPEED]
+
+
+def deciding(contrast: Contrast, study: Study) -> Answer:
+    """The answer of the two that a contrast has, on loss and on speed, which the study is about."""
+    return contrast.pace if by_speed(study) else contrast.answer

@@ -62,8 +62,8 @@ def comparison_table(
 ) -> Table:
     """What `comparison` returned, for people: runs as rows or, where that is wider than `width`, as columns.
 
-    Where that is too wide as well, the last trials are left out. Differences below what `noise` lets the study detect
-    are marked.
+    Where that is too wide as well, the last trials are left out. Differences that two seeds of one setting
+    may show too are marked.
     """
     columns = _cells(frame, noise)
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -71,7 +71,7 @@ def comparison_table(
         rows = [[heading.replace("-\n", "-").replace("\n", " "), *cells] for heading, *cells in columns]
         while len(rows[0]) > 2 and _width(list(zip(*rows, strict=True))) > width:
             rows = [row[:-1] for row in rows]
-    caption = f"{CAPTION} {detectable_note(noise)}" if noise else CAPTION
+    caption = f"{CAPTION} {one_seed_note(noise)}" if noise else CAPTION
     table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.padding = (0, GAP - 1, 0, 0)  # the box adds one
     for index, heading in enumerate(rows[0]):
@@ -82,13 +82,13 @@ def comparison_table(
 
 
 def signed(difference: float, noise: Noise | None) -> str:
-    """A difference in nats, marked where it is too small to be detected."""
-    return f"{'~' if noise and abs(difference) < noise.detectable else ''}{difference:+.4f}"
+    """A difference between two runs in nats, marked where it is no larger than two seeds of one setting may show."""
+    return f"{'~' if noise and abs(difference) <= noise.one_seed else ''}{difference:+.4f}"
 
 
-def detectable_note(noise: Noise) -> str:
-    """The sentence below a table of differences."""
-    return f"At this noise {noise.n} seeds per arm detect {noise.detectable:.2g} nats; ~ marks less."
+def one_seed_note(noise: Noise) -> str:
+    """The sentence below a table of differences between single runs."""
+    return f"~ marks what two seeds of one setting differ by too, up to {noise.one_seed:.2g} nats."
 
 
 def _width(columns: Sequence[Sequence[str]]) -> int:

@@ -38,6 +38,23 @@ def losses(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
     return _by_seed(runs, candidate, "loss")
 
 
+def complete_losses(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
+    """The losses of the full runs that are complete, by seed."""
+    return _by_seed(runs[runs["outcome"] == Outcome.COMPLETE.value], candidate, "loss")
+
+
+def with_updates(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """The runs with `updates`, the median over their steps of ||update|| / ||weights||."""
+    fresh = steps[steps["run_id"].isin(runs["run"])]
+    medians = fresh.groupby(fresh["run_id"].astype("str"))["train/update_to_weight"].median()
+    return runs.assign(updates=runs["run"].map(medians))
+
+
+def updates(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
+    """The median updates of the full runs that are complete, by seed; where they are not zero."""
+    return _by_seed(runs[(runs["outcome"] == Outcome.COMPLETE.value) & (runs["updates"] > 0)], candidate, "updates")
+
+
 def speeds(runs: pd.DataFrame, candidate: str) -> pd.Series[float]:
     """The tokens per second of the full runs that are complete, by seed."""
     return _by_seed(runs[runs["outcome"] == Outcome.COMPLETE.value], candidate, "tok_per_sec")
@@ -62,14 +79,24 @@ def shared(ours: pd.Series[float], theirs: pd.Series[float]) -> tuple[pd.Series[
     return ours[seeds], theirs[seeds]
 
 
+def expected(study: Study, candidate: str) -> list[str]:
+    """The full runs of both sides on all seeds of the study, by id."""
+    ours = [f"confirm-{candidate.removeprefix('search-')}-s{seed}" for seed in study.confirm.seeds]
+    return [*ours, *(f"{BASELINE}-s{seed}" for seed in study.confirm.baseline_seeds)]
+
+
+def unfinished(runs: pd.DataFrame, study: Study) -> list[str]:
+    """The full runs on fresh seeds that the study will still train, as far as its candidates are known."""
+    names = [name for name in runs["candidate"].unique() if name != BASELINE]
+    ended = set(runs.loc[runs["outcome"].notna(), "run"])
+    wanted = [run for name in names for run in expected(study, name)]
+    return [run for run in dict.fromkeys(wanted) if run not in ended]
+
+
 def exceptions(runs: pd.DataFrame, study: Study, candidate: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The full runs of both sides that diverged and count, and those that should count but did not measure anything."""
     full = runs[(runs["fraction"] == 1) & runs["candidate"].isin([candidate, BASELINE])]
-    prefixes = [f"confirm-{candidate.removeprefix('search-')}"]
-    if study.confirm.design == "paired":
-        prefixes.append(BASELINE)
-    expected = [f"{prefix}-s{seed}" for prefix in prefixes for seed in study.confirm.seeds]
     known = ("unfinished" if pd.isna(outcome) else str(outcome) for outcome in full["outcome"])
-    outcomes = dict.fromkeys(expected, "not run") | dict(zip(full["run"], known, strict=True))
+    outcomes = dict.fromkeys(expected(study, candidate), "not run") | dict(zip(full["run"], known, strict=True))
     diverged = tuple(run for run, outcome in outcomes.items() if outcome == Outcome.DIVERGED)
     return diverged, tuple(f"{run} ({outcome})" for run, outcome in outcomes.items() if outcome not in MEASURED)

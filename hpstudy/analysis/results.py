@@ -16,7 +16,7 @@ from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.running.confirming import read_looks
-from hpstudy.study import Study, parse_study
+from hpstudy.study import Study, changed_keys, parse_study, question_sha256
 from hpstudy.tracking.store import RunStore
 
 HALFLIVES = (
@@ -44,11 +44,22 @@ class StudyResults:
 
     @cached_property
     def study(self) -> Study:
-        """The study file as it was when the study began or last went on. Raises UserError for tables from W&B."""
+        """The study file as it was when the study began or last went on.
+
+        Raises UserError for tables from W&B, and for a file that is not what the study fixed when it began.
+        """
         if self.store is None:
             raise UserError(f"{self.frames.name}: W&B holds no study file; load it by name from its run store")
         path = self.store.root / "study.toml"
-        return parse_study(path.read_text(encoding="utf-8"), name=self.store.root.name, path=path)
+        study = parse_study(path.read_text(encoding="utf-8"), name=self.store.root.name, path=path)
+        began = self.store.read_json("study.json") or {}
+        changed = [*changed_keys(began, study.resolved())] if began else []
+        asked = self.environment.get("study_sha256")
+        if began and asked not in (None, question_sha256(began)):
+            changed.append(f"study.json: its hash must be {asked}")
+        if changed:
+            raise UserError([f"{path}: edited after its study began: {line}; put it back" for line in changed])
+        return study
 
     @property
     def environment(self) -> dict[str, Any]:

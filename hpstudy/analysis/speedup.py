@@ -10,6 +10,7 @@ import pandas as pd
 from hpstudy.analysis import stats
 from hpstudy.analysis.confirmed import BASELINE, confirmed, losses
 from hpstudy.analysis.frames import StudyFrames
+from hpstudy.records import Outcome
 from hpstudy.study import Study
 
 GRID = 1001  # budgets between the shortest and the full one; neighbours differ by less than 0.1%
@@ -52,15 +53,17 @@ def speedup(frames: StudyFrames, study: Study, candidate: str) -> Speedup | None
     The loss a budget gives is interpolated between the budgets that ran, seed by seed, linearly in log tokens. The
     budget at which the mean difference to the baseline's final loss is zero gives the value; the budgets at which zero
     lies in the difference's 95% interval give the speed-up's (Fieller's way: no ratio of noisy numbers is averaged).
-    The price of a token (steps, seconds) is taken as known: the mean over the full runs.
+    The price of a token (steps, seconds) is taken as known: the mean over the complete full runs.
     """
     runs = confirmed(frames, study)
+    complete = runs[(runs["outcome"] == Outcome.COMPLETE.value) & (runs["fraction"] == 1)]
     ours, theirs = runs[runs["candidate"] == candidate], losses(runs, BASELINE)
     curves = ours.pivot_table(index="seed", columns="fraction", values="loss").dropna()
     if study.confirm.design == "paired":
         shared = curves.index.intersection(theirs.index)
         curves, theirs = curves.loc[shared], theirs[shared]
-    fractions = curves.columns.to_numpy(float)
+    budgets = ours.groupby("fraction")["budget_tokens"].mean()
+    fractions = (budgets / budgets.max())[curves.columns].to_numpy(float)  # whole steps: not quite a half
     if min(len(curves), len(theirs), len(fractions)) < 2 or fractions[-1] != 1:
         return None
     grid = np.geomspace(fractions[0], 1, GRID)
@@ -68,7 +71,9 @@ def speedup(frames: StudyFrames, study: Study, candidate: str) -> Speedup | None
     design = study.confirm.design
     gap = stats.difference(at_grid.T, np.broadcast_to(theirs, (GRID, len(theirs))), design=design, margin=0)
     value, low, high = (_first(grid, side <= 0) for side in (gap.mean, gap.high, gap.low))
-    full, baseline = ours[ours["fraction"] == 1], runs[runs["candidate"] == BASELINE]
+    full, baseline = (complete[complete["candidate"] == side] for side in (candidate, BASELINE))
+    if full.empty or baseline.empty:
+        return None
 
     def ratio(cost: pd.Series[float]) -> Ratio:
         whole = float(cost[baseline.index].mean() / cost[full.index].mean())

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
+from hpstudy.analysis.answers import ALPHA
 from hpstudy.study.file import Design
 
-ALPHA = 0.05  # two-sided for a difference; each side of an equivalence test
 POWER = 0.8
 MOST_SEEDS = 10_000
 QUANTILES = (np.arange(64) + 0.5) / 64  # a mean over them is an integral over a distribution
@@ -88,28 +88,29 @@ def correlation(candidate: ArrayLike, baseline: ArrayLike) -> float | None:
     return float(stats.pearsonr(a, b).statistic)
 
 
-def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = None) -> float:
+def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = None, comparisons: int = 1) -> float:
     """Chance that a two-sided 5% test of `seeds` per arm finds a true `difference`.
 
     `sd` is the standard deviation of one seed's difference: sqrt(2) times that of one run where the arms are not
     correlated. The test has seeds - 1 degrees of freedom: exact for pairs, the fewest that Welch's can have.
     With sd_df the sd is itself an estimate with that many degrees of freedom, and the chance is the mean over what the
     true one may be (the assurance), so that it holds over all studies that measured their noise and went by it.
+    With `comparisons` candidates the level is divided by their number.
     """
     df = seeds - 1
     effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds)
-    critical = stats.t.ppf(1 - ALPHA / 2, df)
+    critical = stats.t.ppf(1 - ALPHA / 2 / comparisons, df)
     # beyond 37 + critical the power is 1 to the last digit, and scipy's series may fail
     return float(np.mean(stats.nct.sf(critical, df, np.minimum(effect, critical + 37))))
 
 
-def seeds_to_detect(difference: float, sd: float, *, sd_df: float | None = None) -> int | None:
+def seeds_to_detect(difference: float, sd: float, *, sd_df: float | None = None, comparisons: int = 1) -> int | None:
     """The fewest seeds per arm whose `power` is 80%; None beyond MOST_SEEDS."""
     if difference <= 0:
         return None
     if sd == 0:
         return 2
-    return _fewest(2, lambda seeds: power(difference, sd, seeds, sd_df=sd_df) >= POWER)
+    return _fewest(2, lambda seeds: power(difference, sd, seeds, sd_df=sd_df, comparisons=comparisons) >= POWER)
 
 
 def detectable(sd: float, seeds: int, *, sd_df: float | None = None) -> float:
@@ -143,6 +144,11 @@ def seeds_to_decide(se: float, df: float, seeds: int, *, margin: float, comparis
         return bool(np.mean(2 * stats.norm.sf(window / 2)) >= POWER)
 
     return _fewest(1, decides)
+
+
+def largest_between_two(sd: float, df: float) -> float:
+    """How far two runs lie apart at most in 95% of pairs, when one run has `sd`, measured with `df`."""
+    return float(np.sqrt(2) * sd * stats.t.ppf(1 - ALPHA / 2, df))
 
 
 def seeds_for_width(half_width: float, sd: float, df: float, seeds: int) -> int | None:

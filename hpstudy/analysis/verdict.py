@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from hpstudy.analysis import stats
-from hpstudy.analysis.answers import Addition, Answer, Contrast, Noise, Pace, Reply, Verdict
-from hpstudy.analysis.confirmed import BASELINE, confirmed, exceptions, losses, shared, sides, speeds
+from hpstudy.analysis.answers import (
+    ALPHA,
+    SPEED,
+    Addition,
+    Answer,
+    Contrast,
+    Noise,
+    Relative,
+    Reply,
+    Verdict,
+    by_speed,
+    deciding,
+    is_tuned_lr,
+)
+from hpstudy.analysis.confirmed import (
+    BASELINE,
+    Measure,
+    complete_losses,
+    confirmed,
+    exceptions,
+    losses,
+    shared,
+    sides,
+    speeds,
+    unfinished,
+    updates,
+    with_updates,
+)
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.analysis.wording import by_speed, deciding, is_tuned_lr, sentence
+from hpstudy.analysis.wording import sentences
 from hpstudy.records import bounded_loss
 from hpstudy.study import Study
 
-SPEED = "train/tok_per_sec"
+CLIPPING = {"clip_mode", "grad_clip"}  # a study of these asks whether updates shrink
 SHOWN_DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # nats; the study's margin joins them
 
 
 def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
     """The study's answer by the design its file fixed, over all candidates that at least two fresh seeds measured.
 
+    There is none before every run on fresh seeds has ended: after each pair anew, a false answer would come in 13%.
     Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Else better or worse: no difference
     is refuted (p <= 5%). Else undecided. Equivalence comes first, because the asker said beforehand that so small a
     difference does not matter; the sentence says where it is measurable nonetheless. Over all candidates together, a
@@ -34,10 +61,13 @@ def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
     none is made, and the sentence says which look it is.
     Where tokens per second are an objective, a candidate is also faster, slower or undecided, by the same test of their
     logarithms, Holm-adjusted among themselves; where they are the only objective, that is the answer.
+    The first contrast answers the question: the candidate of lowest loss (most tokens per second) among those proven
+    better (faster) or, where none is, among all.
     """
     runs, margin = confirmed(frames, study), study.confirm.margin
     names = [str(name) for name in runs["candidate"].unique() if name != BASELINE]
-    both = {name: sides(runs, study, name) for name in names}
+    missing = unfinished(runs, study)
+    both = {} if missing else {name: sides(runs, study, name) for name in names}
     judged = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
     tests = [stats.difference(*pair, design=study.confirm.design, margin=margin) for pair in judged.values()]
     ps = zip(stats.holm([d.p for d in tests]), stats.holm([d.p_equivalent for d in tests]), strict=True)
@@ -46,35 +76,47 @@ def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
         for name, test, (p, q) in zip(judged, tests, ps, strict=True)
     ]
     if any(objective.metric == SPEED for objective in study.objectives):
-        contrasts = _paced(contrasts, runs, study)
-    contrasts.sort(
-        key=lambda c: (is_tuned_lr(c.candidate), -c.pace.ratio if by_speed(study) and c.pace else c.difference)
+        found = _relatives(judged, runs, study, speeds)
+        contrasts = [replace(c, speed=found.get(c.candidate)) for c in contrasts]
+    if CLIPPING & study.space.keys() and contrasts:
+        found = _relatives(judged, with_updates(runs, frames.steps), study, updates)
+        contrasts = [replace(c, updates=found.get(c.candidate)) for c in contrasts]
+    contrasts.sort(key=lambda c: _rank(c, study))
+    reply, addition, measured = _reply(contrasts, study), _addition(contrasts, runs, study), noise(frames, study)
+    parts = sentences(
+        contrasts,
+        study,
+        reply=reply,
+        addition=addition,
+        noise=measured,
+        runs=runs,
+        missing=missing,
+        unjudged=[name for name in names if name not in judged],
+        looks=looks,
     )
-    reply, addition = _reply(contrasts, study), _addition(contrasts, runs, study)
     return Verdict(
         contrasts=tuple(contrasts),
-        noise=(found := noise(frames, study)),
+        noise=measured,
         margin=margin,
-        sentence=sentence(
-            contrasts,
-            study,
-            reply=reply,
-            addition=addition,
-            noise=found,
-            baseline=losses(runs, BASELINE),
-            unjudged=[name for name in names if name not in judged],
-            looks=looks,
-        ),
+        sentence=" ".join(parts),
+        headline=parts[0],
         reply=reply,
         addition=addition,
     )
 
 
+def _rank(c: Contrast, study: Study) -> tuple[bool, bool, float]:
+    """The order of contrasts: the search's before the tuned lr, the proven ones first, then the better."""
+    proven = deciding(c, study) in (Answer.BETTER, Answer.FASTER)
+    speed = c.speed.ratio if c.speed else 0.0
+    return is_tuned_lr(c.candidate), not proven, -speed if by_speed(study) else c.difference
+
+
 def decide(*, difference: float, p: float, p_equivalent: float) -> Answer:
     """The answer to two tests; see `verdict`."""
-    if p_equivalent <= stats.ALPHA:
+    if p_equivalent <= ALPHA:
         return Answer.EQUIVALENT
-    if p <= stats.ALPHA:
+    if p <= ALPHA:
         return Answer.BETTER if difference < 0 else Answer.WORSE
     return Answer.UNDECIDED
 
@@ -89,29 +131,30 @@ def _reply(contrasts: Sequence[Contrast], study: Study) -> Reply | None:
     return "yes" if answer.value in study.yes else "no"
 
 
-def _paced(contrasts: Sequence[Contrast], runs: pd.DataFrame, study: Study) -> list[Contrast]:
-    """The contrasts with their tokens per second beside the baseline's, where two seeds measured both."""
-    both = [sides(runs, study, c.candidate, speeds) for c in contrasts]
-    measured = {c.candidate: pair for c, pair in zip(contrasts, both, strict=True) if min(map(len, pair)) >= 2}
-    design = study.confirm.design
+def _relatives(names: Iterable[str], runs: pd.DataFrame, study: Study, of: Measure) -> dict[str, Relative]:
+    """Each candidate's measure over the baseline's, where two seeds measured both."""
+    both = {name: sides(runs, study, name, of) for name in names}
+    measured = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
+    design, comparisons = study.confirm.design, len(measured)
     tests = [stats.difference(np.log(a), np.log(b), design=design, margin=0) for a, b in measured.values()]
-    paces = {
-        name: Pace(
-            answer=Answer.UNDECIDED if p > stats.ALPHA else Answer.FASTER if test.mean > 0 else Answer.SLOWER,
-            ratio=math.exp(test.mean),
-            low=math.exp(test.low),
-            high=math.exp(test.high),
-            p=float(p),
-        )
-        for name, test, p in zip(measured, tests, stats.holm([test.p for test in tests]), strict=True)
-    }
-    return [replace(c, pace=paces.get(c.candidate)) for c in contrasts]
+    found = {}
+    for (name, pair), test, p in zip(measured.items(), tests, stats.holm([test.p for test in tests]), strict=True):
+        n = min(map(len, pair))
+        total = stats.seeds_to_detect(abs(test.mean), test.se * math.sqrt(n), sd_df=test.df, comparisons=comparisons)
+        ratio, low, high = (math.exp(log) for log in (test.mean, test.low, test.high))
+        more = None if total is None or p <= ALPHA else max(total - n, 1)
+        found[name] = Relative(ratio=ratio, low=low, high=high, p=float(p), more_seeds_if_real=more)
+    return found
 
 
 def _addition(contrasts: Sequence[Contrast], runs: pd.DataFrame, study: Study) -> Addition | None:
-    """The best candidate of the search against the tuned learning rate, by pairs: they share their seeds anyway."""
-    winner = next((c.candidate for c in contrasts if not is_tuned_lr(c.candidate)), None)
-    opponent = next((c.candidate for c in contrasts if is_tuned_lr(c.candidate)), None)
+    """The search's own best against the tuned learning rate, by pairs: they share their seeds anyway.
+
+    Both are the best of their searches, so that no fresh seed has chosen them.
+    """
+    by_search = sorted(contrasts, key=lambda c: c.search_loss)
+    winner = next((c.candidate for c in by_search if not is_tuned_lr(c.candidate)), None)
+    opponent = next((c.candidate for c in by_search if is_tuned_lr(c.candidate)), None)
     if winner is None or opponent is None:
         return None
     ours, theirs = shared(losses(runs, winner), losses(runs, opponent))
@@ -126,16 +169,17 @@ def _addition(contrasts: Sequence[Contrast], runs: pd.DataFrame, study: Study) -
         low=test.low,
         high=test.high,
         p=float(test.p),
+        p_equivalent=float(test.p_equivalent),
         n=len(ours),
     )
 
 
 def noise(frames: StudyFrames, study: Study) -> Noise | None:
-    """The baseline's noise over its fresh seeds; None while fewer than two have been measured.
+    """The baseline's noise over its complete runs on fresh seeds; None while there are fewer than two.
 
     Powers are of two arms as noisy as the baseline and not correlated, and allow for noise that only n seeds measured.
     """
-    fresh = losses(confirmed(frames, study), BASELINE)
+    fresh = complete_losses(confirmed(frames, study), BASELINE)
     n, sd, margin = len(fresh), float(fresh.std(ddof=1)), study.confirm.margin
     if n < 2:
         return None
@@ -144,6 +188,7 @@ def noise(frames: StudyFrames, study: Study) -> Noise | None:
     return Noise(
         sd=sd,
         n=n,
+        one_seed=stats.largest_between_two(sd, n - 1),
         detectable=stats.detectable(sd * math.sqrt(2), n, sd_df=n - 1),
         seeds_for={d: seeds for d, seeds in needed.items() if seeds is not None},
     )
@@ -161,19 +206,22 @@ def _contrast(
     comparisons: int,
 ) -> Contrast:
     ours, theirs = sides(runs, study, candidate)
+    diverged, left_out = exceptions(runs, study, candidate)
+    if diverged:
+        p_equivalent = 1.0  # runs that count as a uniform guess are no measure of equality
     paired, n, df, difference = study.confirm.design == "paired", min(len(ours), len(theirs)), test.df, test.mean
     answer = decide(difference=difference, p=p, p_equivalent=p_equivalent)
     more = more_if_real = other = None
     if answer is Answer.UNDECIDED:
         more = stats.seeds_to_decide(test.se, df, n, margin=study.confirm.margin, comparisons=comparisons)
-        total = stats.seeds_to_detect(abs(difference), test.se * math.sqrt(n), sd_df=df)
+        sd = test.se * math.sqrt(n)
+        total = stats.seeds_to_detect(abs(difference), sd, sd_df=df, comparisons=comparisons)
         more_if_real = None if total is None else max(total - n, 1)
     if paired:  # without shared seeds nothing tells what pairing would have saved
         unpaired_sd = math.hypot(ours.std(ddof=1), theirs.std(ddof=1))
         other = stats.seeds_for_width((test.high - test.low) / 2, unpaired_sd, 2 * df, n)
     searched = frames.trials.loc[frames.trials["run_id"] == candidate, "val_loss"]
     search_loss = bounded_loss(float(searched.iloc[0]), study.vocab_size) if len(searched) else math.nan
-    diverged, left_out = exceptions(runs, study, candidate)
     return Contrast(
         candidate=candidate,
         answer=answer,

@@ -8,49 +8,51 @@ from collections.abc import Sequence
 import pandas as pd
 
 from hpstudy.analysis import stats
-from hpstudy.analysis.answers import Addition, Answer, Contrast, Noise, Pace, Reply
+from hpstudy.analysis.answers import (
+    ALPHA,
+    Addition,
+    Answer,
+    Contrast,
+    Noise,
+    Relative,
+    Reply,
+    by_speed,
+    deciding,
+    is_tuned_lr,
+)
+from hpstudy.analysis.confirmed import BASELINE, complete_losses
+from hpstudy.hparams import GPT3
 from hpstudy.records import bounded_loss
 from hpstudy.study import Study
 
 
-def is_tuned_lr(candidate: str) -> bool:
-    """Whether a candidate is GPT-3's values with a tuned learning rate."""
-    return candidate.startswith("tuned-lr")
-
-
-def by_speed(study: Study) -> bool:
-    """Whether tokens per second are all that the study improves, so that they decide."""
-    return [objective.metric for objective in study.objectives] == ["train/tok_per_sec"]
-
-
-def deciding(contrast: Contrast, study: Study) -> Answer:
-    """The answer of the two that a contrast may have, loss and speed, which the study is about."""
-    if not by_speed(study):
-        return contrast.answer
-    return contrast.pace.answer if contrast.pace else Answer.UNDECIDED
-
-
-def sentence(
+def sentences(
     contrasts: Sequence[Contrast],
     study: Study,
     *,
     reply: Reply | None,
     addition: Addition | None,
     noise: Noise | None,
-    baseline: pd.Series[float],
+    runs: pd.DataFrame,
+    missing: Sequence[str],
     unjudged: Sequence[str],
     looks: int,
-) -> str:
-    """The reply and the headline on the first contrast, then what a reader must know beside it.
+) -> list[str]:
+    """The headline on the first contrast with the reply before it, then what a reader must know beside it.
 
-    `baseline` has its losses on fresh seeds, `unjudged` the candidates that fewer than two seeds measured.
+    `runs` are those on fresh seeds, `missing` those of them that have not ended, `unjudged` the candidates that fewer
+    than two seeds measured.
     """
     if not contrasts:
-        return _no_verdict(study, noise, baseline, unjudged)
+        return [_no_verdict(study, noise, runs, missing, unjudged)]
     first, *others = contrasts
-    parts = [_headline(first, study, len(contrasts))]
-    if reply in ("yes", "no"):
-        parts.insert(0, f"{reply.capitalize()}:")
+    headline = _headline(first, study, len(contrasts))
+    parts = [f"{reply.capitalize()}: {headline}" if reply in ("yes", "no") else headline]
+    if first.updates:
+        parts.append(
+            f"Its updates are {first.updates.ratio:.3f} times the baseline's (95% interval {first.updates.low:.3f} to "
+            f"{first.updates.high:.3f}), measured as the median step's ‖update‖ / ‖weights‖."
+        )
     if others:
         told = (f"{c.candidate} {deciding(c, study)} ({_short(c, study)})" for c in others)
         parts.append("Also: " + ", ".join(told) + ".")
@@ -70,22 +72,38 @@ def sentence(
         parts.append(f"Diverged, and counted as a uniform guess of {guess:.2f} nats: {', '.join(diverged)}.")
     if left_out := sorted({run for c in contrasts for run in c.left_out}):
         parts.append(f"Left out: {', '.join(left_out)}.")
-    return " ".join(parts)
+    return parts
 
 
-def _no_verdict(study: Study, noise: Noise | None, baseline: pd.Series[float], unjudged: Sequence[str]) -> str:
+def _no_verdict(
+    study: Study, noise: Noise | None, runs: pd.DataFrame, missing: Sequence[str], unjudged: Sequence[str]
+) -> str:
+    go_on = f"`hpstudy run {study.name}` runs them"
     if len(study.confirm.seeds) < 2:
         return "No verdict: it takes two fresh seeds, and [confirm] seeds states fewer."
     if not study.space and noise:
-        se = noise.sd / math.sqrt(noise.n)
+        se, mean = noise.sd / math.sqrt(noise.n), complete_losses(runs, BASELINE).mean()
         return (
             f"Nothing is searched, so there is nothing to judge: the val loss of {_opponent(study)} is "
-            f"{baseline.mean():.{_digits(se)}f} ± {se:.{_digits(se)}f} nats (mean and standard error, {noise.n} seeds)."
+            f"{mean:.{_digits(se)}f} ± {se:.{_digits(se)}f} nats (mean and standard error, {noise.n} seeds)."
         )
     if not study.space:
         return "No verdict: nothing is searched, so nothing is compared with the baseline."
-    state = "fewer than two fresh seeds are measured" if unjudged else "nothing has been run on fresh seeds"
-    return f"No verdict yet: {state} for winner and baseline; `hpstudy run {study.name}` runs them."
+    if missing:
+        return f"No verdict yet: {len(missing)} runs on fresh seeds have not ended, {_few(missing)}; {go_on}."
+    if unjudged:
+        outcomes = runs[runs["candidate"].isin([BASELINE, *unjudged]) & runs["loss"].isna()]
+        failed = [f"{run} ({outcome})" for run, outcome in outcomes[["run", "outcome"]].values]
+        return f"No verdict: fewer than two seeds measured both sides; without a loss are {_few(failed)}."
+    if len(runs):
+        slow = " and no slower than the baseline" if len(study.objectives) > 1 else ""
+        return f"No verdict: the search found no candidate; no other trial is complete{slow}."
+    return f"No verdict yet: nothing has been run on fresh seeds for winner and baseline; {go_on}."
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _added(addition: Addition) -> str:
@@ -102,7 +120,10 @@ def _added(addition: Addition) -> str:
 
 
 def _opponent(study: Study) -> str:
-    return "the baseline" if study.overrides else "GPT-3's values"
+    """The baseline, and in what the study file lets it differ from GPT-3; a micro-batch changes no loss."""
+    stated = {**study.hparams, **study.overrides}
+    keys = [key for key, value in stated.items() if value != getattr(GPT3, key) and key != "micro_batch"]
+    return f"the baseline (GPT-3's values but for {' and '.join(keys)})" if keys else "GPT-3's values"
 
 
 def _digits(width: float) -> int:
@@ -111,31 +132,31 @@ def _digits(width: float) -> int:
 
 
 def _short(c: Contrast, study: Study) -> str:
-    return f"{c.pace.ratio:.2f}x" if by_speed(study) and c.pace else f"{c.difference:+.4f}"
+    return f"{c.speed.ratio:.2f}x" if by_speed(study) and c.speed else f"{c.difference:+.4f}"
 
 
 def _headline(c: Contrast, study: Study, comparisons: int) -> str:
     seeds = f"{c.n} paired seeds" if c.design == "paired" else f"{c.n} and {c.baseline_n} independent seeds"
     adjusted = f", adjusted for {comparisons} candidates" if comparisons > 1 else ""
-    if by_speed(study) and c.pace:
-        return _speed_headline(c, c.pace, study, seeds, adjusted)
-    pace = f" It trains at {_times(c.pace)})." if c.pace else ""
-    return _loss_headline(c, study, seeds, adjusted) + pace
+    if by_speed(study):
+        return _speed_headline(c, study, seeds, adjusted)
+    speed = f" It trains at {_times(c.speed)})." if c.speed else ""
+    return _loss_headline(c, study, seeds, adjusted) + speed
 
 
 def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
     baseline, digits = _opponent(study), _digits((c.high - c.low) / 2)
-    level = _level(c.p_equivalent if c.answer is Answer.EQUIVALENT else c.p) + adjusted
+    level = _level(c.level) + adjusted
     signed = f"{c.difference:+.{digits}f} nats (95% interval {c.low:+.{digits}f} to {c.high:+.{digits}f}, {seeds}"
     match c.answer:
         case Answer.EQUIVALENT:
-            real = "; measurable, but too little to matter" if c.p <= stats.ALPHA else ""
+            real = "; measurable, but too little to matter" if c.p <= ALPHA else ""
             return (
                 f"{c.candidate} and {baseline} are equivalent within the margin of {study.confirm.margin:g} nats: "
                 f"val loss differs by {signed}, {level}){real}."
             )
         case Answer.UNDECIDED:
-            return f"Undecided: {c.candidate} differs from {baseline} by {signed}){_what_it_takes(c, study)}."
+            return f"Undecided: {c.candidate} differs from {baseline} by {signed}, {level}){_what_it_takes(c, study)}."
         case _:
             low, high = sorted((abs(c.low), abs(c.high)))
             side = "lower" if c.answer is Answer.BETTER else "higher"
@@ -145,17 +166,21 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
             )
 
 
-def _speed_headline(c: Contrast, pace: Pace, study: Study, seeds: str, adjusted: str) -> str:
+def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
     baseline, digits = _opponent(study), _digits((c.high - c.low) / 2)
     loss = f"Its val loss differs by {c.difference:+.{digits}f} nats ({c.answer})."
-    measured = f"{_times(pace)}, {seeds}, {_level(pace.p)}{adjusted})"
-    if pace.answer is Answer.UNDECIDED:
-        return f"Undecided: {c.candidate} trains at {measured} of {baseline}. {loss}"
-    return f"{c.candidate} is {pace.answer} than {baseline}: {measured}. {loss}"
+    if c.speed is None:
+        return f"Undecided: fewer than two seeds measured the speed of {c.candidate} and of {baseline}. {loss}"
+    measured = f"{_times(c.speed)}, {seeds}, {_level(c.speed.p)}{adjusted})"
+    if c.pace is Answer.UNDECIDED:
+        more = c.speed.more_seeds_if_real
+        takes = f"; {_more(more)} would decide it if it is truly as large as measured" if more else ""
+        return f"Undecided: {c.candidate} trains at {measured} of {baseline}{takes}. {loss}"
+    return f"{c.candidate} is {c.pace} than {baseline}: {measured}. {loss}"
 
 
-def _times(pace: Pace) -> str:
-    return f"{pace.ratio:.2f} times the tokens per second (95% interval {pace.low:.2f} to {pace.high:.2f}"
+def _times(speed: Relative) -> str:
+    return f"{speed.ratio:.2f} times the tokens per second (95% interval {speed.low:.2f} to {speed.high:.2f}"
 
 
 def _level(p: float) -> str:

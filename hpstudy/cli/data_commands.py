@@ -77,14 +77,14 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
 
 
 def _print_studies(runs: Path) -> None:
-    table = Table("study", "runs", "finished", "best val loss", "question", box=None, header_style="dim")
+    table = Table("study", "runs", "finished", "best of search", "question", box=None, header_style="dim")
     questions = dict(list_studies()) if Path("studies").is_dir() else {}
     begun = {path.parent.name for path in runs.glob("*/study.json")}
     for name in sorted(questions.keys() | begun):
         counts = ("-", "-", "-")
         if name in begun:
             trials = load(name, runs=runs).trials
-            best = trials.loc[trials["outcome"] == "complete", "val_loss"].min()
+            best = trials.loc[(trials["outcome"] == "complete") & (trials["phase"] == "search"), "val_loss"].min()
             counts = (str(len(trials)), str(trials["outcome"].notna().sum()), "-" if pd.isna(best) else f"{best:.4f}")
         table.add_row(name, *counts, questions.get(name, "(no study file here)"))
     out().print(table)
@@ -103,10 +103,11 @@ def _print_runs(results: StudyResults) -> None:
         )
     console = out()
     console.print(table)
-    complete = frames.trials[frames.trials["outcome"] == "complete"]
+    complete = frames.trials[(frames.trials["outcome"] == "complete") & (frames.trials["phase"] == "search")]
     if len(complete):
         best = complete.sort_values("val_loss").iloc[0]
-        console.print(f"lowest val loss {best['val_loss']:.4f} ({best['run_id']})")
+        console.print(f"lowest val loss of the search {best['val_loss']:.4f} ({best['run_id']}, one seed)")
+    console.print(results.verdict().sentence)
     if noise := results.noise:
         console.print(f"noise: {noise}")
     for _, run in frames.trials[frames.trials["outcome"].isna()].iterrows():

@@ -10,14 +10,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from hpstudy.analysis.answers import Verdict
+from hpstudy.analysis.answers import Verdict, by_speed, deciding
 from hpstudy.records import GLOSSARY
 from hpstudy.report.curves import Cast, band, by_run, spread, thin, windowed
-from hpstudy.report.style import ACCENT, ACCENT_BAND, FAINT, INK, INK_BAND, MUTED, UNITS, Figure, empty_plot
+from hpstudy.report.style import ACCENT, ACCENT_BAND, FAINT, INK, INK_BAND, MUTED, UNITS, Figure, empty_plot, inwards
+from hpstudy.study import Study
 
 OTHER_DASHES = ("dot", "dashdot", "longdash")  # of candidates after the first
 SETTLED = 0.25  # of a run; what lies above the loss reached by then is cut off
 LABEL_GAP = 0.055  # of the y-axis, between two labels at the ends of curves
+LABEL_WIDTH = 7  # pixels of a character, at most
+DENSE = 100  # points of a curve beyond which its spikes would hide it
 FEW = 24  # faint trials where every step is drawn
 TOKENS = "training tokens"
 
@@ -96,43 +99,53 @@ def _label_ends(
             x=1, xref="paper", y=min(at, high), text=html.escape(part), showarrow=False, xanchor="left", xshift=5,
             font={"color": looks[part][0]["color"], "size": 12.5},
         )  # fmt: skip
-    plot.update_layout(margin_r=88)
+    plot.update_layout(margin_r=16 + LABEL_WIDTH * max(map(len, ends)))
     plot.update_xaxes(range=[0, max(float(end["tokens"]) for end in ends.values())])
 
 
-def differences(verdict: Verdict) -> Figure:
-    """Each candidate's difference to the baseline with its interval, beside the margin."""
-    margin = verdict.margin
-    plot = empty_plot("difference in val loss (nats)", "", height=430)
-    plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
-    plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
-    for row, contrast in enumerate(verdict.contrasts):
-        colour = MUTED if row else ACCENT
-        arms = {"array": [contrast.high - contrast.difference], "arrayminus": [contrast.difference - contrast.low]}
-        label = html.escape(contrast.candidate)
+def differences(verdict: Verdict, study: Study) -> Figure:
+    """Each candidate's difference to the baseline with its interval, beside the margin; speeds where they decide."""
+    timed = by_speed(study)
+    even, margin = (1.0, 0.0) if timed else (0.0, verdict.margin)
+    plot = empty_plot("tokens/s over the baseline's" if timed else "difference in val loss (nats)", "", height=430)
+    if margin:
+        plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
+    plot.add_vline(x=even, line={"color": INK, "width": 1.6, "dash": "dash"})
+    measured = [
+        (c, (c.speed.ratio, c.speed.low, c.speed.high) if timed and c.speed else (c.difference, c.low, c.high))
+        for c in verdict.contrasts
+        if c.speed or not timed
+    ]
+    ends = [even, margin, -margin][: 1 if timed else 3] + [end for _, (_, *both) in measured for end in both]
+    pad = 0.12 * (max(ends) - min(ends))
+    first, last = min(ends) - pad, max(ends) + pad
+    for row, (contrast, (value, low, high)) in enumerate(measured):
+        colour, label = MUTED if row else ACCENT, html.escape(contrast.candidate)
+        arms = {"array": [high - value], "arrayminus": [value - low]}
         plot.add_trace(
             go.Scatter(
-                x=[contrast.difference],
+                x=[value],
                 y=[-row],
                 mode="markers",
                 marker={"size": 11, "color": colour},
                 error_x=arms | {"type": "data", "color": colour, "thickness": 2, "width": 6},
-                hovertemplate=f"{label}<br>{contrast.difference:+.4f} "
-                f"[{contrast.low:+.4f}, {contrast.high:+.4f}]<extra></extra>",
+                hovertemplate=f"{label}<br>{value:+.4f} [{low:+.4f}, {high:+.4f}]<extra></extra>",
             )
         )
-        text = f"<b>{label}</b>  {contrast.answer}"
         plot.add_annotation(
-            x=contrast.difference, y=-row, text=text, showarrow=False, yshift=20, font={"color": colour}
+            x=value,
+            y=-row,
+            text=f"<b>{label}</b>  {deciding(contrast, study)}",
+            showarrow=False,
+            yshift=20,
+            font={"color": colour},
+            xanchor=inwards(value, first, last),
         )
-    ends = [0.0, margin, -margin, *(v for c in verdict.contrasts for v in (c.low, c.high))]
-    pad = 0.12 * (max(ends) - min(ends))
-    plot.update_xaxes(range=[min(ends) - pad, max(ends) + pad], nticks=5)
+    plot.update_xaxes(range=[first, last], nticks=5)
     plot.update_yaxes(visible=False, range=[-len(verdict.contrasts) + 0.2, 0.8])
-    caption = (
-        "Dot and 95% interval on fresh seeds; left of the dashed line beats the baseline. "
-        f"Shaded: the margin of {margin:g} nats."
-    )
+    side = "right" if timed else "left"
+    shaded = f" Shaded: the margin of {margin:g} nats." if margin else ""
+    caption = f"Dot and 95% interval on fresh seeds; {side} of the dashed line beats the baseline.{shaded}"
     return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="side")
 
 
@@ -141,10 +154,13 @@ def training_curves(steps: pd.DataFrame, cast: Cast) -> Iterator[Figure]:
     runs = by_run(steps, cast.all)
     faint = [name for name in spread(list(cast.faint), FEW) if name in runs]
     looks, parts = _looks(cast), _parts(cast)
-    curves = [(name, {"color": FAINT, "width": 1}) for name in faint]
-    curves += [
-        (name, looks[part][0] | {"width": 1.4}) for part, members in parts.items() for name in members if name in runs
-    ]
+    shown = {name: {"color": FAINT, "width": 1.0} for name in faint}
+    front = {}
+    for part, members in parts.items():
+        if name := next(
+            (name for name in members if name in runs), None
+        ):  # one seed, or ten of them hide the other side
+            front[name] = looks[part][0] | {"width": 1.6}
     for metric, title, unit, scale in (
         ("train/loss", "Training loss", "train loss (nats)", "linear"),
         ("train/grad_norm", "Gradient norm", "global norm", "log"),
@@ -155,9 +171,14 @@ def training_curves(steps: pd.DataFrame, cast: Cast) -> Iterator[Figure]:
     ):
         plot = empty_plot(TOKENS, unit, height=270)
         share = metric in ("train/clipped", "train/tok_per_sec")
-        for name, look in curves:
-            x, y = (windowed if share else thin)(runs[name]["tokens"], runs[name][metric])
-            plot.add_trace(_line(x, y, name, look))
+        for name, look in {**shown, **front}.items():
+            x, y = (runs[name][column] for column in ("tokens", metric))
+            if name in front and not share and len(x) > DENSE:  # spikes behind, the course in front
+                plot.add_trace(_line(*thin(x, y), name, look | {"width": 0.6, "dash": "solid"}))
+                plot.data[-1].opacity = 0.35
+                plot.add_trace(_line(*windowed(x, y, DENSE), name, look))
+            else:
+                plot.add_trace(_line(*(windowed if share else thin)(x, y), name, look))
         if scale == "log":
             plot.update_yaxes(type="log", exponentformat="power", dtick=1)
         if metric == "train/clipped":
@@ -165,5 +186,5 @@ def training_curves(steps: pd.DataFrame, cast: Cast) -> Iterator[Figure]:
         if metric == "train/tok_per_sec":
             plot.update_yaxes(rangemode="tozero")
         doc = next(m.doc for m in GLOSSARY.values() if m.name == metric)
-        how = "mean of 50 windows" if share else "each window's lowest and highest"
+        how = "mean of 50 windows" if share else "lines are means of windows, faint each window's lowest and highest"
         yield Figure(title=title, caption=f"{doc[0].upper()}{doc[1:]}; {how}.", plot=plot, size="panel")

@@ -45,7 +45,7 @@ def cast(frames: StudyFrames, study: Study, verdict: Verdict) -> Cast:
     search = frames.trials[(frames.trials["phase"] == "search") & frames.trials["outcome"].notna()]
     ranked = search.sort_values(objective_column(study), ascending=not _maximizes(study))["run_id"].astype("str")
     return Cast(
-        baseline=runs.get(BASELINE, (once,)) if verdict.contrasts else (once,),
+        baseline=runs.get(BASELINE, (once,)) if verdict.noise else (once,),
         candidates={contrast.candidate: runs.get(contrast.candidate, ()) for contrast in verdict.contrasts},
         faint=tuple(spread([run for run in ranked if run != once], MOST_FAINT)),
     )

@@ -6,11 +6,9 @@ import html
 import re
 import shlex
 from collections.abc import Sequence
-from functools import partial
 
-from hpstudy.analysis.answers import Verdict
+from hpstudy.analysis.answers import Verdict, by_speed, deciding
 from hpstudy.analysis.results import StudyResults
-from hpstudy.analysis.wording import by_speed, deciding
 from hpstudy.report import tables
 from hpstudy.report.sections import Section
 from hpstudy.report.tables import Table
@@ -21,6 +19,8 @@ def report_markdown(study: Study, verdict: Verdict, sections: Sequence[Section])
     """A study's report without its figures."""
     parts = [f"# {_md(study.name)}", f"> {_md(study.question)}", f"**{_md(verdict.sentence)}**"]
     for section in sections:
+        if not (section.text or section.tables or section.commands):
+            continue  # figures alone
         parts.append(f"## {_md(section.title)}")
         parts += [f"**Note:** {_md(warning)}" for warning in section.warnings]
         parts += [_md(text) for text in section.text]
@@ -39,37 +39,41 @@ def _markdown_table(table: Table) -> str:
 
 def _md(text: str) -> str:
     """Text that Markdown shows as it is, on one line, in a table too."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    line = re.sub(r"([\\`*_~#\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", line)
 
 
 def results_markdown(studies: Sequence[StudyResults]) -> str:
     """The answers of several studies: a table of all, then each with its numbers, its machine and how to repeat it."""
+    found = [(results, results.verdict()) for results in studies]
     command = shlex.join(["hpstudy", "results", *(results.study.name for results in studies)])
     parts = [
         "# Results",
         "What these studies found, by the rule that each file fixed before its first run. Losses are in nats on "
         f"validation text, intervals of 95%. Written by `{command}` from the runs themselves.",
-        _markdown_table(_overview(studies)),
-        *(part for results in studies for part in _result(results)),
+        _markdown_table(_overview(found)),
+        *(part for results, verdict in found for part in _result(results, verdict)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _overview(studies: Sequence[StudyResults]) -> Table:
+def _overview(found: Sequence[tuple[StudyResults, Verdict]]) -> Table:
     rows = []
-    for results in studies:
-        study, verdict = results.study, results.verdict()
+    for results, verdict in found:
+        study = results.study
         first = verdict.contrasts[0] if verdict.contrasts else None
         answer = deciding(first, study).value if first else "-"
-        measured = tables.pace if by_speed(study) else partial(tables.interval, noise=verdict.noise)
-        difference = measured(first) if first else "-"
+        difference = "-"
+        if first:
+            difference = tables.relative(first.speed) if by_speed(study) else tables.interval(first)
         rows.append((study.name, study.question, verdict.reply or "-", answer, difference))
     header = ("study", "question", "reply", "the winner is", "val loss less the baseline's, or speed over it [95%]")
     return Table(title="Answers", header=header, rows=tuple(rows), words=True)
 
 
-def _result(results: StudyResults) -> list[str]:
-    study, verdict, environment = results.study, results.verdict(), results.environment
+def _result(results: StudyResults, verdict: Verdict) -> list[str]:
+    study, environment = results.study, results.environment
+    commit = environment.get("git_commit") or "?"
     summary = tables.summary(results.frames, study, verdict)
     begun = results.trials["started"].min()
     versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
@@ -85,7 +89,7 @@ def _result(results: StudyResults) -> list[str]:
         f"**{_md(verdict.sentence)}**",
         _markdown_table(summary),
         _md(" ".join([summary.note, *noise, tables.departures(study)])),
-        f"`hpstudy run {study.name}`, begun {begun:%Y-%m-%d}, commit `{environment.get('git_commit') or '?'}`, "
-        f"{software}; {_md(machine)}; "
+        f"`{tables.command(results.frames, study)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {software}; "
+        f"{_md(machine)}; "
         f"{len(results.trials)} runs ({outcomes}), {hours:.2f} hours of training.",
     ]

@@ -45,12 +45,14 @@ def write_report(
         ) from error
     write_atomic(directory / "report.md", report_markdown(study, verdict, parts))
     page = directory / "index.html"
-    write_atomic(page, render(name=study.name, question=study.question, headline=verdict.sentence, sections=parts))
+    beside = verdict.sentence.removeprefix(verdict.headline).strip()
+    shown = render(name=study.name, question=study.question, headline=verdict.headline, beside=beside, sections=parts)
+    write_atomic(page, shown)
     return page
 
 
-def render(*, name: str, question: str, headline: str, sections: Sequence[Section]) -> str:
-    """The page as HTML that needs nothing but itself."""
+def render(*, name: str, question: str, headline: str, sections: Sequence[Section], beside: str = "") -> str:
+    """The page as HTML that needs nothing but itself; `beside` is what must be known beside the headline."""
     environment = Environment(
         loader=PackageLoader("hpstudy.report", "."),
         autoescape=True,
@@ -64,6 +66,7 @@ def render(*, name: str, question: str, headline: str, sections: Sequence[Sectio
         name=name,
         question=question,
         headline=headline,
+        beside=beside,
         sections=sections,
         plotly=Markup(plotly),
         script=Markup(script),

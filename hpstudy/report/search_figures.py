@@ -101,7 +101,7 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
         )
     )
     plot.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares)])
-    plot.update_yaxes(showgrid=False)
+    plot.update_yaxes(showgrid=False, tickmode="linear", dtick=1)  # every key has its name
     caption = (
         "PED-ANOVA over complete trials: what sets the best tenth apart. "
         "A share is no effect size, and few trials make it rough."
@@ -113,8 +113,8 @@ def parallel_coordinates(trials: pd.DataFrame, study: Study, winner: str | None)
     """Every shown trial as a line over all searched keys, on the scales of the search."""
     ranked = best_first(trials, study)
     baseline = study.baseline_hparams(study.spec.tokens)
-    plot = empty_plot("", "", height=320, margin={"l": 40, "r": 40, "t": 20, "b": 40})
     keys = list(study.space)
+    plot = empty_plot("", "", height=320, margin={"l": 40, "r": 40, "t": 20, "b": 40})
     num_best = max(1, len(ranked) // 10)
     best, shown = set(ranked["run_id"].head(num_best)), set(spread(list(ranked["run_id"]), 100))
     groups = ((shown - best - {winner}, FAINT, 1), (best - {winner}, MUTED, 1.4), ({winner}, ACCENT, 2.6))
@@ -143,7 +143,7 @@ def parallel_coordinates(trials: pd.DataFrame, study: Study, winner: str | None)
     plot.update_xaxes(range=[-0.05, len(keys) - 0.7], tickvals=list(range(len(keys))), ticktext=keys, showline=False)
     plot.update_yaxes(visible=False, range=[-0.06, 1.06])
     caption = f"Baseline dashed; the best {num_best} of {len(ranked)} complete trials dark, the candidate in colour."
-    return Figure(title="How they go together", caption=caption, plot=plot, size="full")
+    return Figure(title="How they go together", caption=caption, plot=plot, size="full", min_width=110 * len(keys))
 
 
 def best_so_far(trials: pd.DataFrame, study: Study) -> Figure:

@@ -50,7 +50,7 @@ def sections(
     front = (search_figures.pareto_front(trials, study),) if len(study.objectives) > 1 else ()
     result = (
         curve_figures.loss_curves(frames.steps, shown),
-        *((curve_figures.differences(verdict),) if winner else ()),
+        *((curve_figures.differences(verdict, study),) if winner else ()),
     )
     certain = tuple(tables.certainty(verdict)) + ((tables.speedups(frames, study, verdict),) if winner else ())
     commit = environment.get("git_commit")
@@ -88,7 +88,7 @@ def sections(
             tables=(tables.cost(trials), tables.environment_table(environment)),
             commands=(
                 *([f"git checkout {commit}"] if commit else []),
-                f"hpstudy run {study.name}",
+                tables.command(frames, study),
                 f"hpstudy report {study.name}",
             ),
             folded=(tables.resolved_table(study),),
@@ -103,5 +103,5 @@ def _certainty(verdict: Verdict) -> list[str]:
     return [
         f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.4f} nats ({noise.n} "
         f"seeds). So many seeds per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
-        f"A difference below the margin of {verdict.margin:g} nats does not matter here: the study file says so."
+        f"A difference below the study's margin of {verdict.margin:g} nats counts as none."
     ]

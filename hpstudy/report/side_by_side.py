@@ -9,29 +9,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 
-from hpstudy.analysis.answers import Contrast, Verdict
+from hpstudy.analysis.answers import Contrast, Verdict, by_speed, deciding
 from hpstudy.analysis.comparison import short
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.results import StudyResults
-from hpstudy.analysis.wording import deciding
 from hpstudy.errors import MachineError
 from hpstudy.report.curve_figures import loss_curves
 from hpstudy.report.curves import Cast, best_first, cast
 from hpstudy.report.page import render
 from hpstudy.report.sections import Section
-from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot
-from hpstudy.report.tables import Table, interval, mean_se
+from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot, inwards
+from hpstudy.report.tables import Table, interval, mean_se, relative
 from hpstudy.study import Study
 from hpstudy.tracking.store import write_atomic
 
 NO_VERDICT = "one seed each, no verdict"
+NO_CANDIDATE = "no verdict"
 MEASURED_ON = ("corpus", "tokenizer", "context", "val_tokens")  # losses on different ones have no common scale
 HEADER = ("study", "baseline", "winner", "val loss", "difference [95%]", "answer", "tok/s", "tokens")
 NOTE = (
-    "Losses in nats, mean ± standard error (seeds); differences to the baseline with their 95% interval; tok/s is the "
-    "winner's median, tokens are one run's. One seed each: the best of a search is flattered by its selection."
+    "Losses in nats, mean ± standard error (seeds); differences to the baseline with their 95% interval, ratios of "
+    "tokens/s where a study improves nothing else; tok/s is the winner's median, tokens are one run's. One seed each: "
+    "the best of a search is flattered by its selection."
 )
 
 
@@ -52,7 +54,9 @@ class Finding:
     @property
     def answer(self) -> str:
         """The verdict in a word, or that there is none."""
-        return str(deciding(self.contrast, self.study)) if self.contrast else NO_VERDICT
+        if self.contrast:
+            return str(deciding(self.contrast, self.study))
+        return NO_CANDIDATE if self.verdict.noise else NO_VERDICT
 
 
 def finding(results: StudyResults) -> Finding:
@@ -110,12 +114,16 @@ def differences(findings: Sequence[Finding]) -> Figure:
     """Each winner's difference to its baseline with its interval, a row per study, beside that study's margin."""
     plot = empty_plot("difference in val loss (nats)", "", height=120 + 64 * len(findings))
     plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
+    on_loss = [found.contrast for found in findings if found.contrast and not by_speed(found.study)]
+    ends = [0.0, *(end for c in on_loss for end in (c.low, c.high))]
+    pad = 0.12 * (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - pad, max(ends) + pad
     for row, found in enumerate(findings):
         contrast, margin = found.contrast, found.verdict.margin
-        if contrast is None:
-            plot.add_annotation(
-                x=0, y=-row, text=NO_VERDICT, showarrow=False, font={"color": MUTED}, xanchor="left", xshift=8
-            )
+        if contrast is None or by_speed(found.study):
+            text = f"{relative(contrast.speed)} {found.answer}" if contrast else found.answer
+            anchor = inwards(0, low, high)
+            plot.add_annotation(x=0, y=-row, text=text, showarrow=False, font={"color": MUTED}, xanchor=anchor)
             continue
         plot.add_shape(
             x0=-margin, x1=margin, y0=-row - 0.3, y1=-row + 0.3, fillcolor=INK_BAND, line_width=0, layer="below"
@@ -131,20 +139,22 @@ def differences(findings: Sequence[Finding]) -> Figure:
                 hovertemplate=f"{html.escape(found.study.name)}<br>{interval(contrast)}<extra></extra>",
             )
         )
-        text = f"<b>{html.escape(contrast.candidate)}</b>  {contrast.answer}"
         plot.add_annotation(
-            x=contrast.difference, y=-row, text=text, showarrow=False, yshift=20, font={"color": ACCENT}
+            x=contrast.difference,
+            y=-row,
+            text=f"<b>{html.escape(contrast.candidate)}</b>  {found.answer}",
+            showarrow=False,
+            yshift=20,
+            font={"color": ACCENT},
+            xanchor=inwards(contrast.difference, low, high),
         )
-    contrasts = [found.contrast for found in findings if found.contrast]
-    ends = [0.0, *(end for c in contrasts for end in (c.low, c.high))]
-    pad = 0.12 * (max(ends) - min(ends)) or 1.0
-    plot.update_xaxes(range=[min(ends) - pad, max(ends) + pad])
+    plot.update_xaxes(range=[low, high])
     names = [html.escape(found.study.name) for found in findings]
     rows = [-row for row in range(len(findings))]
     plot.update_yaxes(tickvals=rows, ticktext=names, range=[-len(findings) + 0.4, 0.8], showgrid=False)
     caption = (
         "Dot and 95% interval on fresh seeds; left of the dashed line beats that study's baseline. "
-        "Shaded: each study's margin."
+        "Shaded: each study's margin. Ratios are of tokens/s, where a study improves nothing else."
     )
     return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
 
@@ -158,17 +168,24 @@ def _row(found: Finding) -> tuple[str, ...]:
     ]
     if contrast:
         baseline = mean_se(contrast.baseline_mean, contrast.baseline_se, contrast.baseline_n)
-        losses = (baseline, winner, mean_se(contrast.mean, contrast.se, contrast.n), interval(contrast))
+        difference = relative(contrast.speed) if by_speed(found.study) else interval(contrast)
+        losses = (baseline, winner, mean_se(contrast.mean, contrast.se, contrast.n), difference)
     else:
-        once, best = ("-" if math.isnan(loss := side["val_loss"].mean()) else f"{loss:.4f} (1)" for side in runs)
+        once, best = (_mean(side["val_loss"].dropna()) for side in runs)
         losses = (once, winner, best, "-")
     speed, tokens = runs[1]["tok_per_sec"].median(), runs[0]["budget_tokens"].max()
     return found.study.name, *losses, found.answer, *("-" if math.isnan(v) else short(v) for v in (speed, tokens))
 
 
+def _mean(losses: pd.Series[float]) -> str:
+    if len(losses) < 2:
+        return f"{losses.iloc[0]:.4f} (1)" if len(losses) else "-"
+    return mean_se(float(losses.mean()), float(losses.sem()), len(losses))  # type: ignore[arg-type]
+
+
 def _curves(found: Finding) -> Figure:
     figure = loss_curves(found.frames.steps, found.shown)
     figure.plot.update_layout(height=330)
-    seeds = "mean ± s.d. over fresh seeds" if found.contrast else NO_VERDICT
+    seeds = "mean ± s.d. over fresh seeds" if found.verdict.noise else NO_VERDICT
     caption = f"The baseline is dashed; {seeds}."
     return replace(figure, title=found.study.name, caption=caption, size="half")

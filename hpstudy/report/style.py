@@ -31,6 +31,7 @@ class Figure:
     caption: str
     plot: go.Figure
     size: Literal["full", "main", "side", "half", "panel"] = "half"
+    min_width: int = 0  # pixels; a narrower window scrolls
 
 
 def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure:
@@ -51,3 +52,9 @@ def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure
     plot.update_xaxes(**axis, showgrid=False, ticks="outside", ticklen=4, tickcolor=FAINT, title_text=x, nticks=6)
     plot.update_yaxes(**axis, title_text=y, nticks=6)
     return plot.update_layout(**layout)
+
+
+def inwards(x: float, low: float, high: float) -> Literal["left", "center", "right"]:
+    """How to anchor a label at `x` so that it does not leave the axis from low to high."""
+    share = (x - low) / (high - low) if high > low else 0.5
+    return "left" if share < 0.3 else "right" if share > 0.7 else "center"

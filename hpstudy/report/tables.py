@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
-from hpstudy.analysis.answers import Contrast, Noise, Verdict
-from hpstudy.analysis.comparison import HALFLIVES, comparison, detectable_note, short, signed
+from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
+from hpstudy.analysis.comparison import HALFLIVES, comparison, one_seed_note, short, signed
 from hpstudy.analysis.confirmed import BASELINE, confirmed
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
@@ -30,7 +31,7 @@ MEASURES = {
 }
 
 STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
-    ("answer", lambda c: str(c.answer)),
+    ("answer on the loss", lambda c: str(c.answer)),
     ("design", lambda c: str(c.design)),
     ("p of no difference", lambda c: f"{c.p:.2g}"),
     ("p of equivalence", lambda c: f"{c.p_equivalent:.2g}"),
@@ -38,6 +39,8 @@ STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("further seeds to decide", lambda c: plain(c.more_seeds)),
     ("further seeds if the difference is real", lambda c: plain(c.more_seeds_if_real)),
     ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
+    ("answer on the speed", lambda c: str(c.pace) if c.speed else "-"),
+    ("p of equal speed", lambda c: f"{c.speed.p:.2g}" if c.speed else "-"),
     ("loss in the search", lambda c: plain(c.search_loss)),
     ("optimism of the search", lambda c: f"{c.optimism:+.4f}"),
 )
@@ -69,13 +72,13 @@ def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
     """Baseline and candidates as columns: losses on fresh seeds, differences, and what they were trained with."""
     trials = frames.trials.assign(run=frames.trials["run_id"].astype("str"))
     fresh = confirmed(frames, study)
-    columns = {BASELINE: fresh[fresh["candidate"] == BASELINE] if verdict.contrasts else trials.head(0)}
-    if columns[BASELINE].empty:
-        columns[BASELINE] = trials[trials["run"] == baseline_run_id(study)]
+    measured = bool(verdict.contrasts or verdict.noise)
+    baseline = fresh[fresh["candidate"] == BASELINE] if measured else trials[trials["run"] == baseline_run_id(study)]
+    columns = {BASELINE: baseline}
     for contrast in verdict.contrasts:
         columns[contrast.candidate] = fresh[(fresh["candidate"] == contrast.candidate) & (fresh["fraction"] == 1)]
     keys = [*ALWAYS_SHOWN, *(key for key in study.space if key not in ALWAYS_SHOWN)]
-    rows = list(_losses(verdict.contrasts, verdict.noise)) if verdict.contrasts else [_one_seed(columns[BASELINE])]
+    rows = list(_losses(verdict, study, baseline)) if measured else [_one_seed(baseline)]
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
     rows.append(
@@ -85,21 +88,27 @@ def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
         )
     )
     note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
-    if not verdict.contrasts:
+    if not measured:
         note = "One seed, that of the search: a reference point and no result."
-    elif verdict.noise:
-        note += f" {detectable_note(verdict.noise)}"
     return Table(title="Result", header=("", *columns), rows=tuple(rows), note=note)
 
 
-def _losses(contrasts: tuple[Contrast, ...], noise: Noise | None) -> Iterator[tuple[str, ...]]:
+def _losses(verdict: Verdict, study: Study, baseline: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    contrasts = verdict.contrasts
+    if not contrasts:
+        losses = baseline["loss"].dropna()
+        yield "val loss (nats)", mean_se(float(losses.mean()), float(losses.sem()), len(losses))  # type: ignore[arg-type]
+        return
     first = contrasts[0]
-    baseline = mean_se(first.baseline_mean, first.baseline_se, first.baseline_n)
-    yield "val loss (nats)", baseline, *(mean_se(c.mean, c.se, c.n) for c in contrasts)
-    yield "difference [95%]", "-", *(interval(contrast, noise) for contrast in contrasts)
-    yield "answer", "-", *(f"{c.answer} (p = {c.p:.2g})" for c in contrasts)
-    if any(c.pace for c in contrasts):
-        yield "speed over the baseline's [95%]", "-", *map(pace, contrasts)
+    baseline_cell = mean_se(first.baseline_mean, first.baseline_se, first.baseline_n)
+    yield "val loss (nats)", baseline_cell, *(mean_se(c.mean, c.se, c.n) for c in contrasts)
+    yield "difference [95%]", "-", *map(interval, contrasts)
+    yield "loss" if by_speed(study) else "answer", "-", *(f"{c.answer} (p = {c.level:.2g})" for c in contrasts)
+    if any(c.speed for c in contrasts):
+        yield "speed over the baseline's [95%]", "-", *(relative(c.speed) for c in contrasts)
+        yield "speed", "-", *(f"{c.pace} (p = {c.speed.p:.2g})" if c.speed else "-" for c in contrasts)
+    if any(c.updates for c in contrasts):
+        yield "updates over the baseline's [95%]", "-", *(relative(c.updates, digits=3) for c in contrasts)
 
 
 def mean_se(mean: float, se: float, n: int) -> str:
@@ -107,15 +116,16 @@ def mean_se(mean: float, se: float, n: int) -> str:
     return f"{mean:.4f} ± {se:.4f} ({n})"
 
 
-def interval(contrast: Contrast, noise: Noise | None = None) -> str:
-    """A difference to the baseline with its 95% interval; marked where it is smaller than the seeds can detect."""
-    return f"{signed(contrast.difference, noise)} [{contrast.low:+.4f}, {contrast.high:+.4f}]"
+def interval(found: Contrast | Addition) -> str:
+    """A difference in loss with its 95% interval."""
+    return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def pace(contrast: Contrast) -> str:
-    """A candidate's speed over the baseline's, with its 95% interval and its answer."""
-    found = contrast.pace
-    return f"{found.ratio:.2f}x [{found.low:.2f}, {found.high:.2f}] {found.answer}" if found else "-"
+def relative(found: Relative | None, digits: int = 2) -> str:
+    """A ratio to the baseline with its 95% interval."""
+    if found is None:
+        return "-"
+    return f"{found.ratio:.{digits}f}x [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _step_median(frames: StudyFrames, runs: pd.DataFrame, metric: str) -> str:
@@ -151,11 +161,8 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
             title="What tuning more than lr adds",
             header=("", added.candidate),
             rows=(
-                (
-                    f"difference to {added.opponent} [95%]",
-                    f"{added.difference:+.4f} [{added.low:+.4f}, {added.high:+.4f}]",
-                ),
-                ("answer", f"{added.answer} (p = {added.p:.2g})"),
+                (f"difference to {added.opponent} [95%]", interval(added)),
+                ("answer", f"{added.answer} (p = {added.level:.2g})"),
                 ("paired seeds", str(added.n)),
             ),
             note="A comparison beside the verdict's own, and not adjusted for it.",
@@ -181,8 +188,9 @@ def speedups(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
     crossings = (crossing_tokens(frames, study, name) for name in measured)
     rows.append(("the curves cross at (tokens)", *map(plain, crossings)))
     note = (
-        "Measured by whole runs on shorter budgets (`[confirm] speedup`). The crossing lies in mid-schedule, where the "
-        "learning rate has not decayed yet: it is not where a shorter schedule would end."
+        "Measured by whole runs on shorter budgets (speedup in [confirm]); seconds at the mean speed of the full runs. "
+        "The crossing lies in mid-schedule, where the learning rate has not decayed yet: it is not where a shorter "
+        "schedule would end."
     )
     return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=tuple(rows), note=note)
 
@@ -199,7 +207,7 @@ def best_trials(frames: StudyFrames, study: Study, noise: Noise | None) -> Table
     frame = comparison(frames, study, baseline_run_id=baseline_run_id(study), best=10).drop(columns="baseline")
     looks: dict[str, Callable[[float], str]] = {
         "val_loss": "{:.4f}".format,
-        "difference": lambda difference: signed(difference, noise),
+        "difference": lambda difference: signed(difference, noise) if difference else "baseline",
         "speedup": "{:.2f}x".format,
     }
     rows = [
@@ -216,7 +224,7 @@ def best_trials(frames: StudyFrames, study: Study, noise: Noise | None) -> Table
         "One seed each. The best of a search is flattered by its selection: only fresh seeds say whether it is better."
     )
     if noise:
-        note += f" {detectable_note(noise)}"
+        note += f" {one_seed_note(noise)}"
     return Table(title="The best of the search", header=header, rows=tuple(rows), note=note)
 
 
@@ -278,6 +286,13 @@ def resolved_table(study: Study) -> Table:
     """Every value that determines results."""
     rows = tuple((key, str(value)) for key, value in study.resolved().items())
     return Table(title="The study, resolved", header=("key", "value"), rows=rows, words=True)
+
+
+def command(frames: StudyFrames, study: Study) -> str:
+    """What trains the study anew: its search may have been extended."""
+    searched = int((frames.trials["phase"] == "search").sum())
+    more = ["--trials", str(searched)] if searched > study.budget.trials else []
+    return shlex.join(["hpstudy", "run", study.name, *more])
 
 
 def departures(study: Study) -> str:

@@ -16,6 +16,7 @@ from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.verdict import decide, verdict
 from hpstudy.study import Study
 from hpstudy.study.file import Design
+from hpstudy.study.study import other_seed
 
 Shape = Literal["normal", "heavy"]
 
@@ -138,7 +139,7 @@ def test_the_verdict_itself_answers_as_these_simulations_do(
     """Ten studies of three candidates, whose answers are of all four kinds."""
     seeds, studies, margin = [101, 102, 103, 104], 10, 0.2
     study = tiny(more=f'\n[confirm]\nseeds = {seeds}\ntop = 3\nmargin = {margin}\ndesign = "{design}"\n')
-    others = seeds if design == "paired" else [seed + 100 for seed in seeds]
+    others = seeds if design == "paired" else [*map(other_seed, seeds)]
     names = ["search-0001", "search-0002", "search-0003"]
     ends = {f"baseline-s{seed}": 3.0 for seed in others}
     ends |= {f"confirm-{name[-4:]}-s{seed}": 3.0 for name in names for seed in seeds}

@@ -15,7 +15,8 @@ from scipy import stats as reference
 from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.records import Outcome
-from hpstudy.study import Objective, Study
+from hpstudy.study import FloatRange, Objective, Study
+from hpstudy.study.study import other_seed
 
 Tiny = Callable[..., Study]
 SEEDS = (101, 102, 103, 104, 105)
@@ -23,16 +24,13 @@ BASELINE = (3.215, 3.219, 3.209, 3.230, 3.206)
 LOWER = tuple(loss - drop for loss, drop in zip(BASELINE, (0.30, 0.31, 0.29, 0.30, 0.30), strict=True))
 
 
+OPPONENT = "the baseline (GPT-3's values but for batch_tokens)"
 SPEED = Objective(metric="train/tok_per_sec", direction="maximize")
 LOSS = Objective(metric="val/loss", direction="minimize")
 
 
 def study(tiny: Tiny, *, seeds: Sequence[int] = SEEDS, margin: float = 0.01, design: str = "paired") -> Study:
     return tiny(more=f'\n[confirm]\nseeds = {list(seeds)}\ntop = 3\nmargin = {margin}\ndesign = "{design}"\n')
-
-
-def timed(prefix: str, speeds: Sequence[float]) -> dict[str, float]:
-    return runs(prefix, speeds)
 
 
 def runs(prefix: str, losses: Sequence[float], seeds: Sequence[int] = SEEDS) -> dict[str, float]:
@@ -51,7 +49,7 @@ def test_lower_loss_on_paired_seeds_is_better_with_scipys_interval(tiny: Tiny, t
     assert c.optimism == pytest.approx(2.9 - np.mean(LOWER))
     assert c.correlation == pytest.approx(reference.pearsonr(LOWER, BASELINE).statistic, abs=1e-10)
     assert told.sentence == (
-        "search-0003 is better than GPT-3's values: val loss lower by 0.3000 nats (95% interval 0.2912 to 0.3088, "
+        f"search-0003 is better than {OPPONENT}: val loss lower by 0.3000 nats (95% interval 0.2912 to 0.3088, "
         "5 paired seeds, p < 0.0001)."
     )
 
@@ -59,7 +57,7 @@ def test_lower_loss_on_paired_seeds_is_better_with_scipys_interval(tiny: Tiny, t
 def test_higher_loss_is_worse(tiny: Tiny, tmp_path: Path) -> None:
     told = verdict(stored(tmp_path, {**runs("baseline", LOWER), **runs("confirm-0003", BASELINE)}), study(tiny))
     assert told.contrasts[0].answer is Answer.WORSE
-    assert "worse than GPT-3's values: val loss higher by 0.3000 nats (95% interval 0.2912 to 0.3088" in told.sentence
+    assert f"worse than {OPPONENT}: val loss higher by 0.3000 nats (95% interval 0.2912 to 0.3088" in told.sentence
     assert math.isnan(told.contrasts[0].search_loss)
 
 
@@ -82,14 +80,12 @@ def test_undecided_says_how_many_seeds_would_decide(tiny: Tiny, tmp_path: Path) 
     assert c.answer is Answer.UNDECIDED
     assert c.more_seeds is not None
     assert c.other_design_seeds is not None
-    assert told.sentence.startswith(
-        "Undecided: search-0003 differs from GPT-3's values by -0.004 nats (95% interval -0.0"
-    )
+    assert told.sentence.startswith(f"Undecided: search-0003 differs from {OPPONENT} by -0.004 nats (95% interval -0.0")
     assert f"{c.more_seeds} more seeds would decide it at this noise" in told.sentence
 
 
 def test_independent_design_is_welchs_test_over_other_seeds(tiny: Tiny, tmp_path: Path) -> None:
-    ends = {**runs("baseline", BASELINE, range(201, 206)), **runs("confirm-0003", LOWER)}
+    ends = {**runs("baseline", BASELINE, [*map(other_seed, SEEDS)]), **runs("confirm-0003", LOWER)}
     told = verdict(stored(tmp_path, ends), study(tiny, design="independent"))
     [c] = told.contrasts
     assert c.p == pytest.approx(reference.ttest_ind(LOWER, BASELINE, equal_var=False).pvalue, abs=1e-10)
@@ -119,6 +115,7 @@ def test_a_later_look_and_a_winner_of_a_longer_search_are_named(tiny: Tiny, tmp_
     first, second = verdict(frames, one), verdict(frames, one, looks=2)
     assert "This is look 2 at fresh seeds" in second.sentence
     assert replace(second, sentence=first.sentence) == first
+    assert second.headline == first.headline
     assert "extended" not in first.sentence
     assert "extended" in verdict(frames, replace(one, confirm=replace(one.confirm, top=1))).sentence
 
@@ -132,10 +129,29 @@ def test_noise_is_worded_with_what_it_detects_and_what_more_seeds_would(tiny: Ti
     )
 
 
-def test_one_fresh_pair_makes_no_verdict(tiny: Tiny, tmp_path: Path) -> None:
-    told = verdict(stored(tmp_path, {"baseline-s101": 3.2, "confirm-0003-s101": 3.1}), study(tiny))
+def test_before_every_fresh_run_has_ended_there_is_no_verdict_but_the_noise(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER[:3], SEEDS[:3])}
+    ends["confirm-0003-s104"] = None
+    told = verdict(stored(tmp_path, ends), study(tiny))
     assert told.contrasts == ()
-    assert "fewer than two fresh seeds" in told.sentence
+    assert told.noise is not None
+    assert told.sentence == (
+        "No verdict yet: 2 runs on fresh seeds have not ended, confirm-0003-s104, confirm-0003-s105; "
+        "`hpstudy run tiny` runs them."
+    )
+
+
+def test_where_the_runs_failed_they_are_named_and_no_command_is_promised_to_help(tiny: Tiny, tmp_path: Path) -> None:
+    failed = {f"confirm-0003-s{seed}": Outcome.FAILED for seed in SEEDS}
+    told = verdict(stored(tmp_path, {**runs("baseline", BASELINE), **failed}), study(tiny))
+    assert "confirm-0003-s101 (failed), confirm-0003-s102 (failed)" in told.sentence
+    assert "and 2 more" in told.sentence
+    assert "hpstudy run" not in told.sentence
+
+
+def test_a_search_without_a_candidate_says_so(tiny: Tiny, tmp_path: Path) -> None:
+    told = verdict(stored(tmp_path, {"search-0001": Outcome.DIVERGED, **runs("baseline", BASELINE)}), study(tiny))
+    assert told.sentence == "No verdict: the search found no candidate; no other trial is complete."
 
 
 def test_runs_that_measured_nothing_leave_their_pair_out_and_are_named(tiny: Tiny, tmp_path: Path) -> None:
@@ -144,17 +160,13 @@ def test_runs_that_measured_nothing_leave_their_pair_out_and_are_named(tiny: Tin
         **runs("confirm-0003", LOWER),
         "confirm-0003-s102": Outcome.FAILED,
         "baseline-s103": Outcome.OUT_OF_MEMORY,
-        "confirm-0003-s104": None,
     }
-    del ends["confirm-0003-s105"]
-    told = verdict(stored(tmp_path, {**ends, "confirm-0003-s106": 2.9, "baseline-s106": 3.2}), study(tiny))
+    told = verdict(stored(tmp_path, ends), study(tiny))
     [c] = told.contrasts
-    assert c.n == c.baseline_n == 2
+    assert c.n == c.baseline_n == 3
     assert set(c.left_out) == {
         "confirm-0003-s102 (failed)",
         "baseline-s103 (out_of_memory)",
-        "confirm-0003-s104 (unfinished)",
-        "confirm-0003-s105 (not run)",
     }
     assert all(run in told.sentence for run in c.left_out)
 
@@ -220,17 +232,15 @@ def test_the_reply_is_what_the_study_file_says_the_answer_means(tiny: Tiny, tmp_
 def test_where_speed_is_the_only_objective_it_decides_by_a_test_of_logarithms(tiny: Tiny, tmp_path: Path) -> None:
     slow, fast = (1000.0, 1010.0, 990.0, 1005.0, 995.0), (1300.0, 1320.0, 1290.0, 1300.0, 1310.0)
     ends = {**runs("baseline", BASELINE), **runs("confirm-0003", BASELINE)}
-    frames = stored(tmp_path, ends, speed={**timed("baseline", slow), **timed("confirm-0003", fast)})
+    frames = stored(tmp_path, ends, speed={**runs("baseline", slow), **runs("confirm-0003", fast)})
     told = verdict(frames, replace(study(tiny), objectives=(SPEED,), yes=("faster",)))
     [c] = told.contrasts
     expected = reference.ttest_rel(np.log(fast), np.log(slow))
     interval = np.exp(expected.confidence_interval())
-    assert c.pace is not None
-    assert [c.pace.low, c.pace.high, c.pace.p] == pytest.approx([*interval, expected.pvalue], rel=1e-9)
-    assert (c.pace.answer, c.answer, told.reply) == (Answer.FASTER, Answer.EQUIVALENT, "yes")
-    assert told.sentence.startswith(
-        "Yes: search-0003 is faster than GPT-3's values: 1.30 times the tokens per second ("
-    )
+    assert c.speed is not None
+    assert [c.speed.low, c.speed.high, c.speed.p] == pytest.approx([*interval, expected.pvalue], rel=1e-9)
+    assert (c.pace, c.answer, told.reply) == (Answer.FASTER, Answer.EQUIVALENT, "yes")
+    assert told.sentence.startswith(f"Yes: search-0003 is faster than {OPPONENT}: 1.30 times the tokens per second (")
     both = verdict(frames, replace(study(tiny), objectives=(LOSS, SPEED)))
     assert both.sentence.endswith("It trains at 1.30 times the tokens per second (95% interval 1.29 to 1.31).")
 
@@ -239,8 +249,9 @@ def test_speeds_that_one_seed_measured_decide_nothing(tiny: Tiny, tmp_path: Path
     ends = {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER)}
     ends |= {f"confirm-0003-s{seed}": Outcome.DIVERGED for seed in SEEDS[1:]}
     told = verdict(stored(tmp_path, ends), replace(study(tiny), objectives=(SPEED,), yes=("faster",)))
-    assert told.contrasts[0].pace is None
+    assert told.contrasts[0].speed is None
     assert told.reply == "undecided"
+    assert told.headline.startswith("Undecided: fewer than two seeds measured the speed of search-0003")
 
 
 def test_what_tuning_more_than_lr_adds_is_a_paired_test_of_winner_and_tuned_lr(tiny: Tiny, tmp_path: Path) -> None:
@@ -265,6 +276,56 @@ def test_without_a_search_the_baselines_loss_is_the_answer(tiny: Tiny, tmp_path:
     frames = stored(tmp_path, {"search-0000": 3.2, **runs("baseline", BASELINE)})
     told = verdict(frames, replace(study(tiny), space={}))
     assert told.sentence == (
-        "Nothing is searched, so there is nothing to judge: the val loss of GPT-3's values is 3.2158 ± 0.0042 nats "
+        f"Nothing is searched, so there is nothing to judge: the val loss of {OPPONENT} is 3.2158 ± 0.0042 nats "
         "(mean and standard error, 5 seeds)."
     )
+
+
+def test_the_first_contrast_is_the_best_that_is_proven(tiny: Tiny, tmp_path: Path) -> None:
+    noisy = np.add(BASELINE, [-0.6, 0.3, -0.5, 0.4, -0.3])  # lower on average, and nobody knows
+    ends = {
+        **runs("baseline", BASELINE),
+        **runs("confirm-0003", np.subtract(BASELINE, 0.05)),
+        **runs("confirm-0001", noisy),
+    }
+    told = verdict(stored(tmp_path, ends), replace(study(tiny), yes=("better",)))
+    assert [c.candidate for c in told.contrasts] == ["search-0003", "search-0001"]
+    assert told.contrasts[1].difference < told.contrasts[0].difference
+    assert told.reply == "yes"
+
+
+def test_runs_that_count_as_a_uniform_guess_are_never_equivalent_and_no_noise(tiny: Tiny, tmp_path: Path) -> None:
+    lost = {f"{who}-s{seed}": Outcome.DIVERGED for who in ("baseline", "confirm-0003") for seed in SEEDS}
+    told = verdict(stored(tmp_path / "a", lost), study(tiny))
+    assert (told.contrasts[0].answer, told.noise) == (Answer.UNDECIDED, None)
+    one = {**runs("baseline", BASELINE), "baseline-s105": Outcome.DIVERGED, **runs("confirm-0003", LOWER)}
+    found = noise(stored(tmp_path / "b", one), study(tiny))
+    assert found is not None
+    assert (found.n, found.sd) == (4, pytest.approx(np.std(BASELINE[:4], ddof=1)))
+
+
+def test_baseline_runs_that_an_independent_design_lacks_are_missing_too(tiny: Tiny, tmp_path: Path) -> None:
+    ends = {**runs("baseline", BASELINE[:3], [*map(other_seed, SEEDS)][:3]), **runs("confirm-0003", LOWER)}
+    told = verdict(stored(tmp_path, ends | {"baseline-s1000104": Outcome.FAILED}), study(tiny, design="independent"))
+    assert "1 runs on fresh seeds have not ended, baseline-s1000105" in told.sentence
+
+
+def test_updates_are_compared_where_clipping_is_searched(tiny: Tiny, tmp_path: Path) -> None:
+    clipping = {"grad_clip": FloatRange(low=0.1, high=10.0, scale="log")}
+    frames = stored(tmp_path, {**runs("baseline", BASELINE), **runs("confirm-0003", LOWER)})
+    told = verdict(frames, replace(study(tiny), space=clipping))
+    assert told.contrasts[0].updates is not None
+    assert told.contrasts[0].updates.ratio == pytest.approx(1)  # the made-up runs all update alike
+    assert "Its updates are 1.000 times the baseline's" in told.sentence
+    assert verdict(frames, study(tiny)).contrasts[0].updates is None
+
+
+def test_seeds_that_a_real_difference_takes_allow_for_every_candidate(tiny: Tiny, tmp_path: Path) -> None:
+    gaps = np.add(BASELINE, [-0.06, 0.02, -0.05, 0.01, -0.04])
+    alone = stored(tmp_path / "a", {**runs("baseline", BASELINE), **runs("confirm-0003", gaps)})
+    three = {**runs("baseline", BASELINE), **{k: v for n in "123" for k, v in runs(f"confirm-000{n}", gaps).items()}}
+    one, many = (verdict(f, study(tiny)).contrasts[0] for f in (alone, stored(tmp_path / "b", three)))
+    assert one.answer is many.answer is Answer.UNDECIDED
+    assert one.more_seeds_if_real is not None
+    assert many.more_seeds_if_real is not None
+    assert many.more_seeds_if_real > one.more_seeds_if_real

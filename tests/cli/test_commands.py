@@ -143,7 +143,8 @@ def test_status_counts_the_runs_of_a_study_and_names_the_unfinished(hpstudy, fin
     best, worst = min(losses, key=losses.get), max(losses, key=losses.get)
     told = hpstudy("status", "tiny", "--runs", runs)
     assert ["search", "5", "5", "0", "0", "0", "0", "0"] in [line.split() for line in told.out.splitlines()]
-    assert f"lowest val loss {losses[best]:.4f} ({best})" in told.out
+    assert f"lowest val loss of the search {losses[best]:.4f} ({best}, one seed)" in told.out
+    assert "No verdict: it takes two fresh seeds" in told.out
     (runs / "tiny" / worst / "result.json").unlink()
     told = hpstudy("status", finished.path, "--runs", runs)
     assert ["search", "5", "4", "0", "0", "0", "0", "1"] in [line.split() for line in told.out.splitlines()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hpstudy import __version__
 from hpstudy.study import Study
 
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
@@ -31,8 +32,9 @@ def test_each_study_has_a_row_and_a_part_with_its_verdict_and_how_to_repeat_it(r
     (row,) = (line for line in lines if line.startswith("| unsure |"))
     assert row.endswith("| - | - | - |")
     assert "&lt;b&gt;" in row
-    assert any(line.startswith("**Yes: search-0001 is better than GPT-3's values") for line in lines)
-    assert any(line.startswith("`hpstudy run sure`, begun 20") for line in lines)
+    assert any(line.startswith("**Yes: search-0001 is better than the baseline") for line in lines)
+    assert any(line.startswith("`hpstudy run sure --trials 6`, begun 20") for line in lines)
+    assert f"hpstudy {__version__}, torch" in told.out
     assert "Written by `hpstudy results sure unsure`" in told.out
     assert results("sure").out.count("\n## ") == 1
 
