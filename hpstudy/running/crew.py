@@ -35,6 +35,7 @@ from hpstudy.running.workers import (
     Train,
     Word,
     Worker,
+    stop_all,
 )
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
@@ -113,13 +114,12 @@ class Crew:
 
     def close(self) -> None:
         """Ends the workers and leaves runs in the air without a result."""
-        for worker in self._workers:
-            worker.connection.close()  # all of them begin to end
-        for worker in self._workers:
-            worker.stop()
-        for flights in self._flights.values():
-            for flight in flights.values():
-                flight.abandon()
+        try:
+            for flights in self._flights.values():
+                for flight in flights.values():
+                    flight.abandon()  # first, so that W&B takes it in while the workers end
+        finally:
+            stop_all(self._workers)
 
     def _assign(self, source: Source) -> None:
         idle = [worker for worker in self._workers if worker not in self._flights]

@@ -195,6 +195,38 @@ def test_a_signal_leaves_a_checkpoint_and_ends_within_ten_seconds_even_if_wandb_
     assert (runs / "tiny" / "search-0000" / "checkpoint.pt").exists()
 
 
+def test_a_signal_to_every_process_at_once_leaves_a_checkpoint_too(tiny_file, tmp_path: Path):
+    runs, path = tmp_path / "runs", tiny_file(replace=LONG)
+    process = start_cli(path, runs, workers="1")
+    wait_for_step(runs, "search-0000", process)
+    for pid in (*workers_of(process.pid), process.pid):  # as when a cluster takes the machine
+        os.kill(pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "died" not in stderr
+    assert (runs / "tiny" / "search-0000" / "checkpoint.pt").exists()
+
+
+def test_four_hung_workers_do_not_hold_up_a_stop(tiny_file, tiny, tmp_path: Path):
+    changes = {"parallel = 2": "parallel = 4", "trials = 5": "trials = 4", "tokens = 5120": "tokens = 128000"}
+    runs, path = tmp_path / "runs", tiny_file(replace=changes)
+    process = start_cli(path, runs, workers="4")
+    wait_for_step(runs, "search-0003", process)
+    workers = workers_of(process.pid)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert (len(workers), process.returncode) == (4, 130)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    study = tiny(replace=changes)
+    stores = go(study, runs, workers=2), go(study, tmp_path / "whole", workers=2)
+    assert curves(stores[0]) == curves(stores[1])
+    assert trials(study, stores[0]) == trials(study, stores[1])
+
+
 def test_a_second_ctrl_c_stops_at_once(tiny_file, tmp_path: Path):
     runs = tmp_path / "runs"
     process = start_cli(tiny_file(replace=LONG), runs)
@@ -207,7 +239,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_file, tmp_path: Path):
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert time.monotonic() - began < 3 + 2 * len(workers)  # each is given 2 s to end
+    assert time.monotonic() - began < 4  # one of them for hung workers to end
     assert process.returncode == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 

@@ -86,9 +86,10 @@ def test_a_run_whose_worker_always_dies_fails_and_the_study_goes_on(tiny, tmp_pa
 DRIVER = "import sys; from hpstudy.cli import main; sys.argv = ['hpstudy', *sys.argv[1:]]; main()"
 
 
-def start_cli(path: Path, runs: Path, wandb: str = "disabled") -> subprocess.Popen[str]:
+def start_cli(path: Path, runs: Path, wandb: str = "disabled", workers: str = "auto") -> subprocess.Popen[str]:
+    flags = ["--runs", str(runs), "--wandb", wandb, "--workers", workers]
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, "run", str(path), "--runs", str(runs), "--wandb", wandb],
+        [sys.executable, "-c", DRIVER, "run", str(path), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
