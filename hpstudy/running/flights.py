@@ -32,12 +32,14 @@ class Flight:
         wandb: WandbSink,
         progress: Progress,
         *,
-        attempt: int,
+        deaths: int,
+        furthest: int,
         alone: bool,
         checkpoint_seconds: float,
     ) -> None:
         self.run: Run = header.run
-        self.attempt = attempt  # from 1
+        self.deaths = deaths
+        """Of workers under it, since the last step that no earlier life had recorded."""
         self.slowest = 0.0  # seconds between two of its records
         self._wandb, self._progress = wandb, progress
         self._summary = RunSummary()
@@ -57,6 +59,8 @@ class Flight:
             progress.say(f"{self.run.run_id}: {self._writer.cut} damaged bytes at the end of its steps were cut off")
         for record in self._writer.recorded:
             self._pass_on(record)
+        self.furthest = max(furthest, len(self._writer.recorded))
+        """The last step that this life or an earlier one recorded."""
 
     @property
     def recorded(self) -> list[StepRecord]:
@@ -72,6 +76,8 @@ class Flight:
         """Takes in a step. Raises MachineError when it was recorded before with other figures."""
         now = time.monotonic()
         self.slowest, self._heard = max(self.slowest, now - self._heard), now
+        if record.step > self.furthest:
+            self.furthest, self.deaths = record.step, 0
         if self._writer.append(record):
             self._pass_on(record)
 
