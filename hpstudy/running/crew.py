@@ -15,6 +15,7 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader
+from hpstudy.running.awake import AwakeClock
 from hpstudy.running.cost import START_SECONDS, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.flights import Flight, ended_before, with_smaller_micro_batch
@@ -66,7 +67,8 @@ class Crew:
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
         self._ready: set[Worker] = set()
-        self._slowest = 0.0  # seconds between two records of any run
+        self._clock = AwakeClock()
+        self._slowest = 0.0  # seconds before a record of any run in which nothing was heard of it
         self._stillborn = 0  # workers that died before they were ready, in a row
         self._oom_kills = oom_kills(os.getpid())
         self.pack = 1
@@ -190,6 +192,7 @@ class Crew:
             self._store,
             self._wandb,
             self._progress,
+            clock=self._clock,
             deaths=deaths,
             furthest=furthest,
             alone=self.pack == 1,
@@ -208,22 +211,26 @@ class Crew:
         """Waits for workers that have something to say; ends those that have been silent for too long."""
         while True:
             self.look()
-            if ready := self._heard_within(LOOK_SECONDS):
-                return ready
+            heard = self._heard_within(LOOK_SECONDS)
             limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._slowest)
-            for worker, flights in self._flights.items():
+            for worker in self._flights.keys() - heard:
+                flights = self._flights[worker]
                 silent = min(flight.silent_seconds() for flight in flights.values())
                 if silent > (limit if worker in self._ready else max(limit, START_SECONDS)):
                     self._progress.say(f"{', '.join(flights)}: nothing heard for {silent:.0f} s; its worker is ended")
-                    worker.kill()  # which is then heard of
+                    worker.kill()
+                    heard.append(worker)  # of its death
+            if heard:
+                return heard
 
     def _heard_within(self, seconds: float) -> list[Worker]:
         by_connection = {worker.connection: worker for worker in self._workers}
         return [by_connection[connection] for connection in wait(list(by_connection), timeout=seconds)]  # type: ignore[index]
 
     def _hear(self, worker: Worker, source: Source) -> None:
-        report = worker.receive()
+        report = worker.receive(self.look)
         flights = self._flights.get(worker, {})
+        silent = max((flight.heard() for flight in flights.values()), default=0.0)
         match report:
             case Ready():  # of a worker that was started later
                 self._welcome(worker, report)
@@ -238,7 +245,7 @@ class Crew:
             case Recorded(run_id=run_id, record=record):
                 flight = flights[run_id]
                 flight.record(record)
-                self._slowest = max(self._slowest, flight.slowest)
+                self._slowest = max(self._slowest, silent)
                 if record.evaluated:
                     source.heard(flight.run, record)
                     if source.judged and record.eval_index != self._study.spec.evals:
