@@ -143,7 +143,15 @@ def test_an_unfinished_file_cut_at_any_byte_keeps_its_whole_lines(store: RunStor
     run, whole = three_steps(store)
     for size in range(len(whole) + 1):
         run.steps_path.write_bytes(whole[:size])
-        assert [row["step"] for row in run.rows()] == [1, 2, 3][: whole[:size].count(b"\n")]
+        kept = [1, 2, 3][: whole[:size].count(b"\n")]
+        assert [row["step"] for row in run.rows()] == kept
+        again = store.begin(header())
+        assert [step.step for step in again.recorded] == kept
+        assert [again.append(record(step, loss=math.nan if step == 2 else None)) for step in (1, 2, 3)] == [
+            step not in kept for step in (1, 2, 3)
+        ]
+        again.close()
+        assert run.steps_path.read_bytes() == whole
 
 
 def test_a_finished_file_cut_inside_a_line_is_an_error_that_names_the_line(store: RunStore) -> None:
