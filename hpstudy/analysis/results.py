@@ -46,7 +46,8 @@ class StudyResults:
         if self.store is None:
             raise UserError(f"{self.frames.name}: W&B holds no study file; load it by name from its run store")
         path = self.store.root / "study.toml"
-        return parse_study(path.read_text(encoding="utf-8"), name=self.store.root.name, path=path)
+        text = path.read_text(encoding="utf-8", errors="replace")  # a damaged one is no TOML then, which is told
+        return parse_study(text, name=self.store.root.name, path=path)
 
     def verdict(self) -> Verdict:
         """Whether the winner beats the baseline, from fresh seeds alone; `.sentence` says it, `.contrasts` hold it."""
