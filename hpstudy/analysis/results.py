@@ -51,7 +51,8 @@ class StudyResults:
         if self.store is None:
             raise UserError(f"{self.frames.name}: W&B holds no study file; load it by name from its run store")
         path = self.store.root / "study.toml"
-        study = parse_study(path.read_text(encoding="utf-8"), name=self.store.root.name, path=path)
+        text = path.read_text(encoding="utf-8", errors="replace")  # a damaged one is no TOML then, or is not as it was
+        study = parse_study(text, name=self.store.root.name, path=path)
         began = self.store.read_json("study.json") or {}
         changed = [*changed_keys(began, study.resolved())] if began else []
         asked = self.environment.get("study_sha256")

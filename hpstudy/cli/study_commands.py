@@ -110,7 +110,8 @@ def sync(name: str, runs: Path) -> None:
     frozen = store.root / "study.toml"
     if not frozen.exists():
         raise UserError(f"{store.root}: no study has begun there; start it with `hpstudy run {name}`")
-    study = parse_study(frozen.read_text(encoding="utf-8"), name=store.root.name, path=frozen)  # as it began
+    text = frozen.read_text(encoding="utf-8", errors="replace")  # a damaged one is no TOML then, which is told
+    study = parse_study(text, name=store.root.name, path=frozen)  # as it began
     if resolve_mode("auto") != "online":
         raise UserError("W&B: no key or login here; set WANDB_API_KEY or run `wandb login`")
     said: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from hpstudy.records import Outcome, Phase, Run
 from hpstudy.running.tuned_lr import tuned_lr
@@ -33,8 +33,11 @@ def baseline_run_id(study: Study) -> str:
 
 def read_looks(store: RunStore) -> list[Look]:
     """The looks of earlier sessions, in order; empty before the first."""
-    raw = store.read_json(LOOKS) or []
-    return [Look(trials=r["trials"], seeds=tuple(r["seeds"]), candidates=tuple(r["candidates"])) for r in raw]
+    return store.read(LOOKS, lambda raw: list(map(_look, raw))) or []
+
+
+def _look(raw: dict[str, Any]) -> Look:
+    return Look(trials=raw["trials"], seeds=tuple(raw["seeds"]), candidates=tuple(raw["candidates"]))
 
 
 def looks_so_far(study: Study, store: RunStore, say: Callable[[str], None]) -> list[Look]:

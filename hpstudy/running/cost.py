@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import HParams
+from hpstudy.running.awake import AwakeClock
 from hpstudy.running.micro_batch import find
 from hpstudy.running.workers import Measure, Measured, Ready, Refused, Setup, Worker
 from hpstudy.study import Choices, Study
@@ -78,11 +78,11 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
 
 def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Ready:
     """Waits until a worker is built, START_SECONDS at most. Raises UserError or MachineError when it cannot be."""
-    deadline = time.monotonic() + START_SECONDS
+    clock = AwakeClock()
 
     def look() -> None:
         meanwhile()
-        if time.monotonic() > deadline:
+        if clock.look() > START_SECONDS:
             worker.kill()
 
     match worker.receive(look):

@@ -15,6 +15,7 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader
+from hpstudy.running.awake import AwakeClock
 from hpstudy.running.cost import START_SECONDS, welcome
 from hpstudy.running.environment import describe, refuse_if_changed
 from hpstudy.running.flights import Flight, ended_before, with_smaller_micro_batch
@@ -35,12 +36,13 @@ from hpstudy.running.workers import (
     Train,
     Word,
     Worker,
+    stop_all,
 )
 from hpstudy.study import Study, question_sha256
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id
 
-ATTEMPTS = 3  # trainings of one run, in all, before workers that die under it make it a failed one
+ATTEMPTS = 3  # workers that may die under a run with no new step between, or before they are ready, in a row
 HUNG_SECONDS = 600.0  # of silence at least, unless the study says otherwise, before a worker counts as hung
 HUNG_STEPS = 50  # and as many times the longest silence that there has been between two records
 LAST_SAVE_SECONDS = 5.0  # for the checkpoints of a study that is stopped
@@ -65,7 +67,9 @@ class Crew:
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
         self._ready: set[Worker] = set()
-        self._slowest = 0.0  # seconds between two records of any run
+        self._clock = AwakeClock()
+        self._slowest = 0.0  # seconds before a record of any run in which nothing was heard of it
+        self._stillborn = 0  # workers that died before they were ready, in a row
         self._oom_kills = oom_kills(os.getpid())
         self.pack = 1
         """Runs that train as one."""
@@ -113,19 +117,18 @@ class Crew:
 
     def close(self) -> None:
         """Ends the workers and leaves runs in the air without a result."""
-        for worker in self._workers:
-            worker.connection.close()  # all of them begin to end
-        for worker in self._workers:
-            worker.stop()
-        for flights in self._flights.values():
-            for flight in flights.values():
-                flight.abandon()
+        try:
+            for flights in self._flights.values():
+                for flight in flights.values():
+                    flight.abandon()  # first, so that W&B takes it in while the workers end
+        finally:
+            stop_all(self._workers)
 
     def _assign(self, source: Source) -> None:
         idle = [worker for worker in self._workers if worker not in self._flights]
         while idle and self._fetch(source):
             runs = take_pack(self._waiting, self.pack, len(idle))
-            if self._begin(idle[0], runs, source, attempt=1):
+            if self._begin(idle[0], runs, source):
                 del idle[0]
 
     def _fetch(self, source: Source) -> bool:
@@ -141,11 +144,13 @@ class Crew:
             source.ended(run, result)
         return bool(self._waiting)
 
-    def _begin(self, worker: Worker, runs: Sequence[Run], source: Source, attempt: int) -> bool:
+    def _begin(
+        self, worker: Worker, runs: Sequence[Run], source: Source, *, deaths: int = 0, furthest: int = 0
+    ) -> bool:
         """Writes the headers, tells the sinks and orders the training; False where all had ended before."""
         flights: dict[str, Flight] = {}
         for run in runs:
-            flight = self._open(run, attempt)
+            flight = self._open(run, deaths, furthest)
             for record in flight.recorded:
                 if record.evaluated:
                     source.heard(flight.run, record)
@@ -166,7 +171,7 @@ class Crew:
             )
         return bool(flights)
 
-    def _open(self, run: Run, attempt: int) -> Flight:
+    def _open(self, run: Run, deaths: int, furthest: int) -> Flight:
         """A run that is about to be trained; one begun before keeps its header."""
         known = self._store.header(run.run_id)
         if known and replace(known.run.hparams, micro_batch=run.hparams.micro_batch) != run.hparams:
@@ -187,7 +192,9 @@ class Crew:
             self._store,
             self._wandb,
             self._progress,
-            attempt=attempt,
+            clock=self._clock,
+            deaths=deaths,
+            furthest=furthest,
             alone=self.pack == 1,
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
@@ -204,22 +211,26 @@ class Crew:
         """Waits for workers that have something to say; ends those that have been silent for too long."""
         while True:
             self.look()
-            if ready := self._heard_within(LOOK_SECONDS):
-                return ready
+            heard = self._heard_within(LOOK_SECONDS)
             limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._slowest)
-            for worker, flights in self._flights.items():
+            for worker in self._flights.keys() - heard:
+                flights = self._flights[worker]
                 silent = min(flight.silent_seconds() for flight in flights.values())
                 if silent > (limit if worker in self._ready else max(limit, START_SECONDS)):
                     self._progress.say(f"{', '.join(flights)}: nothing heard for {silent:.0f} s; its worker is ended")
-                    worker.kill()  # which is then heard of
+                    worker.kill()
+                    heard.append(worker)  # of its death
+            if heard:
+                return heard
 
     def _heard_within(self, seconds: float) -> list[Worker]:
         by_connection = {worker.connection: worker for worker in self._workers}
         return [by_connection[connection] for connection in wait(list(by_connection), timeout=seconds)]  # type: ignore[index]
 
     def _hear(self, worker: Worker, source: Source) -> None:
-        report = worker.receive()
+        report = worker.receive(self.look)
         flights = self._flights.get(worker, {})
+        silent = max((flight.heard() for flight in flights.values()), default=0.0)
         match report:
             case Ready():  # of a worker that was started later
                 self._welcome(worker, report)
@@ -234,7 +245,7 @@ class Crew:
             case Recorded(run_id=run_id, record=record):
                 flight = flights[run_id]
                 flight.record(record)
-                self._slowest = max(self._slowest, flight.slowest)
+                self._slowest = max(self._slowest, silent)
                 if record.evaluated:
                     source.heard(flight.run, record)
                     if source.judged and record.eval_index != self._study.spec.evals:
@@ -276,35 +287,39 @@ class Crew:
         return smaller
 
     def _replace(self, dead: Worker, source: Source) -> None:
-        """Starts another worker for one that died; its runs begin again, up to ATTEMPTS times."""
+        """Starts another worker for one that died; its runs begin again, unless ATTEMPTS brought no new step."""
         code = dead.stop()
         cause = f"the worker died (exit code {code}; see {dead.log})"
         kills, before = oom_kills(os.getpid()), self._oom_kills
         self._oom_kills = kills
-        if dead not in self._ready:
-            raise MachineError(f"{cause} before it was ready: {dead.last_words()}")
+        born = dead in self._ready
+        self._stillborn += not born
+        if self._stillborn == ATTEMPTS:
+            raise MachineError(f"{cause} before it was ready, {ATTEMPTS} times in a row: {dead.last_words()}")
         index = self._workers.index(dead)
         worker = self._workers[index] = self._start(index)
         flights = self._flights.pop(dead, {})
         if not flights:
             return
-        attempt = max(flight.attempt for flight in flights.values())
-        if code == -9 and kills > before:
+        deaths = min(flight.deaths for flight in flights.values()) + born
+        if born and code == -9 and kills > before:
             self._flights[worker] = flights
             for flight in list(flights.values()):
                 size = flight.run.hparams.micro_batch
                 message = f"the kernel ended the worker for want of memory, at micro_batch {size}"
                 self._end(worker, flight, Outcome.OUT_OF_MEMORY, message, source)
-        elif attempt < ATTEMPTS:
+        elif deaths < ATTEMPTS:
             them = "it begins" if len(flights) == 1 else "they begin"
             self._progress.say(f"{', '.join(flights)}: {cause}; {them} again")
             for flight in flights.values():
                 flight.abandon()
-            self._begin(worker, [flight.run for flight in flights.values()], source, attempt + 1)
+            furthest = max(flight.furthest for flight in flights.values())
+            self._begin(worker, [flight.run for flight in flights.values()], source, deaths=deaths, furthest=furthest)
         else:
             self._flights[worker] = flights
             for flight in list(flights.values()):
-                self._end(worker, flight, Outcome.FAILED, f"{cause}, {ATTEMPTS} times in a row", source)
+                message = f"{cause}, {ATTEMPTS} times in a row with no new step between"
+                self._end(worker, flight, Outcome.FAILED, message, source)
 
     def _order_checkpoints(self, *, now: bool = False) -> None:
         """Tells workers whose runs are due to write one."""
@@ -358,5 +373,6 @@ class Crew:
         else:
             refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
         self._ready.add(worker)
+        self._stillborn = 0
         self._environment, self._num_params = report.environment, report.num_params
         return report.environment

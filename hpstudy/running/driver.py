@@ -146,8 +146,10 @@ class _Driver:
 
     def close(self) -> None:
         """Ends the workers, leaves runs in the air without a result, and closes the sinks."""
-        self._crew.close()
-        self._wandb.close(STOP_SECONDS if self._stop.requested else CLOSE_SECONDS, hurried=self._stop.requested)
+        try:
+            self._crew.close()
+        finally:
+            self._wandb.close(STOP_SECONDS if self._stop.requested else CLOSE_SECONDS, hurried=self._stop.requested)
 
     def _begin_phase(self, phase: Phase, num_runs: int) -> None:
         """Tells the view what is to come, and what earlier sessions have finished of it."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
+from hpstudy.running.awake import AwakeClock
 from hpstudy.running.interface import Progress
 from hpstudy.running.summary import RunSummary
 from hpstudy.tracking.store import RunStore
@@ -32,20 +33,22 @@ class Flight:
         wandb: WandbSink,
         progress: Progress,
         *,
-        attempt: int,
+        clock: AwakeClock,
+        deaths: int,
+        furthest: int,
         alone: bool,
         checkpoint_seconds: float,
     ) -> None:
         self.run: Run = header.run
-        self.attempt = attempt  # from 1
-        self.slowest = 0.0  # seconds between two of its records
+        self.deaths = deaths
+        """Of workers under it, since the last step that no earlier life had recorded."""
         self._wandb, self._progress = wandb, progress
         self._summary = RunSummary()
         self._writer = store.begin(header, anew=not alone)
         folder = store.folder(self.run.run_id)
         self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
         self._alone, self._checkpoint_seconds = alone, checkpoint_seconds
-        self._heard = self._ordered = time.monotonic()
+        self._clock, self._heard, self._ordered = clock, clock.look(), time.monotonic()
         self.saving = False
         """Whether its worker has an order to write a checkpoint: one at a time, all go to the same place."""
         self._complained = False
@@ -57,6 +60,8 @@ class Flight:
             progress.say(f"{self.run.run_id}: {self._writer.cut} damaged bytes at the end of its steps were cut off")
         for record in self._writer.recorded:
             self._pass_on(record)
+        self.furthest = max(furthest, len(self._writer.recorded))
+        """The last step that this life or an earlier one recorded."""
 
     @property
     def recorded(self) -> list[StepRecord]:
@@ -70,8 +75,8 @@ class Flight:
 
     def record(self, record: StepRecord) -> None:
         """Takes in a step. Raises MachineError when it was recorded before with other figures."""
-        now = time.monotonic()
-        self.slowest, self._heard = max(self.slowest, now - self._heard), now
+        if record.step > self.furthest:
+            self.furthest, self.deaths = record.step, 0
         if self._writer.append(record):
             self._pass_on(record)
 
@@ -82,7 +87,13 @@ class Flight:
 
     def silent_seconds(self) -> float:
         """Since its worker was last heard."""
-        return time.monotonic() - self._heard
+        return self._clock.look() - self._heard
+
+    def heard(self) -> float:
+        """Its worker was heard, after the seconds of silence that are returned."""
+        silent = self.silent_seconds()
+        self._heard += silent
+        return silent
 
     def wants_checkpoint(self, *, now: bool = False) -> bool:
         """Whether its worker shall be told to write one; true once per interval, or at once."""

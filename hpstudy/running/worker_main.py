@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 import traceback
@@ -175,7 +176,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def main() -> None:
-    """Entry point of the process: serves the pipe whose file descriptor is the only argument."""
+    """Entry point of the process: serves the pipe whose file descriptor is the only argument.
+
+    Who takes a machine may signal every process of a study at once. The driver hears it too, and has the last
+    checkpoints written.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with (
         Connection(int(sys.argv[1])) as connection,
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),

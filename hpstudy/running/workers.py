@@ -11,7 +11,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +23,7 @@ from hpstudy.records import Outcome, Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
 
 LOOK_SECONDS = 0.2  # how often a waiting driver looks at its stop request
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 1.0  # for a worker to end by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,17 +184,29 @@ class Worker:
         return lines[-1] if lines else "it left no word"
 
     def kill(self) -> None:
-        """Ends the process at once; `receive` then returns None."""
+        """Ends the process at once, if it lives; `receive` then returns None."""
         self._process.kill()
 
     def stop(self) -> int:
         """Ends the process, gently first; returns its exit code."""
-        self.connection.close()  # an idle worker then ends by itself
-        for end in (self._process.terminate, self._process.kill):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._process.wait(GRACE_SECONDS)
-            end()
+        stop_all([self])
         return self._process.wait()
+
+
+def stop_all(workers: Sequence[Worker]) -> None:
+    """Ends processes side by side, gently first, so that many hung ones take no longer than one."""
+    for worker in workers:
+        worker.connection.close()  # it ends by itself then, unless its step takes long
+    deadline = time.monotonic() + GRACE_SECONDS
+    try:
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker._process.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # a second Ctrl-C leaves none of them either
+        for worker in workers:
+            worker.kill()
+    for worker in workers:
+        worker._process.wait()
 
 
 def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:

@@ -257,9 +257,16 @@ class RunStore:
         """Writes a file of the study, such as environment.json, atomically."""
         write_atomic(self.root / name, encode(obj))
 
-    def read_json(self, name: str) -> Any:
-        """What `write_json` wrote, or None when there is no such file."""
-        return _load(self.root / name, lambda raw: raw)
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object that `write_json` wrote, or None when there is no such file; raises MachineError as `read`."""
+        return self.read(name, _object)
+
+    def read(self, name: str, build: Callable[[Any], T]) -> T | None:
+        """A value built of what `write_json` wrote, or None when there is no such file.
+
+        Raises MachineError when the file is damaged, or `build` does not find in it what it needs.
+        """
+        return _load(self.root / name, build)
 
     def freeze_study(self, toml_text: str, resolved: dict[str, Any]) -> None:
         """Keeps the study file, and the values it resolved to when the study began; only what may grow is renewed."""
@@ -305,6 +312,12 @@ class RunStore:
 def run_order(run: Run) -> tuple[int, int, int]:
     """The key that sorts runs by phase, then trial, then seed."""
     return PHASES.index(run.phase), -1 if run.trial is None else run.trial, run.seed
+
+
+def _object(raw: Any) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise TypeError(f"must be an object, but got {type(raw).__name__}")
+    return raw
 
 
 def _known(kind: type[Any], raw: dict[str, Any]) -> dict[str, Any]:

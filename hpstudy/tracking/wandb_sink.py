@@ -75,7 +75,7 @@ def new_wandb_id(study: str, run_id: str) -> str:
 
 def whereabouts(root: Path, study: str) -> str:
     """Where people find a study's W&B runs: their group's page, the offline files, or nowhere."""
-    deliveries = [_delivery(file.parent) for file in sorted(root.glob(f"*/{DELIVERED}"))]
+    deliveries = [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := _delivery(file.parent))]
     pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
     if pages:
         return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
@@ -84,11 +84,12 @@ def whereabouts(root: Path, study: str) -> str:
 
 
 def _delivery(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = decode((folder / DELIVERED).read_bytes())
-    except FileNotFoundError:
-        return {}
-    return found
+    """What W&B has of a run; nothing where that cannot be told, so that it is sent again, each row once."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = decode((folder / DELIVERED).read_bytes())
+        if isinstance(found, dict) and found.keys() >= {"mode", "url"}:
+            return found
+    return {}
 
 
 class WandbSink:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -174,13 +175,16 @@ def _checked(name: str, shards: list[Path], tokenizer: str) -> Source:
 
 
 def _facts(shard: Path) -> tuple[str, int]:
-    """The hash and the largest id of a shard: read whole once, then remembered by path, size and time of change."""
+    """The hash and the largest id of a shard: read whole once, then remembered by path, size and times of change.
+
+    A copy may bring the time of its contents along. The other time, of any change, is the system's own.
+    """
     stat = shard.stat()
-    key = hashlib.sha256(f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
-    note = cache_dir() / "facts" / f"{key}.json"
-    if note.exists():
+    identity = f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ctime_ns}"
+    note = cache_dir() / "facts" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
         known = json.loads(note.read_bytes())
-        return known["sha256"], known["largest_id"]
+        return str(known["sha256"]), int(known["largest_id"])
     sha256, largest = content_sha256(shard), int(read_shard(shard).max())
     write_atomically(note, json.dumps({"shard": str(shard), "sha256": sha256, "largest_id": largest}).encode())
     return sha256, largest

@@ -175,6 +175,15 @@ def copied(finished, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished.runs, tmp_path / "copied"))
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\0", b"question = "], ids=["emptied", "binary", "cut"])
+def test_a_damaged_copy_of_the_study_file_is_named(hpstudy, copied: Path, damage: bytes) -> None:
+    (copied / "tiny" / "study.toml").write_bytes(damage)
+    for command in ("status", "report"):
+        told = hpstudy(command, "tiny", "--runs", copied)
+        assert told.code == 2
+        assert f"{copied / 'tiny' / 'study.toml'}: " in told.err
+
+
 def test_exported_parquet_reads_back_as_the_tables(hpstudy, copied: Path) -> None:
     told = hpstudy("export", "tiny", "--runs", copied)
     assert (told.code, told.err) == (0, "")

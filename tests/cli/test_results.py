@@ -33,7 +33,7 @@ def test_each_study_has_a_row_and_a_part_with_its_verdict_and_how_to_repeat_it(r
     assert row.endswith("| - | - | - |")
     assert "&lt;b&gt;" in row
     assert any(line.startswith("**Yes: search-0001 is better than the baseline") for line in lines)
-    assert any(line.startswith("`hpstudy run sure --trials 6`, begun 20") for line in lines)
+    assert any(line.startswith("`hpstudy run sure --trials 10`, begun 20") for line in lines)
     assert f"hpstudy {__version__}, torch" in told.out
     assert "Written by `hpstudy results sure unsure`" in told.out
     assert results("sure").out.count("\n## ") == 1

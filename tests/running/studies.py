@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from hpstudy.records import Run, RunResult, StepRecord
 from hpstudy.running.driver import run_study
@@ -66,3 +69,10 @@ def curves(store: RunStore) -> dict[str, list[StepRecord]]:
 
 def trials(study: Study, store: RunStore) -> list[Any]:
     return Search(study, store.root / "optuna.journal", read_only=True).trials()
+
+
+def inherit(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs some code at the start of every Python that is started from here."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))

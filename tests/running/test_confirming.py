@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpstudy.errors import UserError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader, RunResult
-from hpstudy.running.confirming import Look, choose, confirm_runs, looks_so_far, planned, ranked
+from hpstudy.running.confirming import Look, choose, confirm_runs, looks_so_far, planned, ranked, read_looks
 from hpstudy.running.tuned_lr import tuned_lr
 from hpstudy.study import Choices, Study, parse_study
 from hpstudy.study.study import Confirm
@@ -178,3 +178,10 @@ def test_the_plan_counts_every_run_that_a_study_can_come_to(tiny):
 def test_what_cannot_be_confirmed_is_refused(tiny, changes, more, problem):
     with pytest.raises(UserError, match=problem):
         tiny(replace=changes, more=more)
+
+
+@pytest.mark.parametrize("text", ["", "null", '"x"', "[1]", '[{"trials": 3, "seedr": [101], "candidates": []}]'])
+def test_damaged_looks_are_named_and_never_taken_for_none(tmp_path: Path, text: str):
+    (tmp_path / "confirm.json").write_text(text)
+    with pytest.raises(MachineError, match=r"confirm\.json: must be a file that hpstudy wrote"):
+        read_looks(RunStore(tmp_path))

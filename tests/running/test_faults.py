@@ -20,12 +20,26 @@ from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.tracking.store import RunStore
-from studies import Watch, curves, go, trials
-from tests.faults import FAULTS, SAID, Fault, Losses, attempt, losses, session, untouched, workers_of, write_study
+from studies import Watch, curves, go, inherit, trials
+from tests.faults import (
+    FAULTS,
+    SAID,
+    Fault,
+    Losses,
+    attempt,
+    losses,
+    moment,
+    send,
+    session,
+    untouched,
+    workers_of,
+    write_study,
+)
 from tests.faults import struck as strike
 
 (KILL_BOTH,) = (fault for fault in FAULTS if fault.name == "kill -9 of both")
 LONG = {"tokens = 5120": "tokens = 1280000"}  # 5,000 steps, so that signals meet a run in the air
+MIDDLING = {"tokens = 5120": "tokens = 384000"}  # 1,500 steps, of studies that are to end
 
 
 @pytest.fixture
@@ -195,6 +209,38 @@ def test_a_signal_leaves_a_checkpoint_and_ends_within_ten_seconds_even_if_wandb_
     assert (runs / "tiny" / "search-0000" / "checkpoint.pt").exists()
 
 
+def test_a_signal_to_every_process_at_once_leaves_a_checkpoint_too(tiny_file, tmp_path: Path):
+    runs, path = tmp_path / "runs", tiny_file(replace=LONG)
+    process = start_cli(path, runs, workers="1")
+    wait_for_step(runs, "search-0000", process)
+    for pid in (*workers_of(process.pid), process.pid):  # as when a cluster takes the machine
+        os.kill(pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "died" not in stderr
+    assert (runs / "tiny" / "search-0000" / "checkpoint.pt").exists()
+
+
+def test_four_hung_workers_do_not_hold_up_a_stop(tiny_file, tiny, tmp_path: Path):
+    changes = {"parallel = 2": "parallel = 4", "trials = 5": "trials = 4", "tokens = 5120": "tokens = 128000"}
+    runs, path = tmp_path / "runs", tiny_file(replace=changes)
+    process = start_cli(path, runs, workers="4")
+    wait_for_step(runs, "search-0003", process)
+    workers = workers_of(process.pid)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert (len(workers), process.returncode) == (4, 130)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    study = tiny(replace=changes)
+    stores = go(study, runs, workers=2), go(study, tmp_path / "whole", workers=2)
+    assert curves(stores[0]) == curves(stores[1])
+    assert trials(study, stores[0]) == trials(study, stores[1])
+
+
 def test_a_second_ctrl_c_stops_at_once(tiny_file, tmp_path: Path):
     runs = tmp_path / "runs"
     process = start_cli(tiny_file(replace=LONG), runs)
@@ -207,7 +253,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_file, tmp_path: Path):
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert time.monotonic() - began < 3 + 2 * len(workers)  # each is given 2 s to end
+    assert time.monotonic() - began < 4  # one of them for hung workers to end
     assert process.returncode == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
@@ -224,6 +270,110 @@ def test_a_hung_worker_is_ended_and_its_run_goes_on(tiny, tmp_path: Path, uninte
     store = go(study, tmp_path, watch=watch)
     assert any("search-0002: nothing heard for" in line for line in watch.said)
     assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_hung_worker_is_ended_while_another_is_busy(tiny, tmp_path: Path):
+    class Timely(Watch):
+        def say(self, line: str) -> None:
+            super().say(f"{line} ({len(self.finished)} finished)")
+
+    study, begun, hung = tiny(replace=MIDDLING | {"trials = 5": "trials = 2"}, more="hang_seconds = 1"), set(), []
+
+    def hang(run: Run, _: StepRecord) -> None:
+        begun.add(run.trial)
+        if len(begun) == 2 and not hung:
+            hung.extend(workers_of(os.getpid()))
+            os.kill(hung[0], signal.SIGSTOP)
+
+    watch = Timely(hang)
+    store = go(study, tmp_path, watch=watch, workers=2)
+    assert [line for line in watch.said if "nothing heard" in line and "(0 finished)" in line]
+    assert [view.result.outcome for view in store.runs()] == [Outcome.COMPLETE, Outcome.COMPLETE]
+
+
+SLOW_TO_BEGIN = """
+import time
+from multiprocessing.connection import Connection
+
+receive = Connection.recv
+
+
+def slowly(self):
+    order = receive(self)
+    time.sleep(0.7 if type(order).__name__ == "Train" else 0)
+    return order
+
+
+Connection.recv = slowly
+"""
+
+
+def test_the_start_of_a_worker_is_not_counted_as_its_silence(tiny, tmp_path: Path, uninterrupted, monkeypatch):
+    inherit(tmp_path / "site", SLOW_TO_BEGIN, monkeypatch)
+    study, watch = tiny(more="hang_seconds = 1"), Watch()
+    store = go(study, tmp_path, watch=watch, workers=2)  # the second one has its run from before it is ready
+    assert not [line for line in watch.said if "nothing heard" in line]
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+JUMPING = """
+import datetime
+import itertools
+import os
+import time
+from pathlib import Path
+
+Path(__file__).with_name(str(os.getpid())).touch()
+hours, now = itertools.cycle([0, 9, -30, 2, -7]), time.time
+time.time = lambda: now() + 3600 * next(hours)
+time.time_ns = lambda: int(time.time() * 1e9)
+
+
+class datetime_(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(time.time(), tz)
+
+
+datetime.datetime = datetime_
+"""
+
+
+def test_a_clock_that_jumps_by_hours_changes_nothing(tmp_path: Path, whole, monkeypatch):
+    folder = tmp_path / "jumping"
+    inherit(folder, JUMPING, monkeypatch)
+    study = write_study(tmp_path, "hang_seconds = 5")
+    began = time.monotonic()
+    with session(study) as driver:
+        assert driver.wait() == 0, (tmp_path / SAID).read_text()
+    took = time.monotonic() - began
+    assert len([path for path in folder.iterdir() if path.name.isdigit()]) >= 2  # the driver and its worker
+    store = RunStore(tmp_path / "tiny")
+    started = [view.header.started for view in store.runs()]
+    assert started != sorted(started)
+    assert losses(store, whole) == Losses()
+    assert "nothing heard" not in (tmp_path / SAID).read_text()
+    for view in store.runs():
+        assert all(0 < r.step_seconds < took and r.tok_per_sec > 0 for r in view.records())
+        assert 0 < view.result.train_seconds < took
+
+
+def test_workers_that_slept_along_with_their_driver_are_not_taken_for_hung(tmp_path: Path, whole):
+    study = write_study(tmp_path, "hang_seconds = 2")
+    with session(study) as driver:
+        for _ in range(2):
+            assert moment(driver, tmp_path / "tiny", random.Random(0), anytime=False)
+            (worker,) = workers_of(driver.pid)
+            send(worker, signal.SIGSTOP)  # first, so that the driver wakes with nothing to read
+            time.sleep(0.3)
+            send(driver.pid, signal.SIGSTOP)
+            time.sleep(3)
+            send(driver.pid, signal.SIGCONT)
+            time.sleep(0.7)
+            send(worker, signal.SIGCONT)
+        assert driver.wait() == 0, (tmp_path / SAID).read_text()
+    assert "nothing heard" not in (tmp_path / SAID).read_text()
+    assert losses(RunStore(tmp_path / "tiny"), whole) == Losses()
 
 
 @pytest.fixture

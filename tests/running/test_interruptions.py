@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.errors import UserError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.tracking.store import RunStore
-from studies import Watch, curves, go, trials
+from studies import Watch, curves, go, inherit, trials
 from tests.faults import workers_of
 
 
@@ -65,30 +65,82 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_begins_again(tiny, tmp_
     assert (trials(study, store), curves(store)) == uninterrupted
 
 
-def test_a_run_whose_worker_always_dies_fails_and_the_study_goes_on(tiny, tmp_path: Path):
-    study = tiny(replace={"trials = 5": "trials = 3"})
+DEADLY = """
+import os
+from multiprocessing.connection import Connection
 
-    seen: set[int] = set()
+send = Connection.send
 
-    def kill(run: Run, record: StepRecord) -> None:
-        if run.trial == 1 and record.step >= 3 and record.step not in seen:  # later lives show what was recorded again
-            for pid in workers_of(os.getpid()):  # none where steps of a dead one are still in the pipe
-                os.kill(pid, signal.SIGKILL)
-            seen.update(range(record.step + 1))
 
-    store = go(study, tmp_path, watch=Watch(kill))
+def kill_or_send(self, report):
+    if getattr(report, "run_id", "") == "search-0001" and getattr(getattr(report, "record", None), "step", 0) == 10:
+        os.kill(os.getpid(), 9)
+    send(self, report)
+
+
+Connection.send = kill_or_send
+"""
+AWAITED = 'pruner = { name = "median", startup = 100 }'  # never prunes: a worker waits for the word and is met in it
+
+
+def kill_workers() -> None:
+    for pid in workers_of(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_whose_worker_always_dies_fails_and_the_study_goes_on(tiny, tmp_path: Path, monkeypatch):
+    inherit(tmp_path / "site", DEADLY, monkeypatch)
+    study, watch = tiny(replace={"trials = 5": "trials = 3"}), Watch()
+    store = go(study, tmp_path, watch=watch)
     assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
     result = store.result("search-0001")
     assert result.outcome is Outcome.FAILED
-    assert "3 times in a row" in result.message
+    assert "3 times in a row with no new step between" in result.message
+    assert (watch.started.count("search-0001"), result.steps) == (3, 9)
+
+
+def test_a_run_whose_workers_die_goes_on_as_long_as_each_brings_new_steps(tiny, tmp_path: Path, uninterrupted):
+    study, deadly = tiny(more=AWAITED), {5, 10, 15}
+
+    def kill(run: Run, record: StepRecord) -> None:
+        if run.trial == 1 and record.step in deadly:
+            deadly.remove(record.step)  # later lives show it again
+            kill_workers()
+
+    watch = Watch(kill)
+    store = go(study, tmp_path, watch=watch)
+    assert watch.started.count("search-0001") == 4
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_workers_that_die_while_they_start_are_replaced_but_not_for_ever(tiny, tmp_path: Path, uninterrupted):
+    lives = {"search-0001": 3, "search-0003": 5}  # the first is killed in training, those between at their start
+
+    class Killing(Watch):
+        def start(self, run: Run) -> None:
+            super().start(run)
+            if 1 < self.started.count(run.run_id) < lives.get(run.run_id, 0):
+                kill_workers()
+
+    def kill(run: Run, record: StepRecord) -> None:
+        if run.run_id in lives and record.step == 5 and watch.started.count(run.run_id) == 1:
+            kill_workers()
+
+    study, watch = tiny(more=AWAITED), Killing(kill)
+    with pytest.raises(MachineError, match="before it was ready, 3 times in a row"):
+        go(study, tmp_path, watch=watch)
+    assert "search-0001" in watch.finished
+    store = go(study, tmp_path)
+    assert (trials(study, store), curves(store)) == uninterrupted
 
 
 DRIVER = "import sys; from hpstudy.cli import main; sys.argv = ['hpstudy', *sys.argv[1:]]; main()"
 
 
-def start_cli(path: Path, runs: Path, wandb: str = "disabled") -> subprocess.Popen[str]:
+def start_cli(path: Path, runs: Path, wandb: str = "disabled", workers: str = "auto") -> subprocess.Popen[str]:
+    flags = ["--runs", str(runs), "--wandb", wandb, "--workers", workers]
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, "run", str(path), "--runs", str(runs), "--wandb", wandb],
+        [sys.executable, "-c", DRIVER, "run", str(path), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_interruptions import workers_of
+from test_interruptions import AWAITED, DEADLY, kill_workers, workers_of
 
 from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.running.packing import best_pack, take_pack
-from studies import Watch, curves, go, trials
+from studies import Watch, curves, go, inherit, trials
 
 RANDOM = {  # blind to the rounding of results
     "parallel = 2": "parallel = 4",
@@ -106,6 +106,28 @@ def test_a_packed_study_goes_on_after_a_stop_and_after_a_dead_worker(tiny, tmp_p
     assert any("they begin again" in line for line in watch.said)
     assert curves(store) == curves(expected)
     assert trials(study, store) == trials(study, expected)
+
+
+def test_a_pack_whose_workers_die_goes_on_as_long_as_each_brings_new_steps(tiny, tmp_path: Path):
+    study, deadly = tiny(replace=RANDOM, more=f"pack = 4\n{AWAITED}"), {5, 10, 15}
+
+    def kill(run: Run, record: StepRecord) -> None:
+        if run.trial == 1 and record.step in deadly:
+            deadly.remove(record.step)
+            kill_workers()
+
+    watch = Watch(kill)
+    store = go(study, tmp_path, watch=watch)
+    assert watch.started.count("search-0001") == 4
+    assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
+
+
+def test_a_pack_whose_worker_always_dies_at_one_step_fails_and_the_study_goes_on(tiny, tmp_path: Path, monkeypatch):
+    inherit(tmp_path / "site", DEADLY, monkeypatch)
+    study, watch = tiny(replace=RANDOM, more="pack = 4"), Watch()
+    store = go(study, tmp_path, watch=watch)
+    assert watch.started.count("search-0001") == 3
+    assert [t.state for t in trials(study, store)] == ["failed"] * 4 + ["complete"] * 2
 
 
 def test_auto_measures_once_and_a_resumed_study_keeps_it(tiny, tmp_path: Path):

@@ -117,8 +117,8 @@ from hpstudy.tracking.store import RunStore
 store = RunStore(Path({str(store.root)!r}))
 print(flush=True)
 while True:
-    store.write_json("environment.json", ["old"] * 20_000)
-    store.write_json("environment.json", ["new"] * 20_000)
+    store.write_json("environment.json", {{"is": ["old"] * 20_000}})
+    store.write_json("environment.json", {{"is": ["new"] * 20_000}})
 """
     for pause in (0.05, 0.11, 0.17):
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
@@ -126,7 +126,8 @@ while True:
             process.stdout.readline()
             time.sleep(pause)
             process.kill()
-        assert store.read_json("environment.json") in (None, ["old"] * 20_000, ["new"] * 20_000)
+        found = store.read_json("environment.json")
+        assert found is None or found["is"] in (["old"] * 20_000, ["new"] * 20_000)
 
 
 def test_a_cut_last_line_is_left_out_while_the_run_is_unfinished(store: RunStore) -> None:
@@ -143,7 +144,15 @@ def test_an_unfinished_file_cut_at_any_byte_keeps_its_whole_lines(store: RunStor
     run, whole = three_steps(store)
     for size in range(len(whole) + 1):
         run.steps_path.write_bytes(whole[:size])
-        assert [row["step"] for row in run.rows()] == [1, 2, 3][: whole[:size].count(b"\n")]
+        kept = [1, 2, 3][: whole[:size].count(b"\n")]
+        assert [row["step"] for row in run.rows()] == kept
+        again = store.begin(header())
+        assert [step.step for step in again.recorded] == kept
+        assert [again.append(record(step, loss=math.nan if step == 2 else None)) for step in (1, 2, 3)] == [
+            step not in kept for step in (1, 2, 3)
+        ]
+        again.close()
+        assert run.steps_path.read_bytes() == whole
 
 
 def test_a_finished_file_cut_inside_a_line_is_an_error_that_names_the_line(store: RunStore) -> None:
@@ -279,6 +288,13 @@ def test_a_study_is_frozen_as_text_and_as_values(store: RunStore) -> None:
     assert (store.root / "study.toml").read_text(encoding="utf-8") == 'question = "é?"\n'
     assert store.read_json("study.json") == {"search.lr": [1e-4, math.inf], "budget.trials": 64}
     assert store.read_json("environment.json") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "3"])
+def test_a_damaged_file_of_the_study_is_named_and_never_taken_for_a_missing_one(store: RunStore, text: str) -> None:
+    (store.root / "environment.json").write_text(text)
+    with pytest.raises(MachineError, match=r"environment\.json: must be a file that hpstudy wrote"):
+        store.read_json("environment.json")
 
 
 def test_nothing_is_created_before_it_is_asked_for(tmp_path: Path) -> None:

@@ -513,6 +513,18 @@ def test_deleted_wandb_files_are_no_loss(home: Path, server: Loopback) -> None:
     assert same(rows_of(server.runs["id"].history), STEPS)
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"mode": "online"}', "\xff"])
+def test_a_run_whose_delivery_cannot_be_told_is_sent_again_without_a_row_twice(home: Path, server, damage: str) -> None:
+    store = stored(home)
+    deliver(store)
+    (view,) = store.runs()
+    (view.folder / "wandb.json").write_bytes(damage.encode("latin-1"))
+    assert whereabouts(store.root, "quickstart") == "none"
+    deliver(store)
+    assert same(rows_of(server.runs["id"].history), STEPS)
+    assert json.loads((view.folder / "wandb.json").read_text())["mode"] == "online"
+
+
 def test_a_replayed_store_reaches_the_server_once_however_often_it_is_replayed(home: Path, server: Loopback) -> None:
     store = RunStore(home / "quickstart")
     store.create()

@@ -142,6 +142,25 @@ def test_a_shard_that_changes_changes_the_digest(tmp_path):
     assert load_corpus("shards:1.bin", "gpt2", 4, base=tmp_path).digest != before
 
 
+def test_a_shard_that_is_replaced_changes_the_digest_whatever_time_the_file_claims(tmp_path):
+    shard = write_by_hand(tmp_path / "1.bin", list(range(50)))
+    before, times = load_corpus("shards:1.bin", "gpt2", 4, base=tmp_path).digest, shard.stat()
+    write_by_hand(shard, [*range(49), 7])
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times does
+    assert load_corpus("shards:1.bin", "gpt2", 4, base=tmp_path).digest != before
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"sha256": "0"}', "\0\0"])
+def test_what_is_remembered_of_a_shard_is_found_again_where_it_is_damaged(tmp_path, cache, damage):
+    write_by_hand(tmp_path / "1.bin", list(range(50)))
+    before = load_corpus("shards:1.bin", "gpt2", 4, base=tmp_path).digest
+    (note,) = (cache / "facts").iterdir()
+    healthy = note.read_bytes()
+    note.write_text(damage)
+    assert load_corpus("shards:1.bin", "gpt2", 4, base=tmp_path).digest == before
+    assert note.read_bytes() == healthy
+
+
 def test_fineweb_edu_reads_the_shards_that_prepare_left(cache):
     write_by_hand(cache / "fineweb-edu/finewebedu_val_000000.bin", list(range(100)))
     write_by_hand(cache / "fineweb-edu/finewebedu_train_000001.bin", list(range(200, 300)))
