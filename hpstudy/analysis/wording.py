@@ -188,19 +188,18 @@ def _level(p: float) -> str:
 
 
 def _what_it_takes(c: Contrast, study: Study) -> str:
-    if c.more_seeds is None:
-        no_margin = study.confirm.margin == 0
-        takes = (
-            "without a margin no number of seeds is sure to decide it"
-            if no_margin
-            else (f"not even {stats.MOST_SEEDS:,} seeds would surely decide it at this noise")
+    sure, real = c.more_seeds, c.more_seeds_if_real
+    if sure is not None:
+        takes = f"; {_more(sure)} would decide it at this noise"
+        return (
+            f"{takes}, or {_more(real)} if the difference is truly as large as measured"
+            if real and real < sure
+            else takes
         )
-    else:
-        takes = f"{_more(c.more_seeds)} would decide it at this noise"
-    real = c.more_seeds_if_real
-    if real is not None and (c.more_seeds is None or real < c.more_seeds):
-        takes += f", or {_more(real)} if the difference is truly as large as measured"
-    return f"; {takes}"
+    takes = f"{_more(real)} would decide it if the difference is truly as large as measured; else " if real else ""
+    if study.confirm.margin == 0:
+        return f"; {takes}without a margin no number of seeds is sure to"
+    return f"; {takes}not even {stats.MOST_SEEDS:,} seeds would surely decide it at this noise"
 
 
 def _more(seeds: int) -> str:
