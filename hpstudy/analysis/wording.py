@@ -48,6 +48,8 @@ def sentences(
     first, *others = contrasts
     headline = _headline(first, study, len(contrasts))
     parts = [f"{reply.capitalize()}: {headline}" if reply in ("yes", "no") else headline]
+    if deciding(first, study) is Answer.UNDECIDED and (takes := _what_it_takes(first, study)):
+        parts.append(takes)
     if first.updates:
         parts.append(
             f"Its updates are {first.updates.ratio:.3f} times the baseline's (95% interval {first.updates.low:.3f} to "
@@ -156,7 +158,7 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
                 f"val loss differs by {signed}, {level}){real}."
             )
         case Answer.UNDECIDED:
-            return f"Undecided: {c.candidate} differs from {baseline} by {signed}, {level}){_what_it_takes(c, study)}."
+            return f"Undecided: {c.candidate} differs from {baseline} by {signed}, {level})."
         case _:
             low, high = sorted((abs(c.low), abs(c.high)))
             side = "lower" if c.answer is Answer.BETTER else "higher"
@@ -173,9 +175,7 @@ def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str
         return f"Undecided: fewer than two seeds measured the speed of {c.candidate} and of {baseline}. {loss}"
     measured = f"{_times(c.speed)}, {seeds}, {_level(c.speed.p)}{adjusted})"
     if c.pace is Answer.UNDECIDED:
-        more = c.speed.more_seeds_if_real
-        takes = f"; {_more(more)} would decide it if it is truly as large as measured" if more else ""
-        return f"Undecided: {c.candidate} trains at {measured} of {baseline}{takes}. {loss}"
+        return f"Undecided: {c.candidate} trains at {measured} of {baseline}. {loss}"
     return f"{c.candidate} is {c.pace} than {baseline}: {measured}. {loss}"
 
 
@@ -188,18 +188,21 @@ def _level(p: float) -> str:
 
 
 def _what_it_takes(c: Contrast, study: Study) -> str:
+    """The further seeds after which an undecided contrast would be decided."""
+    if by_speed(study):
+        more = c.speed.more_seeds_if_real if c.speed else None
+        return f"{_more(more)} would decide it if the ratio is truly as large as measured." if more else ""
     sure, real = c.more_seeds, c.more_seeds_if_real
+    as_measured = f"{_more(real)} would decide it if the difference is truly as large as measured" if real else ""
     if sure is not None:
-        takes = f"; {_more(sure)} would decide it at this noise"
-        return (
-            f"{takes}, or {_more(real)} if the difference is truly as large as measured"
-            if real and real < sure
-            else takes
-        )
-    takes = f"{_more(real)} would decide it if the difference is truly as large as measured; else " if real else ""
-    if study.confirm.margin == 0:
-        return f"; {takes}without a margin no number of seeds is sure to"
-    return f"; {takes}not even {stats.MOST_SEEDS:,} seeds would surely decide it at this noise"
+        whatever = f"{_more(sure)} would decide it at this noise"
+        return f"{whatever}; {as_measured}." if real and real < sure else f"{whatever}."
+    never = (
+        "without a margin no number of seeds is sure to decide it"
+        if study.confirm.margin == 0
+        else f"not even {stats.MOST_SEEDS:,} seeds would surely decide it at this noise"
+    )
+    return f"{as_measured}; else {never}." if real else f"{never[0].upper()}{never[1:]}."
 
 
 def _more(seeds: int) -> str:
