@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import signal
 import subprocess
 import sysconfig
@@ -12,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from hpstudy.analysis.results import load
 from hpstudy.records import StepRecord
 from hpstudy.search import Search
 from hpstudy.study import Study, load_study
 from hpstudy.tracking.store import RunStore
+from tests.report.test_report import in_a_browser, opened
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +60,17 @@ def test_quickstart_ends_within_eight_minutes_and_beats_the_baseline(study, unin
     assert trials[0].values == pytest.approx(study.baseline_proposal())
     assert min(told) < told[0] - 0.1  # far beyond the noise between seeds
     assert "baseline" in out
+
+
+@in_a_browser
+def test_a_browser_shows_quickstarts_report(uninterrupted, tmp_path):
+    results = load("quickstart", uninterrupted)
+    dom = html.unescape(opened(uninterrupted / "quickstart" / "report" / "index.html", tmp_path / "profile"))
+    told = results.verdict()
+    assert f"<h1>{told.headline}</h1>" in dom
+    assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == dom.count('<div class="plot')
+    best = told.contrasts[0]
+    assert f"<td>{best.mean:.4f} ± {best.se:.4f} ({best.n})</td>" in dom
 
 
 def test_an_interrupted_quickstart_run_again_has_the_trials_of_an_uninterrupted_one(study, uninterrupted, tmp_path):

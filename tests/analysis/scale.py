@@ -56,7 +56,7 @@ def main() -> None:
             print(f"{part:<16} {told}", flush=True)
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, num_runs: int = RUNS, num_steps: int = STEPS) -> None:
     """A study whose runs end at made-up losses."""
     file = folder / "tiny.toml"
     file.write_text(TINY.format(more="") + "\n[confirm]\nseeds = []\n")
@@ -65,11 +65,11 @@ def write(folder: Path) -> None:
     store.create()
     store.freeze_study(file.read_text(), study.resolved())
     rng = np.random.default_rng(0)
-    for trial in range(RUNS):
+    for trial in range(num_runs):
         values = {"lr": float(10 ** rng.uniform(-4, -1.6)), "beta2": float(rng.uniform(0.9, 0.999))}
         hparams = study.baseline_hparams(5120) if trial == 0 else study.trial_hparams(values, 5120)
         run = Run(
-            run_id=f"search-{trial:04d}", phase="search", trial=trial, seed=0, tokens=STEPS * 256, hparams=hparams
+            run_id=f"search-{trial:04d}", phase="search", trial=trial, seed=0, tokens=num_steps * 256, hparams=hparams
         )
         header = RunHeader(
             run=run,
@@ -81,17 +81,17 @@ def write(folder: Path) -> None:
         )
         writer = store.begin(header)
         if trial < CURVES:
-            losses = 3 + 2 * np.exp(-np.arange(STEPS) / 2000) + rng.normal(0, 0.05, STEPS) + rng.uniform(0, 0.5)
-            for step in range(1, STEPS + 1):
-                writer.append(record(step, float(losses[step - 1])))
-        writer.finish(result(3.5))
+            losses = 3 + 2 * np.exp(-np.arange(num_steps) / 2000) + rng.normal(0, 0.05, num_steps) + rng.uniform(0, 0.5)
+            for step in range(1, num_steps + 1):
+                writer.append(record(step, float(losses[step - 1]), num_steps))
+        writer.finish(result(3.5, num_steps))
         if trial >= CURVES:  # ten million lines would take longer to write than to analyse
             shutil.copy(store.folder(f"search-{trial % CURVES:04d}") / "steps.jsonl", store.folder(run.run_id))
 
 
-def record(step: int, loss: float) -> StepRecord:
+def record(step: int, loss: float, num_steps: int) -> StepRecord:
     """A step as a trainer yields it."""
-    index, on_grid = divmod(step, STEPS // EVALS)
+    index, on_grid = divmod(step, num_steps // EVALS)
     evaluated = {} if on_grid else {"val_loss": loss, "eval_index": index, "eval_seconds": 0.1, "bf16_lost": 0.2}
     return StepRecord(
         step=step,
@@ -99,7 +99,7 @@ def record(step: int, loss: float) -> StepRecord:
         loss=loss,
         grad_norm=1.0 + loss / 100,
         clipped=step % 3 == 0,
-        lr=6e-4 * (1 - step / STEPS / 2),
+        lr=6e-4 * (1 - step / num_steps / 2),
         update_to_weight=1e-3 * loss,
         batch_tokens=256,
         micro_batch=16,
@@ -110,12 +110,12 @@ def record(step: int, loss: float) -> StepRecord:
     )
 
 
-def result(loss: float) -> RunResult:
+def result(loss: float, num_steps: int) -> RunResult:
     """How each run ends."""
     return RunResult(
         outcome=Outcome.COMPLETE,
-        steps=STEPS,
-        tokens=STEPS * 256,
+        steps=num_steps,
+        tokens=num_steps * 256,
         val_loss=loss,
         best_val_loss=loss,
         train_loss=loss,

@@ -42,6 +42,27 @@ def test_equivalence_is_the_90_percent_interval_within_the_margin(design: Design
     assert (d.p_equivalent < 0.05) == inside
 
 
+def test_equivalence_is_the_larger_of_scipys_two_one_sided_tests() -> None:
+    gaps, margin = np.subtract(A, B), 0.01
+    above = reference.ttest_1samp(gaps, -margin, alternative="greater").pvalue
+    below = reference.ttest_1samp(gaps, margin, alternative="less").pvalue
+    paired = stats.difference(A, B, design="paired", margin=margin)
+    assert paired.p_equivalent == pytest.approx(max(above, below), abs=1e-10)
+    above = reference.ttest_ind(A, np.subtract(B, margin), equal_var=False, alternative="greater").pvalue
+    below = reference.ttest_ind(A, np.add(B, margin), equal_var=False, alternative="less").pvalue
+    independent = stats.difference(A, B, design="independent", margin=margin)
+    assert independent.p_equivalent == pytest.approx(max(above, below), abs=1e-10)
+
+
+def test_two_runs_of_one_setting_lie_no_further_apart_than_said_in_95_percent() -> None:
+    """2,000 noises of 5 runs, and a pair each: seed 3."""
+    rng = np.random.default_rng(3)
+    sds, pairs = rng.normal(0, 0.1, (2000, 5)).std(axis=1, ddof=1), rng.normal(0, 0.1, (2000, 2))
+    apart = np.abs(pairs[:, 0] - pairs[:, 1])
+    share = np.mean([gap <= stats.largest_between_two(sd, 4) for gap, sd in zip(apart, sds, strict=True)])
+    assert share == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / 2000) ** 0.5)
+
+
 def test_runs_without_noise_are_compared_without_a_warning() -> None:
     same = stats.difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], design="paired", margin=0.01)
     assert (same.p, same.p_equivalent, same.low, same.high) == pytest.approx((1, 0, 0, 0))

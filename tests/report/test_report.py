@@ -6,6 +6,7 @@ import html
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ import pandas as pd
 import pytest
 
 from hpstudy.analysis.frames import StudyFrames, _steps, _trials, load
+from hpstudy.analysis.results import load as load_results
 from hpstudy.analysis.verdict import verdict
+from hpstudy.cli.data_commands import report_page
 from hpstudy.report import write_report
 from hpstudy.study import Study
+from hpstudy.tracking.store import RunStore
+from tests.analysis.scale import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "Is <script>alert(1)</script> | **safe** <img src=x onerror=alert(2)>?"
@@ -152,3 +157,12 @@ def test_a_large_study_makes_a_small_page(tiny: Tiny, searched: Build, tmp_path:
     frames = StudyFrames(name="tiny", trials=trials, read_steps=lambda: steps)
     page, _ = report(frames, study, tmp_path / "large")
     assert len(page) < 7_000_000
+
+
+@pytest.mark.slow
+def test_a_report_of_100_trials_of_10_000_steps_is_small_and_quick(tmp_path: Path):
+    write(tmp_path, num_runs=100, num_steps=10_000)
+    begin = time.monotonic()
+    page = report_page(load_results("tiny", tmp_path), RunStore(tmp_path / "tiny"))
+    assert time.monotonic() - begin < 30
+    assert page.stat().st_size < 10e6
