@@ -23,6 +23,7 @@ from hpstudy.report.page import render
 from hpstudy.report.sections import Section
 from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot, inwards
 from hpstudy.report.tables import Table, interval, mean_se, relative
+from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import Study
 from hpstudy.tracking.store import write_atomic
 
@@ -67,7 +68,8 @@ def finding(results: StudyResults) -> Finding:
         candidates = dict(list(shown.candidates.items())[:1])
     else:
         ranked = (str(run) for run in best_first(frames.trials, study)["run_id"])
-        candidates = {run: (run,) for run in [run for run in ranked if run not in shown.baseline][:1]}
+        others = [run for run in ranked if run != baseline_run_id(study)]
+        candidates = {run: (run,) for run in others[:1]}
     return Finding(study=study, frames=frames, verdict=found, shown=replace(shown, candidates=candidates))
 
 
@@ -122,8 +124,10 @@ def differences(findings: Sequence[Finding]) -> Figure:
         contrast, margin = found.contrast, found.verdict.margin
         if contrast is None or by_speed(found.study):
             text = f"{relative(contrast.speed)} {found.answer}" if contrast else found.answer
-            anchor = inwards(0, low, high)
-            plot.add_annotation(x=0, y=-row, text=text, showarrow=False, font={"color": MUTED}, xanchor=anchor)
+            anchor, shift = ("right", -8) if inwards(0, low, high) == "right" else ("left", 8)
+            plot.add_annotation(
+                x=0, y=-row, text=text, showarrow=False, font={"color": MUTED}, xanchor=anchor, xshift=shift
+            )
             continue
         plot.add_shape(
             x0=-margin, x1=margin, y0=-row - 0.3, y1=-row + 0.3, fillcolor=INK_BAND, line_width=0, layer="below"
