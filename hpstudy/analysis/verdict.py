@@ -78,7 +78,7 @@ def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
     if any(objective.metric == SPEED for objective in study.objectives):
         found = _relatives(judged, runs, study, speeds)
         contrasts = [replace(c, speed=found.get(c.candidate)) for c in contrasts]
-    if CLIPPING & study.space.keys() and contrasts:
+    if contrasts and study.space and study.space.keys() <= CLIPPING:
         found = _relatives(judged, with_updates(runs, frames.steps), study, updates)
         contrasts = [replace(c, updates=found.get(c.candidate)) for c in contrasts]
     contrasts.sort(key=lambda c: _rank(c, study))
