@@ -456,6 +456,7 @@ def big_study(folder: Path, micro_batch: int, more: str = "") -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("whole")  # after it the corpus is tokenized, which takes memory too
 def test_a_worker_killed_for_want_of_memory_is_tried_again_smaller_with_the_same_losses(tmp_path: Path):
     fits = big_study(tmp_path / "fits", 2048)
     with memory_group() as group:
