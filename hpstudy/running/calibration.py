@@ -36,8 +36,11 @@ def settle_micro_batch(
     return replace(study, micro_batch_limit=int(known["micro_batch"]))
 
 
-def pack_size(study: Study, store: RunStore, crew: Crew, say: Callable[[str], None]) -> int:
-    """Runs to train as one: what the study says, or what the first worker measures."""
+def pack_size(study: Study, store: RunStore, crew: Crew, largest: int, say: Callable[[str], None]) -> int:
+    """Runs to train as one: what the study says, or what the first worker measures, at most `largest`.
+
+    Of the trials that may be proposed ahead, a larger pack would leave none to trainings beside it.
+    """
     wanted = study.budget.pack
     if wanted != "auto":
         return wanted
@@ -49,7 +52,7 @@ def pack_size(study: Study, store: RunStore, crew: Crew, say: Callable[[str], No
             speed = measure(crew.first, hparams, crew.look, pack=size).speed
             return speed.step_seconds if speed else None
 
-        size, gain = best_pack(step_seconds, study.budget.parallel)
+        size, gain = best_pack(step_seconds, largest)
         known["pack"] = size
         store.write_json(FILE, known)
         one = "pack: one trial at a time, as packing does not pay here"

@@ -11,9 +11,12 @@ import pytest
 from test_interruptions import AWAITED, DEADLY, kill_workers, workers_of
 
 from hpstudy.hparams import GPT3
-from hpstudy.records import Outcome, Run, StepRecord
-from hpstudy.running.interface import Interrupted, StopRequest
+from hpstudy.records import Outcome, Run, Speed, StepRecord
+from hpstudy.running.crew import Crew
+from hpstudy.running.driver import run_study
+from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.packing import best_pack, take_pack
+from hpstudy.running.workers import Measured
 from studies import Watch, curves, go, inherit, trials
 
 RANDOM = {  # blind to the rounding of results
@@ -56,6 +59,28 @@ def test_a_pack_takes_no_more_than_an_even_share():
 )
 def test_the_best_pack_is_the_one_with_the_most_tokens_per_second(seconds, best):
     assert best_pack(seconds.__getitem__, 8) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("pack", "timed", "workers", "said"),
+    [('"auto"', [1, 2], 2, []), ("4", [], 1, ["1 worker of 2: [budget] parallel is 4, 4 trials a worker"])],
+)
+def test_a_chosen_pack_leaves_no_core_idle_and_a_given_one_says_so(
+    tiny, tmp_path: Path, monkeypatch, pack: str, timed: list[int], workers: int, said: list[str]
+):
+    welcome, sizes = Crew.welcome_first, list[int]()
+
+    def measured(*_: object, pack: int) -> Measured:
+        sizes.append(pack)
+        return Measured(speed=Speed(step_seconds=1.0, eval_seconds=1.0))
+
+    monkeypatch.setattr(Crew, "welcome_first", lambda crew: welcome(crew) | {"num_gpus": 0, "cores": 2})
+    monkeypatch.setattr("hpstudy.running.calibration.measure", measured)
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more=f"pack = {pack}"), Watch()
+    store = run_study(study, Options(runs=tmp_path, device="cpu", wandb="disabled"), watch, StopRequest())
+    assert sizes == timed
+    assert len(list(store.root.glob("worker-*.log"))) == workers
+    assert [line for line in watch.said if "worker" in line] == said
 
 
 def close(packed: dict[str, list[StepRecord]], alone: dict[str, list[StepRecord]]) -> bool:
