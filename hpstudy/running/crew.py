@@ -77,17 +77,21 @@ class Crew:
 
     @property
     def first(self) -> Worker:
-        """The worker that measures."""
+        """The worker that measures; waits until it is ready."""
+        if self._workers[0] not in self._ready:
+            self.welcome_first()
         return self._workers[0]
 
     def welcome_first(self) -> dict[str, Any]:
         """Waits for the first worker and returns its environment."""
-        return self._welcome(self.first, welcome(self.first, self.look))
+        worker = self._workers[0]
+        return self._welcome(worker, welcome(worker, self.look))
 
     def restart_first(self) -> None:
-        """A fresh process for the first worker, which frees what it held."""
-        self.first.stop()
+        """A fresh process for the first worker, which frees what it held or was killed for."""
+        self._workers[0].stop()
         self._workers[0] = self._start(0)
+        self.welcome_first()
 
     def grow(self, count: int) -> None:
         """Starts workers until there are `count`."""

@@ -13,7 +13,9 @@ import pytest
 from test_interruptions import workers_of
 
 from hpstudy.errors import MachineError
+from hpstudy.records import Run, StepRecord
 from hpstudy.running.cost import estimate, welcome
+from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.running.micro_batch import find
 from hpstudy.running.workers import Order, Setup, Timed, TimeSteps, Worker
 from hpstudy.study import Study
@@ -71,6 +73,17 @@ def test_a_study_finds_its_micro_batch_once_and_keeps_it(tiny, tmp_path: Path, o
     go(study, tmp_path / "runs", trials=2)
     assert store.header("search-0001").run.hparams.micro_batch == 32
     assert not list(own_answers.glob("*.json"))  # nothing was probed
+
+
+def test_a_study_that_has_found_its_micro_batch_is_stopped_with_a_checkpoint(tiny, tmp_path: Path):
+    study, stop = tiny(replace=AUTO | {"tokens = 5120": "tokens = 1_024_000"}), StopRequest()
+
+    def ask(_: Run, record: StepRecord) -> None:
+        stop.requested = record.step == 2
+
+    with pytest.raises(Interrupted):
+        go(study, tmp_path, watch=Watch(ask), stop=stop)
+    assert (tmp_path / study.name / "search-0000" / "checkpoint.pt").exists()
 
 
 def test_a_known_answer_is_taken_and_a_damaged_one_is_probed_again(tiny, tmp_path: Path, own_answers: Path):
