@@ -75,8 +75,9 @@ def test_a_study_finds_its_micro_batch_once_and_keeps_it(tiny, tmp_path: Path, o
     assert not list(own_answers.glob("*.json"))  # nothing was probed
 
 
-def test_a_study_that_has_found_its_micro_batch_is_stopped_with_a_checkpoint(tiny, tmp_path: Path):
-    study, stop = tiny(replace=AUTO | {"tokens = 5120": "tokens = 1_024_000"}), StopRequest()
+def test_a_study_that_has_probed_micro_batch_and_pack_is_stopped_with_a_checkpoint(tiny, tmp_path: Path):
+    long = AUTO | {"tokens = 5120": "tokens = 1_024_000", "parallel = 2": "parallel = 1"}
+    study, stop = tiny(replace=long, more='pack = "auto"'), StopRequest()
 
     def ask(_: Run, record: StepRecord) -> None:
         stop.requested = record.step == 2
