@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
 from hpstudy.running.cost import measure
 from hpstudy.running.crew import Crew
@@ -49,7 +50,11 @@ def pack_size(study: Study, store: RunStore, crew: Crew, largest: int, say: Call
         hparams = study.baseline_hparams(study.spec.tokens)
 
         def step_seconds(size: int) -> float | None:
-            speed = measure(crew.first, hparams, crew.look, pack=size).speed
+            try:
+                speed = measure(crew.first, hparams, crew.look, pack=size).speed
+            except MachineError:  # most likely killed by the kernel, as memory ran out
+                crew.restart_first()
+                return None
             return speed.step_seconds if speed else None
 
         size, gain = best_pack(step_seconds, largest)

@@ -58,7 +58,7 @@ class Trainer:
             for i in range(0, len(inputs), rows)
         ]
 
-        self._packs: dict[int, Pack] = {}  # by the number of runs
+        self._packed: tuple[int, Pack] | None = None  # of the last number of runs: another one's memory is freed
         self._optimizer: torch.optim.AdamW | None = None
         self._step = 0  # the last one launched of a single run
         self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yielded
@@ -92,11 +92,13 @@ class Trainer:
                 return
 
     def _pack(self, num_runs: int) -> Pack:
-        if num_runs not in self._packs:
-            self._packs[num_runs] = Pack(
-                self.spec, self._corpus, self.placement, num_runs, self._prepared, self._val_batches
+        if self._packed is None or self._packed[0] != num_runs:
+            self._packed = None
+            self._packed = (
+                num_runs,
+                Pack(self.spec, self._corpus, self.placement, num_runs, self._prepared, self._val_batches),
             )
-        return self._packs[num_runs]
+        return self._packed[1]
 
     def state(self) -> TrainingState | None:
         """What a single run goes on from after the step that `train` yielded last; read it before the next.

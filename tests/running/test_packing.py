@@ -4,19 +4,21 @@ import json
 import os
 import signal
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_interruptions import AWAITED, DEADLY, kill_workers, workers_of
 
-from hpstudy.hparams import GPT3
+from hpstudy.hparams import GPT3, HParams
 from hpstudy.records import Outcome, Run, Speed, StepRecord
+from hpstudy.running.cost import measure
 from hpstudy.running.crew import Crew
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.packing import best_pack, take_pack
-from hpstudy.running.workers import Measured
+from hpstudy.running.workers import Measured, Worker
 from studies import Watch, curves, go, inherit, trials
 
 RANDOM = {  # blind to the rounding of results
@@ -81,6 +83,20 @@ def test_a_chosen_pack_leaves_no_core_idle_and_a_given_one_says_so(
     assert sizes == timed
     assert len(list(store.root.glob("worker-*.log"))) == workers
     assert [line for line in watch.said if "worker" in line] == said
+
+
+def test_a_pack_under_which_the_worker_dies_does_not_run_and_the_study_does(tiny, tmp_path: Path, monkeypatch):
+    def killing(worker: Worker, hparams: HParams, meanwhile: Callable[[], None], pack: int) -> Measured:
+        if pack == 2:
+            kill_workers()
+        return measure(worker, hparams, meanwhile, pack)
+
+    monkeypatch.setattr("hpstudy.running.calibration.measure", killing)
+    monkeypatch.setattr("hpstudy.running.driver.trainings_at_once", lambda *_: 1)
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more='pack = "auto"'), Watch()
+    store = go(study, tmp_path, watch=watch)
+    assert store.read_json("calibration.json") == {"pack": 1}
+    assert len(watch.finished) == 2
 
 
 def close(packed: dict[str, list[StepRecord]], alone: dict[str, list[StepRecord]]) -> bool:
