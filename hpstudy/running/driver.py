@@ -89,8 +89,9 @@ class _Driver:
         )
         self._study = settle_micro_batch(self._study, self._store, self._crew, environment, say)
         at_once = min(trainings_at_once(self._study, environment, self._options.device), self._study.budget.parallel)
-        self._crew.pack = pack_size(self._study, self._store, self._crew, self._study.budget.parallel // at_once, say)
-        self._crew.grow(num_workers(self._study, environment, self._options, self._crew.pack, say))
+        pack = pack_size(self._study, self._store, self._crew, self._study.budget.parallel // at_once, say)
+        self._crew.train_as_one(pack)
+        self._crew.grow(num_workers(self._study, environment, self._options, pack, say))
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""

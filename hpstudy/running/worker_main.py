@@ -84,9 +84,8 @@ def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connecti
         outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
         torch.cuda.empty_cache()  # whether the next run fits must not depend on this one; nothing without a GPU
-    for run in order.runs:
-        if run.run_id not in ended:
-            connection.send(Finished(run_id=run.run_id, outcome=outcome, message=message))
+    if left := tuple(run.run_id for run in order.runs if run.run_id not in ended):
+        connection.send(Finished(run_ids=left, outcome=outcome, message=message))
 
 
 def _stream(
@@ -100,7 +99,7 @@ def _stream(
     if checkpoint:
         watches[runs[0].run_id].bad_steps = checkpoint.bad_steps
     warmup_tokens = {run.run_id: run.hparams.warmup_fraction * run.tokens for run in runs}
-    for run_id, record in trainer.train(runs, stopped=ended, checkpoint=checkpoint):
+    for run_id, record in trainer.train(runs, ended, checkpoint, packed=order.packed):
         connection.send(Recorded(run_id=run_id, record=record))
         warming_up = record.tokens <= warmup_tokens[run_id]
         awaited = order.judged and record.evaluated and record.eval_index != trainer.spec.evals
@@ -110,7 +109,7 @@ def _stream(
         if diverged or stop:
             ended.add(run_id)
             outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED
-            connection.send(Finished(run_id=run_id, outcome=outcome, message=""))
+            connection.send(Finished(run_ids=(run_id,), outcome=outcome, message=""))
             continue
         while connection.poll():
             saves.append(connection.recv())

@@ -37,13 +37,14 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Order: train a run, or several of equal shape as one model; each has its own Finished.
+    """Order: train a run, or several of equal shape as one model; those that end together have one Finished.
 
     With `judged`, the worker waits for the driver's word after every evaluation but the last of each run.
     """
 
     runs: tuple[Run, ...]
     judged: bool
+    packed: bool = False  # as in a pack, even a single one, whose last bits are others alone
     checkpoint: Path | None = None  # of a single run: where to go on from
     recorded: int = 0  # its steps in the run store, which a checkpoint may not be ahead of
 
@@ -123,9 +124,9 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """Report: a run has ended."""
+    """Report: runs have ended, all of them in one way."""
 
-    run_id: str
+    run_ids: tuple[str, ...]
     outcome: Outcome
     message: str
 

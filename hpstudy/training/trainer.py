@@ -70,7 +70,12 @@ class Trainer:
         return self._model.num_params
 
     def train(
-        self, runs: Sequence[Run], stopped: Container[str] = (), checkpoint: Checkpoint | None = None
+        self,
+        runs: Sequence[Run],
+        stopped: Container[str] = (),
+        checkpoint: Checkpoint | None = None,
+        *,
+        packed: bool = False,
     ) -> Iterator[tuple[str, StepRecord]]:
         """Trains runs from their first step and yields (run id, what the step measured), step by step.
 
@@ -78,11 +83,12 @@ class Trainer:
 
         Several runs must be of equal shape (see Run.packs_with) and train in lockstep as one stacked model: a step's
         seconds are the wall time that they share, its tokens per second those of each run. Their losses are those of
-        one at a time to rounding. A run yields no more once the caller has put its id into `stopped`.
+        one at a time to rounding, and to the last bit those of any other pack, be it of one run (`packed`).
+        A run yields no more once the caller has put its id into `stopped`.
         On a GPU a record comes one step late, when the next one is under way, but at once where an evaluation
         followed, as it does the last step.
         """
-        if len(runs) > 1:
+        if packed or len(runs) > 1:
             assert all(runs[0].packs_with(run) for run in runs)
             yield from self._pack(len(runs)).train(runs, stopped)
             return

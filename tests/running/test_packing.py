@@ -113,6 +113,14 @@ def test_a_packed_study_has_the_proposals_and_losses_of_one_trial_at_a_time(tiny
     assert curves(packed) != curves(alone)  # they did train as one
 
 
+def test_the_number_of_workers_changes_neither_trials_nor_curves_of_packs(tiny, tmp_path: Path):
+    study = tiny(replace={"parallel = 2": "parallel = 4", "trials = 5": "trials = 11"}, more="pack = 2")
+    alone, together = (go(study, tmp_path / str(n), workers=n) for n in (1, 2))
+    assert len(list(together.root.glob("worker-*.log"))) == 2
+    assert trials(study, together) == trials(study, alone)
+    assert curves(together) == curves(alone)
+
+
 def test_a_trial_of_a_pack_is_pruned_alone(tiny, tmp_path: Path):
     pruner = 'pack = 4\npruner = { name = "median", startup = 1, from_fraction = 0.25 }'
     study = tiny(replace=RANDOM | {"trials = 5": "trials = 12"}, more=pruner)

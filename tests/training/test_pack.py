@@ -102,6 +102,14 @@ def test_a_warm_pack_repeats_itself_bitwise(trainer: Trainer):
     assert packed(trainer, runs) == first
 
 
+def test_a_pack_of_one_has_the_bits_of_any_other(trainer: Trainer):
+    runs = members(OTHERS)
+    expected = packed(trainer, runs)
+    for each in runs:
+        records = [replace(record, **TIMES) for _, record in trainer.train([each], packed=True)]
+        assert records == expected[each.run_id]
+
+
 def test_a_pack_of_another_size_frees_the_one_before(trainer: Trainer):
     runs = members(OTHERS)
     packed(trainer, runs)
