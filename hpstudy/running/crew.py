@@ -171,6 +171,8 @@ class Crew:
                 flights[flight.run.run_id] = flight
         if flights:
             self._flights[worker] = flights
+            for flight in flights.values():
+                flight.shared = len(flights) > 1
             alone = next(iter(flights.values())) if len(flights) == 1 else None
             worker.send(
                 Train(
@@ -272,16 +274,30 @@ class Crew:
                 raise AssertionError(f"unexpected report {report!r}")
 
     def _end(self, worker: Worker, ended: Sequence[Flight], outcome: Outcome, message: str, source: Source) -> None:
-        """Takes runs out of the air, each with a result unless it is to be tried with less memory."""
+        """Takes runs out of the air, each with a result unless it is to be tried with less memory.
+
+        What a pack has no memory for may well fit alone: each is then tried so.
+        """
         for flight in ended:
             del self._flights[worker][flight.run.run_id]
         if not self._flights[worker]:
             del self._flights[worker]
+        if outcome is Outcome.OUT_OF_MEMORY and ended[0].shared:
+            self._train_apart(ended, "out of memory as one")
+            return
         for flight in ended:
             if outcome is Outcome.OUT_OF_MEMORY and (smaller := self._with_less_memory(flight)) is not None:
                 self._waiting.appendleft(smaller)
             else:
                 source.ended(flight.run, flight.finish(outcome, message))
+
+    def _train_apart(self, flights: Sequence[Flight], why: str) -> None:
+        """Puts runs of a pack back, one at a time from here, so that each fails for itself alone."""
+        self._pack = 1
+        self._progress.say(f"{', '.join(flight.run.run_id for flight in flights)}: {why}; tried again one at a time")
+        for flight in flights:
+            flight.abandon()
+        self._waiting.extendleft(flight.run for flight in reversed(flights))
 
     def _with_less_memory(self, flight: Flight) -> Run | None:
         """The run at a smaller micro-batch, where the study fixes it and allows that."""
@@ -328,6 +344,8 @@ class Crew:
                 flight.abandon()
             furthest = max(flight.furthest for flight in flights.values())
             self._begin(worker, [flight.run for flight in flights.values()], source, deaths=deaths, furthest=furthest)
+        elif any(flight.shared for flight in flights.values()):
+            self._train_apart(list(flights.values()), f"{cause}, {ATTEMPTS} times in a row with no new step between")
         else:
             self._flights[worker] = flights
             message = f"{cause}, {ATTEMPTS} times in a row with no new step between"

@@ -171,12 +171,43 @@ def test_a_pack_whose_workers_die_goes_on_as_long_as_each_brings_new_steps(tiny,
     assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
 
 
-def test_a_pack_whose_worker_always_dies_at_one_step_fails_and_the_study_goes_on(tiny, tmp_path: Path, monkeypatch):
+def test_a_run_under_which_a_packs_workers_always_die_fails_alone(tiny, tmp_path: Path, monkeypatch):
     inherit(tmp_path / "site", DEADLY, monkeypatch)
-    study, watch = tiny(replace=RANDOM, more="pack = 4"), Watch()
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 3"}, more="pack = 2"), Watch()
     store = go(study, tmp_path, watch=watch)
-    assert watch.started.count("search-0001") == 3
-    assert [t.state for t in trials(study, store)] == ["failed"] * 4 + ["complete"] * 2
+    assert watch.started.count("search-0001") == 6
+    assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
+
+
+CRAMPED = """
+from hpstudy.training.pack import Pack
+
+train = Pack.train
+
+
+def cramped(self, runs, stopped):
+    if len(runs) > 1:
+        yield next(train(self, runs, stopped))
+        raise MemoryError
+    yield from train(self, runs, stopped)
+
+
+Pack.train = cramped
+"""
+
+
+@pytest.mark.parametrize("micro_batch", ["", "micro_batch = { choices = [8, 16] }"])
+def test_a_pack_that_does_not_fit_trains_one_at_a_time_at_the_same_micro_batch(
+    tiny, tmp_path: Path, monkeypatch, micro_batch: str
+):
+    searched = {"micro_batch = 16\n\n[search]": f"\n[search]\n{micro_batch}"} if micro_batch else {}
+    study, watch = tiny(replace=RANDOM | searched, more="pack = 4"), Watch()
+    inherit(tmp_path / "site", CRAMPED, monkeypatch)
+    store = go(study, tmp_path, watch=watch)
+    (line,) = [line for line in watch.said if "out of memory" in line]
+    assert line.endswith(": out of memory as one; tried again one at a time")
+    assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
+    assert {view.header.run.hparams.micro_batch for view in store.runs()} <= ({8, 16} if micro_batch else {16})
 
 
 def test_auto_measures_once_and_a_resumed_study_keeps_it(tiny, tmp_path: Path):
