@@ -18,6 +18,7 @@ from hpstudy.running.crew import Crew
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.packing import best_pack, take_pack
+from hpstudy.running.replay import replay
 from hpstudy.running.workers import Measured, Worker
 from studies import Watch, curves, go, inherit, trials
 
@@ -177,6 +178,15 @@ def test_a_run_under_which_a_packs_workers_always_die_fails_alone(tiny, tmp_path
     store = go(study, tmp_path, watch=watch)
     assert watch.started.count("search-0001") == 6
     assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
+
+
+def test_any_run_of_a_packed_study_is_replayed_within_a_tolerance(tiny, tmp_path: Path):
+    outside = {"lr = { low = 1e-4": "lr = { low = 1e-3", "trials = 5": "trials = 1"}
+    study = tiny(replace=outside, more="pack = 2")
+    store = go(study, tmp_path)
+    again = replay(study, store, "baseline-s0", "cpu")
+    assert again.good
+    assert again.elsewhere == ("it may have been trained in a pack, and is trained alone now",)
 
 
 CRAMPED = """
