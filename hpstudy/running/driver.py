@@ -193,14 +193,17 @@ def num_workers(
 ) -> int:
     """Workers to start: as many as asked for, else as many as there are trainings at once.
 
-    One where speed is measured (an objective, or a budget in seconds): trainings side by side would slow each other.
-    Never more than there are packs among the trials that may be proposed ahead.
+    Where speed is an objective one per device, and where it sets the budget one alone, which measures before it trains:
+    trainings side by side would slow each other. Never more than there are packs among the trials that may be proposed
+    ahead.
     """
-    timed = study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives)
-    if timed:
-        if (options.workers or 1) > 1:
-            say("one worker: this study measures speed, and trainings side by side slow each other")
-        return 1
+    if study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives):
+        num_gpus = 1 if options.device.startswith("cuda:") else environment["num_gpus"]
+        devices = 1 if study.spec.seconds is not None else min(num_gpus or 1, study.budget.parallel)
+        if (options.workers or 1) > devices:
+            alone = "one worker" if devices == 1 else "one worker per device"
+            say(f"{alone}: this study measures speed, and trainings side by side slow each other")
+        return min(options.workers or devices, devices)
     wanted = options.workers or trainings_at_once(study, environment, options.device)
     most = max(1, study.budget.parallel // pack)
     if wanted > most and (options.workers or pack > 1):

@@ -83,7 +83,8 @@ def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connecti
     except Exception as error:
         outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
-        torch.cuda.empty_cache()  # whether the next run fits must not depend on this one; nothing without a GPU
+    if message:
+        torch.cuda.empty_cache()  # after the traceback, which holds tensors: the next run must not depend on this one
     if left := tuple(run.run_id for run in order.runs if run.run_id not in ended):
         connection.send(Finished(run_ids=left, outcome=outcome, message=message))
 
@@ -155,7 +156,9 @@ def _measure(trainer: Trainer, hparams: HParams, pack: int) -> Measured:
     try:
         return Measured(speed=trainer.measure(hparams, pack=pack))
     except Exception as error:
-        return Measured(speed=None, message=f"{type(error).__name__}: {error}")
+        message = f"{type(error).__name__}: {error}"
+    torch.cuda.empty_cache()  # after the traceback, as above
+    return Measured(speed=None, message=message)
 
 
 def _time_steps(trainer: Trainer, hparams: HParams) -> Timed:

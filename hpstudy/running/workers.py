@@ -21,6 +21,7 @@ from typing import IO, Any
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
+from hpstudy.training.shards import cache_dir
 
 LOOK_SECONDS = 0.2  # how often a waiting driver looks at its stop request
 GRACE_SECONDS = 1.0  # for a worker to end by itself
@@ -212,17 +213,22 @@ def stop_all(workers: Sequence[Worker]) -> None:
 
 def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:
     """A fresh interpreter in a session of its own, so that a terminal's Ctrl-C reaches the driver only."""
-    environment: Mapping[str, str] = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS needs to be deterministic
-    }
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "inductor")}  # torch's default is emptied with /tmp
+    environment: Mapping[str, str] = (
+        compiled
+        | os.environ
+        | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS needs to be deterministic
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "hpstudy.running.worker_main", str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=dict(environment),
+        env=environment,
         start_new_session=True,
     )

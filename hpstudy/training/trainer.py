@@ -34,8 +34,9 @@ EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no 
 class Trainer:
     """Trains runs of one spec, one after the other; model, buffers and corpus are built once and reset in place.
 
-    The record of a step depends on (spec, run, device, precision, threads) alone: a run trained twice, or after any
-    other run, yields the same numbers bitwise. Times are the exception.
+    The record of a step depends on (spec, run, device, precision, threads) and on whether it trains alone or in a pack:
+    a run trained twice in the same way, after and beside any others, yields the same numbers bitwise. Times are the
+    exception.
     """
 
     def __init__(self, spec: TrainerSpec, corpus: Corpus, placement: Placement) -> None:
@@ -127,6 +128,7 @@ class Trainer:
         steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
         unread = self._unread
         unread.clear()
+        self._catching_up = False
         for step in islice(steps, start.step if start else 0, None):
             reading = Reading(self._flat.weights.device)
             loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))
