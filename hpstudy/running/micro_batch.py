@@ -16,7 +16,7 @@ from hpstudy.study import Study
 from hpstudy.training.microbatch import NOTICEABLE, Probe, candidates, choose, climb
 from hpstudy.training.shards import cache_dir, write_atomically
 
-DEVICE = ("device", "device_name", "precision", "threads", "torch")  # what of an environment the speed depends on
+DEVICE = ("device", "device_name", "memory_gib", "precision", "threads", "torch")  # what speed and room depend on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

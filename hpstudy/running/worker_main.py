@@ -33,7 +33,7 @@ from hpstudy.running.workers import (
 )
 from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.corpus import load_corpus
-from hpstudy.training.device import place, prepare_process
+from hpstudy.training.device import is_out_of_memory, place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.trainer import Trainer
 
@@ -81,7 +81,7 @@ def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connecti
     except (BrokenPipeError, ConnectionResetError, EOFError):
         raise  # the driver is gone
     except Exception as error:
-        outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
+        outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
     if message:
         torch.cuda.empty_cache()  # after the traceback, which holds tensors: the next run must not depend on this one
@@ -167,14 +167,9 @@ def _time_steps(trainer: Trainer, hparams: HParams) -> Timed:
     try:
         seconds = min(trainer.time_steps(hparams, PROBE_STEPS))
     except Exception as error:
-        message = "out of memory" if _is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        message = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
     peak, room = trainer.placement.memory_gib()
     return Timed(step_seconds=seconds, peak_gib=peak, room_gib=room, message=message)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # the CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,18 @@ TINY = Setting(
     sequences={"cpu": 4, "cuda": 4},
     micro_batch={"cpu": 2, "cuda": 2},
 )
+
+
+CRAMPED = """
+import torch
+
+
+def cramped(*_, **__):
+    raise torch.OutOfMemoryError
+
+
+torch.nn.utils.clip_grad_norm_ = cramped  # which the peers' loops call
+"""
 
 
 def result(*turns: tuple[float, ...], tokens: int = 0, flops: int = 0) -> Result:
@@ -116,6 +129,15 @@ def test_a_race_times_every_contender_in_every_round():
     low, high = done.speedup("notebook").low, done.speedup("notebook").high
     assert 0 < low <= done.speedup("notebook").median <= high
     assert said == ["tiny: warming up", "tiny: round 1 of 2", "tiny: round 2 of 2"]
+
+
+def test_a_peer_that_does_not_fit_is_said_and_ends_no_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sitecustomize.py").write_text(CRAMPED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    said: list[str] = []
+    done = race(TINY, ["hpstudy", "notebook"], rounds=1, turn_seconds=0.02, say=said.append)
+    assert list(done.results) == ["hpstudy"]
+    assert said[-1] == "tiny: notebook does not fit into the memory beside the others and is left out"
 
 
 def test_a_device_that_is_not_there_is_the_users_error():

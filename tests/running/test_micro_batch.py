@@ -101,6 +101,8 @@ def test_a_known_answer_is_taken_and_a_damaged_one_is_probed_again(tiny, tmp_pat
     assert (again.size, again.probed) == (first.size, False)
     assert len(said) == 1
     assert said[0].endswith("; known from before")
+    assert find(study, worker, environment | {"memory_gib": environment["memory_gib"] + 8}, said.append).probed
+    note, _ = sorted(own_answers.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
     for damaged in (intact[: len(intact) // 2], intact.replace(f'"micro_batch": {first.size}', '"micro_batch": 7')):
         note.write_text(damaged)
