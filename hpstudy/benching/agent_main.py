@@ -30,7 +30,7 @@ def run_trial(trial: Trial) -> float:
     placement = place(trial.device, spec.precision)
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
     inputs, targets = (torch.from_numpy(ids).to(placement.device) for ids in val_windows(corpus, spec.context))
-    rows = EVAL_TOKENS // spec.context
+    rows = max(1, EVAL_TOKENS // spec.context)
     batches = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))
     model, forward = build("notebook", spec.model, corpus.vocab_size, spec.context, placement)
     start = GPT(spec.model, corpus.vocab_size, spec.context)

@@ -16,14 +16,14 @@ import torch
 from hpstudy.benching import recipe
 from hpstudy.benching.notebook import train
 from hpstudy.benching.peers import build
-from hpstudy.benching.race import Built, Job, Turn
+from hpstudy.benching.race import Built, DoesNotFit, Job, Turn
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.hparams import GPT3
 from hpstudy.records import Run, StepRecord
 from hpstudy.running.workers import Refused
 from hpstudy.spec import TrainerSpec
 from hpstudy.training.corpus import load_corpus
-from hpstudy.training.device import Placement, place, prepare_process
+from hpstudy.training.device import Placement, is_out_of_memory, place, prepare_process
 from hpstudy.training.gpt import VOCAB_MULTIPLE
 from hpstudy.training.memory import peak_gib
 from hpstudy.training.trainer import Trainer
@@ -44,9 +44,22 @@ def serve(connection: Connection) -> None:
         problems = error.problems if isinstance(error, UserError) else (str(error),)
         connection.send(Refused(problems=problems, by_user=isinstance(error, UserError)))
         return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        connection.send(DoesNotFit())
+        return
     connection.send(built)
     while True:
-        connection.send(_turn(steps, connection.recv(), placement))
+        budget = connection.recv()
+        try:
+            turn = _turn(steps, budget, placement)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            connection.send(DoesNotFit())
+            return
+        connection.send(turn)
 
 
 def _turn(steps: Iterator[object], budget: float, placement: Placement) -> Turn:
@@ -59,6 +72,7 @@ def _turn(steps: Iterator[object], budget: float, placement: Placement) -> Turn:
         start = time.perf_counter()
         torch.cuda.synchronize()
         seconds[-1] += time.perf_counter() - start
+        torch.cuda.empty_cache()  # what is cached here is not there for the others
     return Turn(seconds=tuple(seconds), peak_memory_gib=_peak_memory_gib(placement))
 
 

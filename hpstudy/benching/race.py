@@ -100,6 +100,11 @@ class Turn:
     peak_memory_gib: float  # of the process until now, or of its tensors on a GPU
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoesNotFit:
+    """Report: memory ran out as the contender was built or in its turn, and its process has ended."""
+
+
 class Spread(NamedTuple):
     """A figure's median over the rounds, and how far they scatter."""
 
@@ -184,21 +189,29 @@ def race(
 ) -> Race:
     """Lets the contenders take turns of about `turn_seconds`, at least one step, after a turn that is not counted.
 
-    Raises UserError when the device is not there, MachineError when a contender dies.
+    A peer that does not fit into the memory is left out, with a line. Raises UserError when the device is not there,
+    MachineError when a contender dies or hpstudy does not fit.
     """
     field: tuple[Name, ...] = ("gemm", *names)
     with ExitStack() as stack:
         jobs = [Job(contender=name, setting=setting, device=device, threads=threads) for name in field]
         contenders = {job.contender: stack.enter_context(Contender(job)) for job in jobs}
-        built = {name: contender.built() for name, contender in contenders.items()}
-        turns: dict[Name, list[Turn]] = {name: [] for name in field}
+        built = {name: report for name, contender in contenders.items() if (report := contender.built()) is not None}
+        turns: dict[Name, list[Turn]] = {name: [] for name in built}
         for number, name, contender in taking_turns(contenders, rounds + 1):
             if name == field[0]:
                 say(f"{setting.name}: {f'round {number} of {rounds}' if number else 'warming up'}")
-            turn = contender.turn(turn_seconds)
-            if number:
+            turn = contender.turn(turn_seconds) if name in turns else None
+            if turn is None:
+                turns.pop(name, None)
+            elif number:
                 turns[name].append(turn)
-    results = {name: Result(built=built[name], turns=tuple(turns[name])) for name in field}
+    for name in field:
+        if name not in turns:
+            if name in ("gemm", "hpstudy"):
+                raise MachineError(f"{setting.name}: {name} does not fit into the memory beside its peers")
+            say(f"{setting.name}: {name} does not fit into the memory beside the others and is left out")
+    results = {name: Result(built=built[name], turns=tuple(those)) for name, those in turns.items()}
     return Race(setting=setting, gemm=results.pop("gemm"), results=results)
 
 
@@ -233,22 +246,24 @@ class Contender:
         self._process.kill()
         self._process.wait()
 
-    def built(self) -> Built:
-        """Waits until the contender is ready. Raises UserError or MachineError when it cannot be."""
+    def built(self) -> Built | None:
+        """Waits until the contender is ready; None where it does not fit. Raises UserError or MachineError."""
         match self._receive():
             case Built() as built:
                 return built
+            case DoesNotFit():
+                return None
             case Refused(problems=problems, by_user=by_user):
                 raise UserError(problems) if by_user else MachineError("; ".join(problems))
             case report:
                 raise AssertionError(f"unexpected report {report!r}")
 
-    def turn(self, seconds: float) -> Turn:
-        """Steps for about so long, at least one."""
+    def turn(self, seconds: float) -> Turn | None:
+        """Steps for about so long, at least one; None where they do not fit, and then no more."""
         self._connection.send(seconds)
         report = self._receive()
-        assert isinstance(report, Turn)
-        return report
+        assert isinstance(report, Turn | DoesNotFit)
+        return report if isinstance(report, Turn) else None
 
     def _receive(self) -> object:
         try:

@@ -146,12 +146,15 @@ def _run_study(study: Study, home: Path, device: str) -> tuple[Side, list[Run], 
 def outside_training(store: RunStore) -> float:
     """Share of the workers' time, from the first run's beginning to the last one's end, outside steps and evaluations.
 
-    Proposals, records, tells, and what a worker waits for them or for the last runs of others.
+    Proposals, records, tells, and what a worker waits for them or for the last runs of others. The seconds of a packed
+    step, which its runs share and each records, count once.
     """
     views = store.runs()
     begun = min((view.folder / "header.json").stat().st_mtime for view in views)
     ended = max((view.folder / "result.json").stat().st_mtime for view in views)
-    trained = sum(record.step_seconds + (record.eval_seconds or 0.0) for view in views for record in view.records())
+    records = [record for view in views for record in view.records()]
+    shared = {(record.step, record.step_seconds): record.eval_seconds or 0.0 for record in records}
+    trained = sum(seconds + eval_seconds for (_, seconds), eval_seconds in shared.items())
     return 1 - trained / (len(list(store.root.glob("worker-*.log"))) * (ended - begun))
 
 

@@ -218,11 +218,22 @@ def bench(
     study: Annotated[bool, typer.Option("--study", help="Trials per hour against a process per trial.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
     preset: Annotated[str | None, typer.Option("--preset", help="This model alone.", metavar="NAME")] = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of --study.")] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", min=20_480, help="Tokens of each trial of --study.")] = 300_000,
 ) -> None:
     """Measures the speed of training on this machine against its limit, other trainers, or sweep agents."""
     from hpstudy.cli import bench_command
 
-    bench_command.bench(device=device, threads=threads, peers=peers, study=study, quick=quick, preset=preset)
+    bench_command.bench(
+        device=device,
+        threads=threads,
+        peers=peers,
+        study=study,
+        quick=quick,
+        preset=preset,
+        trials=trials,
+        tokens=tokens,
+    )
 
 
 def _num_workers(text: str) -> int | None:

@@ -17,7 +17,17 @@ from hpstudy.errors import UserError
 TURN_SECONDS, QUICK_TURN_SECONDS = 1.0, 0.25
 
 
-def bench(*, device: str, threads: int, peers: bool, study: bool, quick: bool, preset: str | None) -> None:
+def bench(
+    *,
+    device: str,
+    threads: int,
+    peers: bool,
+    study: bool,
+    quick: bool,
+    preset: str | None,
+    trials: int,
+    tokens: int,
+) -> None:
     """Prints the table of trainings, and with `study` the table of whole studies, alone or after the other."""
     if peers or not study:
         races = _races(device, threads, peers, quick, preset)
@@ -28,7 +38,8 @@ def bench(*, device: str, threads: int, peers: bool, study: bool, quick: bool, p
         out().print(f"the same numbers, to the last bit, when trained again: {'yes' if repeats else 'no'}")
     if study:
         with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder:
-            found = list(bouts(Path(folder), rounds=1 if quick else 3, device=device, say=_say))
+            rounds = 1 if quick else 3
+            found = list(bouts(Path(folder), rounds=rounds, trials=trials, tokens=tokens, device=device, say=_say))
         out().print(bout_table(found))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
 from hpstudy.running.cost import measure
 from hpstudy.running.crew import Crew
@@ -36,8 +37,11 @@ def settle_micro_batch(
     return replace(study, micro_batch_limit=int(known["micro_batch"]))
 
 
-def pack_size(study: Study, store: RunStore, crew: Crew, say: Callable[[str], None]) -> int:
-    """Runs to train as one: what the study says, or what the first worker measures."""
+def pack_size(study: Study, store: RunStore, crew: Crew, largest: int, say: Callable[[str], None]) -> int:
+    """Runs to train as one: what the study says, or what the first worker measures, at most `largest`.
+
+    Of the trials that may be proposed ahead, a larger pack would leave none to trainings beside it.
+    """
     wanted = study.budget.pack
     if wanted != "auto":
         return wanted
@@ -46,10 +50,14 @@ def pack_size(study: Study, store: RunStore, crew: Crew, say: Callable[[str], No
         hparams = study.baseline_hparams(study.spec.tokens)
 
         def step_seconds(size: int) -> float | None:
-            speed = measure(crew.first, hparams, crew.look, pack=size).speed
+            try:
+                speed = measure(crew.first, hparams, crew.look, pack=size).speed
+            except MachineError:  # most likely killed by the kernel, as memory ran out
+                crew.restart_first()
+                return None
             return speed.step_seconds if speed else None
 
-        size, gain = best_pack(step_seconds, study.budget.parallel)
+        size, gain = best_pack(step_seconds, largest)
         known["pack"] = size
         store.write_json(FILE, known)
         one = "pack: one trial at a time, as packing does not pay here"

@@ -48,6 +48,7 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
             if found.probed:
                 worker.stop()
                 worker = Worker(setup, log)
+                welcome(worker)
         baseline = study.baseline_hparams(study.spec.tokens)
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
@@ -98,8 +99,6 @@ def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = la
     """Times a few steps on an idle worker, of several runs as one where `pack` says so."""
     worker.send(Measure(hparams=hparams, pack=pack))
     report = worker.receive(meanwhile)
-    while isinstance(report, Ready):  # of a worker that has just replaced a dead one
-        report = worker.receive(meanwhile)
     if not isinstance(report, Measured):
         raise MachineError(f"the worker died in its timed steps: {worker.last_words()}")
     return report

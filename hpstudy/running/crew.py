@@ -71,27 +71,38 @@ class Crew:
         self._slowest = 0.0  # seconds before a record of any run in which nothing was heard of it
         self._stillborn = 0  # workers that died before they were ready, in a row
         self._oom_kills = oom_kills(os.getpid())
-        self.pack = 1
-        """Runs that train as one."""
+        self._pack, self._packed = 1, False  # runs that train as one; whether each, even a single one, trains as a pack
         self._workers = [self._start(0)]
 
     @property
     def first(self) -> Worker:
-        """The worker that measures."""
+        """The worker that measures; waits until it is ready."""
+        if self._workers[0] not in self._ready:
+            self.welcome_first()
         return self._workers[0]
 
     def welcome_first(self) -> dict[str, Any]:
         """Waits for the first worker and returns its environment."""
-        return self._welcome(self.first, welcome(self.first, self.look))
+        worker = self._workers[0]
+        return self._welcome(worker, welcome(worker, self.look))
 
     def restart_first(self) -> None:
-        """A fresh process for the first worker, which frees what it held."""
-        self.first.stop()
+        """A fresh process for the first worker, which frees what it held or was killed for."""
+        self._workers[0].stop()
         self._workers[0] = self._start(0)
+        self.welcome_first()
 
     def grow(self, count: int) -> None:
         """Starts workers until there are `count`."""
         self._workers += [self._start(index) for index in range(len(self._workers), count)]
+
+    def train_as_one(self, size: int) -> None:
+        """Has up to so many runs train as one.
+
+        Where there are several, a run that finds no other trains as a pack of one: which runs are waiting together is
+        a matter of timing, and in the last bits a pack differs from a run alone, but not from another pack.
+        """
+        self._pack, self._packed = size, size > 1
 
     def look(self) -> None:
         """Raises Interrupted when the study shall stop."""
@@ -127,7 +138,7 @@ class Crew:
     def _assign(self, source: Source) -> None:
         idle = [worker for worker in self._workers if worker not in self._flights]
         while idle and self._fetch(source):
-            runs = take_pack(self._waiting, self.pack, len(idle))
+            runs = take_pack(self._waiting, self._pack, len(idle))
             if self._begin(idle[0], runs, source):
                 del idle[0]
 
@@ -160,11 +171,14 @@ class Crew:
                 flights[flight.run.run_id] = flight
         if flights:
             self._flights[worker] = flights
+            for flight in flights.values():
+                flight.shared = len(flights) > 1
             alone = next(iter(flights.values())) if len(flights) == 1 else None
             worker.send(
                 Train(
                     runs=tuple(flight.run for flight in flights.values()),
                     judged=source.judged,
+                    packed=self._packed,
                     checkpoint=alone.checkpoint if alone else None,
                     recorded=len(alone.recorded) if alone else 0,
                 )
@@ -195,7 +209,7 @@ class Crew:
             clock=self._clock,
             deaths=deaths,
             furthest=furthest,
-            alone=self.pack == 1,
+            alone=not self._packed,
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
 
@@ -252,22 +266,38 @@ class Crew:
                         worker.send(Word(run_id=run_id, stop=source.should_stop(flight.run, record)))
             case Saved(run_id=run_id, seconds=seconds, problem=problem):
                 flights[run_id].checkpointed(seconds, problem)
-            case Finished(run_id=run_id, outcome=outcome, message=message):
-                self._end(worker, flights[run_id], outcome, message, source)
+            case Finished(run_ids=run_ids, outcome=outcome, message=message):
+                self._end(worker, [flights[run_id] for run_id in run_ids], outcome, message, source)
             case None:
                 self._replace(worker, source)
             case _:
                 raise AssertionError(f"unexpected report {report!r}")
 
-    def _end(self, worker: Worker, flight: Flight, outcome: Outcome, message: str, source: Source) -> None:
-        """Takes a run out of the air, with a result unless it is to be tried with less memory."""
-        del self._flights[worker][flight.run.run_id]
+    def _end(self, worker: Worker, ended: Sequence[Flight], outcome: Outcome, message: str, source: Source) -> None:
+        """Takes runs out of the air, each with a result unless it is to be tried with less memory.
+
+        What a pack has no memory for may well fit alone: each is then tried so.
+        """
+        for flight in ended:
+            del self._flights[worker][flight.run.run_id]
         if not self._flights[worker]:
             del self._flights[worker]
-        if outcome is Outcome.OUT_OF_MEMORY and (smaller := self._with_less_memory(flight)) is not None:
-            self._waiting.appendleft(smaller)
-        else:
-            source.ended(flight.run, flight.finish(outcome, message))
+        if outcome is Outcome.OUT_OF_MEMORY and ended[0].shared:
+            self._train_apart(ended, "out of memory as one")
+            return
+        for flight in ended:
+            if outcome is Outcome.OUT_OF_MEMORY and (smaller := self._with_less_memory(flight)) is not None:
+                self._waiting.appendleft(smaller)
+            else:
+                source.ended(flight.run, flight.finish(outcome, message))
+
+    def _train_apart(self, flights: Sequence[Flight], why: str) -> None:
+        """Puts runs of a pack back, one at a time from here, so that each fails for itself alone."""
+        self._pack = 1
+        self._progress.say(f"{', '.join(flight.run.run_id for flight in flights)}: {why}; tried again one at a time")
+        for flight in flights:
+            flight.abandon()
+        self._waiting.extendleft(flight.run for flight in reversed(flights))
 
     def _with_less_memory(self, flight: Flight) -> Run | None:
         """The run at a smaller micro-batch, where the study fixes it and allows that."""
@@ -304,10 +334,9 @@ class Crew:
         deaths = min(flight.deaths for flight in flights.values()) + born
         if born and code == -9 and kills > before:
             self._flights[worker] = flights
-            for flight in list(flights.values()):
-                size = flight.run.hparams.micro_batch
-                message = f"the kernel ended the worker for want of memory, at micro_batch {size}"
-                self._end(worker, flight, Outcome.OUT_OF_MEMORY, message, source)
+            size = next(iter(flights.values())).run.hparams.micro_batch
+            message = f"the kernel ended the worker for want of memory, at micro_batch {size}"
+            self._end(worker, list(flights.values()), Outcome.OUT_OF_MEMORY, message, source)
         elif deaths < ATTEMPTS:
             them = "it begins" if len(flights) == 1 else "they begin"
             self._progress.say(f"{', '.join(flights)}: {cause}; {them} again")
@@ -315,11 +344,12 @@ class Crew:
                 flight.abandon()
             furthest = max(flight.furthest for flight in flights.values())
             self._begin(worker, [flight.run for flight in flights.values()], source, deaths=deaths, furthest=furthest)
+        elif any(flight.shared for flight in flights.values()):
+            self._train_apart(list(flights.values()), f"{cause}, {ATTEMPTS} times in a row with no new step between")
         else:
             self._flights[worker] = flights
-            for flight in list(flights.values()):
-                message = f"{cause}, {ATTEMPTS} times in a row with no new step between"
-                self._end(worker, flight, Outcome.FAILED, message, source)
+            message = f"{cause}, {ATTEMPTS} times in a row with no new step between"
+            self._end(worker, list(flights.values()), Outcome.FAILED, message, source)
 
     def _order_checkpoints(self, *, now: bool = False) -> None:
         """Tells workers whose runs are due to write one."""

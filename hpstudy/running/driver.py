@@ -88,8 +88,10 @@ class _Driver:
             f"{environment['reason']}"
         )
         self._study = settle_micro_batch(self._study, self._store, self._crew, environment, say)
-        self._crew.pack = pack_size(self._study, self._store, self._crew, say)
-        self._crew.grow(num_workers(self._study, environment, self._options, self._crew.pack, say))
+        at_once = min(trainings_at_once(self._study, environment, self._options.device), self._study.budget.parallel)
+        pack = pack_size(self._study, self._store, self._crew, self._study.budget.parallel // at_once, say)
+        self._crew.train_as_one(pack)
+        self._crew.grow(num_workers(self._study, environment, self._options, pack, say))
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""
@@ -179,25 +181,34 @@ class _Driver:
         return tokens_for(self._study, self._store, self._crew, hparams)
 
 
+def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str) -> int:
+    """Trainings that run side by side here: one per GPU that the device names, or one per `threads` cores."""
+    num_gpus: int = 1 if device.startswith("cuda:") else environment["num_gpus"]
+    cores: int = environment["cores"]
+    return num_gpus or max(1, cores // study.spec.threads)
+
+
 def num_workers(
     study: Study, environment: Mapping[str, Any], options: Options, pack: int, say: Callable[[str], None]
 ) -> int:
-    """Workers to start: as many as asked for; else one per GPU that the device names, or one per `threads` cores.
+    """Workers to start: as many as asked for, else as many as there are trainings at once.
 
-    One where speed is measured (an objective, or a budget in seconds): trainings side by side would slow each other.
-    Never more than there are packs among the trials that may be proposed ahead.
+    Where speed is an objective one per device, and where it sets the budget one alone, which measures before it trains:
+    trainings side by side would slow each other. Never more than there are packs among the trials that may be proposed
+    ahead.
     """
-    timed = study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives)
-    if timed:
-        if (options.workers or 1) > 1:
-            say("one worker: this study measures speed, and trainings side by side slow each other")
-        return 1
-    num_gpus = 1 if options.device.startswith("cuda:") else environment["num_gpus"]
-    wanted = options.workers or num_gpus or max(1, environment["cores"] // study.spec.threads)
+    if study.spec.seconds is not None or any(o.metric == "train/tok_per_sec" for o in study.objectives):
+        num_gpus = 1 if options.device.startswith("cuda:") else environment["num_gpus"]
+        devices = 1 if study.spec.seconds is not None else min(num_gpus or 1, study.budget.parallel)
+        if (options.workers or 1) > devices:
+            alone = "one worker" if devices == 1 else "one worker per device"
+            say(f"{alone}: this study measures speed, and trainings side by side slow each other")
+        return min(options.workers or devices, devices)
+    wanted = options.workers or trainings_at_once(study, environment, options.device)
     most = max(1, study.budget.parallel // pack)
-    if (options.workers or 0) > most:
+    if wanted > most and (options.workers or pack > 1):
         packed = f", {pack} trials a worker" if pack > 1 else ""
-        say(f"{most} workers: [budget] parallel is {study.budget.parallel}{packed}")
+        say(f"{most} worker{'s' if most > 1 else ''} of {wanted}: [budget] parallel is {study.budget.parallel}{packed}")
     return min(wanted, most)
 
 

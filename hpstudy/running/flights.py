@@ -42,6 +42,8 @@ class Flight:
         self.run: Run = header.run
         self.deaths = deaths
         """Of workers under it, since the last step that no earlier life had recorded."""
+        self.shared = False
+        """Whether it trains with others as one, whose fate need not be its own."""
         self._wandb, self._progress = wandb, progress
         self._summary = RunSummary()
         self._writer = store.begin(header, anew=not alone)

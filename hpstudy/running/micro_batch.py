@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.errors import MachineError
-from hpstudy.running.workers import Ready, Timed, TimeSteps, Worker
+from hpstudy.running.workers import Timed, TimeSteps, Worker
 from hpstudy.study import Study
 from hpstudy.training.microbatch import NOTICEABLE, Probe, candidates, choose, climb
 from hpstudy.training.shards import cache_dir, write_atomically
 
-DEVICE = ("device", "device_name", "precision", "threads", "torch")  # what of an environment the speed depends on
+DEVICE = ("device", "device_name", "memory_gib", "precision", "threads", "torch")  # what speed and room depend on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,6 @@ def find(
     def probe(size: int) -> Probe:
         worker.send(TimeSteps(hparams=replace(baseline, micro_batch=size)))
         report = worker.receive(meanwhile)
-        while isinstance(report, Ready):  # of a worker that has just replaced a dead one
-            report = worker.receive(meanwhile)
         if not isinstance(report, Timed):  # most likely killed by the kernel, as memory ran out
             return Probe(size=size, tok_per_sec=None, message=f"its worker died, {worker.last_words()}")
         return Probe(

@@ -53,7 +53,7 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
         try:
             environment = welcome(worker).environment
             elsewhere = differences(frozen, environment)
-            if study.budget.pack != 1 and views[run_id].header.run.phase == "search":
+            if study.budget.pack != 1:
                 elsewhere.append("it may have been trained in a pack, and is trained alone now")
             first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
         finally:

@@ -33,7 +33,7 @@ from hpstudy.running.workers import (
 )
 from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.corpus import load_corpus
-from hpstudy.training.device import place, prepare_process
+from hpstudy.training.device import is_out_of_memory, place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.trainer import Trainer
 
@@ -81,12 +81,12 @@ def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connecti
     except (BrokenPipeError, ConnectionResetError, EOFError):
         raise  # the driver is gone
     except Exception as error:
-        outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(error) else Outcome.FAILED
+        outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
-        torch.cuda.empty_cache()  # whether the next run fits must not depend on this one; nothing without a GPU
-    for run in order.runs:
-        if run.run_id not in ended:
-            connection.send(Finished(run_id=run.run_id, outcome=outcome, message=message))
+    if message:
+        torch.cuda.empty_cache()  # after the traceback, which holds tensors: the next run must not depend on this one
+    if left := tuple(run.run_id for run in order.runs if run.run_id not in ended):
+        connection.send(Finished(run_ids=left, outcome=outcome, message=message))
 
 
 def _stream(
@@ -100,7 +100,7 @@ def _stream(
     if checkpoint:
         watches[runs[0].run_id].bad_steps = checkpoint.bad_steps
     warmup_tokens = {run.run_id: run.hparams.warmup_fraction * run.tokens for run in runs}
-    for run_id, record in trainer.train(runs, stopped=ended, checkpoint=checkpoint):
+    for run_id, record in trainer.train(runs, ended, checkpoint, packed=order.packed):
         connection.send(Recorded(run_id=run_id, record=record))
         warming_up = record.tokens <= warmup_tokens[run_id]
         awaited = order.judged and record.evaluated and record.eval_index != trainer.spec.evals
@@ -110,7 +110,7 @@ def _stream(
         if diverged or stop:
             ended.add(run_id)
             outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED
-            connection.send(Finished(run_id=run_id, outcome=outcome, message=""))
+            connection.send(Finished(run_ids=(run_id,), outcome=outcome, message=""))
             continue
         while connection.poll():
             saves.append(connection.recv())
@@ -156,7 +156,9 @@ def _measure(trainer: Trainer, hparams: HParams, pack: int) -> Measured:
     try:
         return Measured(speed=trainer.measure(hparams, pack=pack))
     except Exception as error:
-        return Measured(speed=None, message=f"{type(error).__name__}: {error}")
+        message = f"{type(error).__name__}: {error}"
+    torch.cuda.empty_cache()  # after the traceback, as above
+    return Measured(speed=None, message=message)
 
 
 def _time_steps(trainer: Trainer, hparams: HParams) -> Timed:
@@ -165,14 +167,9 @@ def _time_steps(trainer: Trainer, hparams: HParams) -> Timed:
     try:
         seconds = min(trainer.time_steps(hparams, PROBE_STEPS))
     except Exception as error:
-        message = "out of memory" if _is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        message = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
     peak, room = trainer.placement.memory_gib()
     return Timed(step_seconds=seconds, peak_gib=peak, room_gib=room, message=message)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # the CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def main() -> None:

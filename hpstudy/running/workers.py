@@ -21,6 +21,7 @@ from typing import IO, Any
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
+from hpstudy.training.shards import cache_dir
 
 LOOK_SECONDS = 0.2  # how often a waiting driver looks at its stop request
 GRACE_SECONDS = 1.0  # for a worker to end by itself
@@ -37,13 +38,14 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Order: train a run, or several of equal shape as one model; each has its own Finished.
+    """Order: train a run, or several of equal shape as one model; those that end together have one Finished.
 
     With `judged`, the worker waits for the driver's word after every evaluation but the last of each run.
     """
 
     runs: tuple[Run, ...]
     judged: bool
+    packed: bool = False  # as in a pack, even a single one, whose last bits are others alone
     checkpoint: Path | None = None  # of a single run: where to go on from
     recorded: int = 0  # its steps in the run store, which a checkpoint may not be ahead of
 
@@ -123,9 +125,9 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """Report: a run has ended."""
+    """Report: runs have ended, all of them in one way."""
 
-    run_id: str
+    run_ids: tuple[str, ...]
     outcome: Outcome
     message: str
 
@@ -211,17 +213,22 @@ def stop_all(workers: Sequence[Worker]) -> None:
 
 def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:
     """A fresh interpreter in a session of its own, so that a terminal's Ctrl-C reaches the driver only."""
-    environment: Mapping[str, str] = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS needs to be deterministic
-    }
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "inductor")}  # torch's default is emptied with /tmp
+    environment: Mapping[str, str] = (
+        compiled
+        | os.environ
+        | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS needs to be deterministic
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "hpstudy.running.worker_main", str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=dict(environment),
+        env=environment,
         start_new_session=True,
     )

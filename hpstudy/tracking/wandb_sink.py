@@ -285,8 +285,7 @@ class WandbSink:
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown(exit_code=1)  # a failed init keeps the run's id in use until its session has ended
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
-        self.degraded = self._line(f"{reason}; it {effect}")
-        self._say(self.degraded)
+        self._say(self._line(f"{reason}; it {effect}"))
 
     def _line(self, what: str) -> str:
         return f"W&B: {what}; the run store has every step: `hpstudy sync {self._study}` sends what is missing"

@@ -13,7 +13,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.spec import PrecisionChoice
-from hpstudy.training.memory import keep_freed_memory, peak_gib, room_gib
+from hpstudy.training.memory import installed_gib, keep_freed_memory, peak_gib, room_gib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,12 @@ class Placement:
         peak, now = torch.cuda.max_memory_reserved(self.device), torch.cuda.memory_reserved(self.device)
         return peak / 2**30, (free + now) / 2**30
 
+    def _memory_gib(self) -> float:
+        if not self.is_cuda:
+            return installed_gib()
+        total: int = torch.cuda.get_device_properties(self.device).total_memory
+        return total / 2**30
+
     def environment(self) -> dict[str, Any]:
         """What must stay the same for a study's numbers to stay the same on this machine, and what it runs on."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else _cpu_name()
@@ -76,6 +82,7 @@ class Placement:
             "device_name": name,
             "num_gpus": torch.cuda.device_count() if self.is_cuda else 0,
             "threads": torch.get_num_threads(),
+            "memory_gib": round(self._memory_gib()),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -116,6 +123,11 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
             raise UserError('[trainer] precision: this GPU has no bf16 arithmetic; use precision = "fp32" or "auto"')
         return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="this GPU has no bf16 arithmetic")
     return Placement(device=f"cuda:{index or 0}", precision="bf16", reason="the GPU has bf16 arithmetic")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; the CPU allocator's is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _cpu_name() -> str:

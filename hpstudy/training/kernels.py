@@ -41,6 +41,8 @@ def output_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_s
     in bf16 under autocast, and takes the softmax in fp32 as it reads them.
     """
     if hidden_NC.is_cpu:
+        if not torch.is_grad_enabled():  # of which an autograd.Function is not told
+            hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
         out: Tensor = _OutputLoss.apply(hidden_NC, weight_VC, targets_N, vocab_size)  # type: ignore[no-untyped-call]
         return out
     logits_NV = F.linear(hidden_NC, weight_VC).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import platform
 import resource
 import sys
@@ -44,6 +45,12 @@ def room_gib() -> float:
     """
     free = _gib("/proc/meminfo", "MemAvailable:")
     return min([math.inf if free is None else peak_gib() + free, *(limit / 2**30 for limit in _cgroup_limits())])
+
+
+def installed_gib() -> float:
+    """The main memory of this machine, or of the control groups that hold this process."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_cgroup_limits()]) / 2**30
 
 
 def _gib(file: str, key: str) -> float | None:

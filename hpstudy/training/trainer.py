@@ -34,8 +34,9 @@ EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no 
 class Trainer:
     """Trains runs of one spec, one after the other; model, buffers and corpus are built once and reset in place.
 
-    The record of a step depends on (spec, run, device, precision, threads) alone: a run trained twice, or after any
-    other run, yields the same numbers bitwise. Times are the exception.
+    The record of a step depends on (spec, run, device, precision, threads) and on whether it trains alone or in a pack:
+    a run trained twice in the same way, after and beside any others, yields the same numbers bitwise. Times are the
+    exception.
     """
 
     def __init__(self, spec: TrainerSpec, corpus: Corpus, placement: Placement) -> None:
@@ -58,7 +59,7 @@ class Trainer:
             for i in range(0, len(inputs), rows)
         ]
 
-        self._packs: dict[int, Pack] = {}  # by the number of runs
+        self._packed: tuple[int, Pack] | None = None  # of the last number of runs: another one's memory is freed
         self._optimizer: torch.optim.AdamW | None = None
         self._step = 0  # the last one launched of a single run
         self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yielded
@@ -70,7 +71,12 @@ class Trainer:
         return self._model.num_params
 
     def train(
-        self, runs: Sequence[Run], stopped: Container[str] = (), checkpoint: Checkpoint | None = None
+        self,
+        runs: Sequence[Run],
+        stopped: Container[str] = (),
+        checkpoint: Checkpoint | None = None,
+        *,
+        packed: bool = False,
     ) -> Iterator[tuple[str, StepRecord]]:
         """Trains runs from their first step and yields (run id, what the step measured), step by step.
 
@@ -78,11 +84,12 @@ class Trainer:
 
         Several runs must be of equal shape (see Run.packs_with) and train in lockstep as one stacked model: a step's
         seconds are the wall time that they share, its tokens per second those of each run. Their losses are those of
-        one at a time to rounding. A run yields no more once the caller has put its id into `stopped`.
+        one at a time to rounding, and to the last bit those of any other pack, be it of one run (`packed`).
+        A run yields no more once the caller has put its id into `stopped`.
         On a GPU a record comes one step late, when the next one is under way, but at once where an evaluation
         followed, as it does the last step.
         """
-        if len(runs) > 1:
+        if packed or len(runs) > 1:
             assert all(runs[0].packs_with(run) for run in runs)
             yield from self._pack(len(runs)).train(runs, stopped)
             return
@@ -92,11 +99,13 @@ class Trainer:
                 return
 
     def _pack(self, num_runs: int) -> Pack:
-        if num_runs not in self._packs:
-            self._packs[num_runs] = Pack(
-                self.spec, self._corpus, self.placement, num_runs, self._prepared, self._val_batches
+        if self._packed is None or self._packed[0] != num_runs:
+            self._packed = None
+            self._packed = (
+                num_runs,
+                Pack(self.spec, self._corpus, self.placement, num_runs, self._prepared, self._val_batches),
             )
-        return self._packs[num_runs]
+        return self._packed[1]
 
     def state(self) -> TrainingState | None:
         """What a single run goes on from after the step that `train` yielded last; read it before the next.
@@ -119,6 +128,7 @@ class Trainer:
         steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
         unread = self._unread
         unread.clear()
+        self._catching_up = False
         for step in islice(steps, start.step if start else 0, None):
             reading = Reading(self._flat.weights.device)
             loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,11 @@ from typer.testing import CliRunner
 
 from hpstudy.benching.notebook import NotebookGPT, train
 from hpstudy.benching.race import SETTINGS, Built, Race, Result, Setting, Turn, race, taking_turns
-from hpstudy.benching.trials import bouts
+from hpstudy.benching.trials import bouts, outside_training
 from hpstudy.cli import app
 from hpstudy.errors import UserError
 from hpstudy.hparams import GPT3
-from hpstudy.records import Run
+from hpstudy.records import Run, StepRecord
 from hpstudy.spec import ModelShape, TrainerSpec
 from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import place
@@ -30,6 +32,36 @@ TINY = Setting(
     sequences={"cpu": 4, "cuda": 4},
     micro_batch={"cpu": 2, "cuda": 2},
 )
+
+
+CRAMPED = """
+import torch
+
+
+def cramped(*_, **__):
+    raise torch.OutOfMemoryError
+
+
+torch.nn.utils.clip_grad_norm_ = cramped  # which the peers' loops call
+"""
+
+
+def record(step: int, seconds: float) -> StepRecord:
+    return StepRecord(
+        step=step,
+        tokens=step,
+        loss=1.0,
+        grad_norm=1.0,
+        clipped=False,
+        lr=1.0,
+        update_to_weight=1.0,
+        batch_tokens=1,
+        micro_batch=1,
+        accumulation=1,
+        step_seconds=seconds,
+        tok_per_sec=1.0,
+        **({"val_loss": 1.0, "eval_index": 1, "eval_seconds": 1.0} if step == 2 else {}),
+    )
 
 
 def result(*turns: tuple[float, ...], tokens: int = 0, flops: int = 0) -> Result:
@@ -118,9 +150,41 @@ def test_a_race_times_every_contender_in_every_round():
     assert said == ["tiny: warming up", "tiny: round 1 of 2", "tiny: round 2 of 2"]
 
 
+def test_a_peer_that_does_not_fit_is_said_and_ends_no_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sitecustomize.py").write_text(CRAMPED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    said: list[str] = []
+    done = race(TINY, ["hpstudy", "notebook"], rounds=1, turn_seconds=0.02, say=said.append)
+    assert list(done.results) == ["hpstudy"]
+    assert said[-1] == "tiny: notebook does not fit into the memory beside the others and is left out"
+
+
 def test_a_device_that_is_not_there_is_the_users_error():
     with pytest.raises(UserError, match="--device cuda:99: "):
         race(TINY, ["hpstudy"], device="cuda:99", say=lambda _: None)
+
+
+def test_time_outside_training_counts_a_packed_step_once(tmp_path: Path):
+    packed, alone = ([record(step, first + step) for step in (1, 2)] for first in (0.25, 0.5))
+    views = []
+    for run_id, records in {"a": packed, "b": packed, "c": alone}.items():
+        (tmp_path / run_id).mkdir()
+        for name, moment in (("header.json", 100), ("result.json", 120)):
+            (tmp_path / run_id / name).touch()
+            os.utime(tmp_path / run_id / name, (moment, moment))
+        views.append(SimpleNamespace(folder=tmp_path / run_id, records=lambda records=records: records))
+    (tmp_path / "worker-0.log").touch()
+    seconds = (1.25 + 2.25 + 1.0) + (1.5 + 2.5 + 1.0)  # two steps and an evaluation of one second
+    store = SimpleNamespace(root=tmp_path, runs=lambda: views)
+    assert outside_training(store) == pytest.approx(1 - seconds / 20)
+
+
+def test_bench_takes_the_trials_of_its_study(monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, int] = {}
+    monkeypatch.setattr("hpstudy.cli.bench_command.bouts", lambda _, **given: asked.update(given) or [])
+    monkeypatch.setattr("hpstudy.cli.bench_command.bout_table", lambda _: "")
+    CliRunner().invoke(app, ["bench", "--study", "--trials", "16", "--tokens", "1300000"], catch_exceptions=False)
+    assert (asked["trials"], asked["tokens"]) == (16, 1_300_000)
 
 
 @pytest.mark.slow

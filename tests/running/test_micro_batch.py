@@ -13,7 +13,9 @@ import pytest
 from test_interruptions import workers_of
 
 from hpstudy.errors import MachineError
+from hpstudy.records import Run, StepRecord
 from hpstudy.running.cost import estimate, welcome
+from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.running.micro_batch import find
 from hpstudy.running.workers import Order, Setup, Timed, TimeSteps, Worker
 from hpstudy.study import Study
@@ -73,6 +75,18 @@ def test_a_study_finds_its_micro_batch_once_and_keeps_it(tiny, tmp_path: Path, o
     assert not list(own_answers.glob("*.json"))  # nothing was probed
 
 
+def test_a_study_that_has_probed_micro_batch_and_pack_is_stopped_with_a_checkpoint(tiny, tmp_path: Path):
+    long = AUTO | {"tokens = 5120": "tokens = 1_024_000", "parallel = 2": "parallel = 1"}
+    study, stop = tiny(replace=long, more='pack = "auto"'), StopRequest()
+
+    def ask(_: Run, record: StepRecord) -> None:
+        stop.requested = record.step == 2
+
+    with pytest.raises(Interrupted):
+        go(study, tmp_path, watch=Watch(ask), stop=stop)
+    assert (tmp_path / study.name / "search-0000" / "checkpoint.pt").exists()
+
+
 def test_a_known_answer_is_taken_and_a_damaged_one_is_probed_again(tiny, tmp_path: Path, own_answers: Path):
     study = tiny(replace=AUTO)
     worker = Worker(setup(study), tmp_path / "worker.log")
@@ -87,6 +101,8 @@ def test_a_known_answer_is_taken_and_a_damaged_one_is_probed_again(tiny, tmp_pat
     assert (again.size, again.probed) == (first.size, False)
     assert len(said) == 1
     assert said[0].endswith("; known from before")
+    assert find(study, worker, environment | {"memory_gib": environment["memory_gib"] + 8}, said.append).probed
+    note, _ = sorted(own_answers.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
     for damaged in (intact[: len(intact) // 2], intact.replace(f'"micro_batch": {first.size}', '"micro_batch": 7')):
         note.write_text(damaged)

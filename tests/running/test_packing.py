@@ -4,16 +4,22 @@ import json
 import os
 import signal
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_interruptions import AWAITED, DEADLY, kill_workers, workers_of
 
-from hpstudy.hparams import GPT3
-from hpstudy.records import Outcome, Run, StepRecord
-from hpstudy.running.interface import Interrupted, StopRequest
+from hpstudy.hparams import GPT3, HParams
+from hpstudy.records import Outcome, Run, Speed, StepRecord
+from hpstudy.running.cost import measure
+from hpstudy.running.crew import Crew
+from hpstudy.running.driver import run_study
+from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.packing import best_pack, take_pack
+from hpstudy.running.replay import replay
+from hpstudy.running.workers import Measured, Worker
 from studies import Watch, curves, go, inherit, trials
 
 RANDOM = {  # blind to the rounding of results
@@ -58,6 +64,42 @@ def test_the_best_pack_is_the_one_with_the_most_tokens_per_second(seconds, best)
     assert best_pack(seconds.__getitem__, 8) == pytest.approx(best)
 
 
+@pytest.mark.parametrize(
+    ("pack", "timed", "workers", "said"),
+    [('"auto"', [1, 2], 2, []), ("4", [], 1, ["1 worker of 2: [budget] parallel is 4, 4 trials a worker"])],
+)
+def test_a_chosen_pack_leaves_no_core_idle_and_a_given_one_says_so(
+    tiny, tmp_path: Path, monkeypatch, pack: str, timed: list[int], workers: int, said: list[str]
+):
+    welcome, sizes = Crew.welcome_first, list[int]()
+
+    def measured(*_: object, pack: int) -> Measured:
+        sizes.append(pack)
+        return Measured(speed=Speed(step_seconds=1.0, eval_seconds=1.0))
+
+    monkeypatch.setattr(Crew, "welcome_first", lambda crew: welcome(crew) | {"num_gpus": 0, "cores": 2})
+    monkeypatch.setattr("hpstudy.running.calibration.measure", measured)
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more=f"pack = {pack}"), Watch()
+    store = run_study(study, Options(runs=tmp_path, device="cpu", wandb="disabled"), watch, StopRequest())
+    assert sizes == timed
+    assert len(list(store.root.glob("worker-*.log"))) == workers
+    assert [line for line in watch.said if "worker" in line] == said
+
+
+def test_a_pack_under_which_the_worker_dies_does_not_run_and_the_study_does(tiny, tmp_path: Path, monkeypatch):
+    def killing(worker: Worker, hparams: HParams, meanwhile: Callable[[], None], pack: int) -> Measured:
+        if pack == 2:
+            kill_workers()
+        return measure(worker, hparams, meanwhile, pack)
+
+    monkeypatch.setattr("hpstudy.running.calibration.measure", killing)
+    monkeypatch.setattr("hpstudy.running.driver.trainings_at_once", lambda *_: 1)
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more='pack = "auto"'), Watch()
+    store = go(study, tmp_path, watch=watch)
+    assert store.read_json("calibration.json") == {"pack": 1}
+    assert len(watch.finished) == 2
+
+
 def close(packed: dict[str, list[StepRecord]], alone: dict[str, list[StepRecord]]) -> bool:
     losses = [[r.loss for records in every.values() for r in records] for every in (packed, alone)]
     return list(packed) == list(alone) and losses[0] == pytest.approx(losses[1], rel=LOSS)
@@ -70,6 +112,14 @@ def test_a_packed_study_has_the_proposals_and_losses_of_one_trial_at_a_time(tiny
     assert [t.values for t in trials(study, packed)] == [t.values for t in trials(alone_study, alone)]
     assert close(curves(packed), curves(alone))
     assert curves(packed) != curves(alone)  # they did train as one
+
+
+def test_the_number_of_workers_changes_neither_trials_nor_curves_of_packs(tiny, tmp_path: Path):
+    study = tiny(replace={"parallel = 2": "parallel = 4", "trials = 5": "trials = 11"}, more="pack = 2")
+    alone, together = (go(study, tmp_path / str(n), workers=n) for n in (1, 2))
+    assert len(list(together.root.glob("worker-*.log"))) == 2
+    assert trials(study, together) == trials(study, alone)
+    assert curves(together) == curves(alone)
 
 
 def test_a_trial_of_a_pack_is_pruned_alone(tiny, tmp_path: Path):
@@ -122,12 +172,52 @@ def test_a_pack_whose_workers_die_goes_on_as_long_as_each_brings_new_steps(tiny,
     assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
 
 
-def test_a_pack_whose_worker_always_dies_at_one_step_fails_and_the_study_goes_on(tiny, tmp_path: Path, monkeypatch):
+def test_a_run_under_which_a_packs_workers_always_die_fails_alone(tiny, tmp_path: Path, monkeypatch):
     inherit(tmp_path / "site", DEADLY, monkeypatch)
-    study, watch = tiny(replace=RANDOM, more="pack = 4"), Watch()
+    study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 3"}, more="pack = 2"), Watch()
     store = go(study, tmp_path, watch=watch)
-    assert watch.started.count("search-0001") == 3
-    assert [t.state for t in trials(study, store)] == ["failed"] * 4 + ["complete"] * 2
+    assert watch.started.count("search-0001") == 6
+    assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
+
+
+def test_any_run_of_a_packed_study_is_replayed_within_a_tolerance(tiny, tmp_path: Path):
+    outside = {"lr = { low = 1e-4": "lr = { low = 1e-3", "trials = 5": "trials = 1"}
+    study = tiny(replace=outside, more="pack = 2")
+    store = go(study, tmp_path)
+    again = replay(study, store, "baseline-s0", "cpu")
+    assert again.good
+    assert again.elsewhere == ("it may have been trained in a pack, and is trained alone now",)
+
+
+CRAMPED = """
+from hpstudy.training.pack import Pack
+
+train = Pack.train
+
+
+def cramped(self, runs, stopped):
+    if len(runs) > 1:
+        yield next(train(self, runs, stopped))
+        raise MemoryError
+    yield from train(self, runs, stopped)
+
+
+Pack.train = cramped
+"""
+
+
+@pytest.mark.parametrize("micro_batch", ["", "micro_batch = { choices = [8, 16] }"])
+def test_a_pack_that_does_not_fit_trains_one_at_a_time_at_the_same_micro_batch(
+    tiny, tmp_path: Path, monkeypatch, micro_batch: str
+):
+    searched = {"micro_batch = 16\n\n[search]": f"\n[search]\n{micro_batch}"} if micro_batch else {}
+    study, watch = tiny(replace=RANDOM | searched, more="pack = 4"), Watch()
+    inherit(tmp_path / "site", CRAMPED, monkeypatch)
+    store = go(study, tmp_path, watch=watch)
+    (line,) = [line for line in watch.said if "out of memory" in line]
+    assert line.endswith(": out of memory as one; tried again one at a time")
+    assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
+    assert {view.header.run.hparams.micro_batch for view in store.runs()} <= ({8, 16} if micro_batch else {16})
 
 
 def test_auto_measures_once_and_a_resumed_study_keeps_it(tiny, tmp_path: Path):

@@ -1,7 +1,11 @@
 """Trainings in tests run on one thread, as a worker's do: the numbers depend on it."""
 
+import os
+
 import pytest
 import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first product of all tests
 
 
 @pytest.fixture(scope="session", autouse=True)

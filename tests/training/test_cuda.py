@@ -86,6 +86,17 @@ def test_a_record_comes_one_step_late_but_at_once_after_an_evaluation(monkeypatc
     assert [r.eval_index for r, _ in late if r.evaluated] == [1, 2, 3, 4]
 
 
+def test_a_run_is_late_again_after_one_that_was_left_while_it_caught_up(monkeypatch: pytest.MonkeyPatch):
+    trainer = make_trainer()
+    read_steps_late(monkeypatch, 1)
+    expected = launched_at_each_record(trainer, monkeypatch)
+    broken = trainer.train([RUN])
+    next(broken)
+    assert trainer.state() is None
+    broken.close()
+    assert [launched for _, launched in launched_at_each_record(trainer, monkeypatch)] == [n for _, n in expected]
+
+
 def test_a_step_that_is_read_late_took_no_longer():
     reading = Reading(torch.device("cpu"))
     reading.send(torch.tensor([1.0, 2.0]))
@@ -143,8 +154,7 @@ def test_the_loss_of_a_gpu_is_that_of_a_cpu(vocab_size: int, monkeypatch: pytest
 
 
 @pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def deterministic() -> Any:
     prepare_process(threads=1)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,6 +1,8 @@
 """Runs trained as one stacked model against the same runs one at a time."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -98,6 +100,23 @@ def test_a_warm_pack_repeats_itself_bitwise(trainer: Trainer):
     first = packed(trainer, runs)
     packed(trainer, list(reversed(runs)))
     assert packed(trainer, runs) == first
+
+
+def test_a_pack_of_one_has_the_bits_of_any_other(trainer: Trainer):
+    runs = members(OTHERS)
+    expected = packed(trainer, runs)
+    for each in runs:
+        records = [replace(record, **TIMES) for _, record in trainer.train([each], packed=True)]
+        assert records == expected[each.run_id]
+
+
+def test_a_pack_of_another_size_frees_the_one_before(trainer: Trainer):
+    runs = members(OTHERS)
+    packed(trainer, runs)
+    before = weakref.ref(trainer._packed[1])
+    packed(trainer, runs[:2])
+    gc.collect()
+    assert before() is None
 
 
 def test_only_runs_of_equal_batches_pack():
