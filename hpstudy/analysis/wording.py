@@ -125,7 +125,9 @@ def _opponent(study: Study) -> str:
     """The baseline, and in what the study file lets it differ from GPT-3; a micro-batch changes no loss."""
     stated = {**study.hparams, **study.overrides}
     keys = [key for key, value in stated.items() if value != getattr(GPT3, key) and key != "micro_batch"]
-    return f"the baseline (GPT-3's values but for {' and '.join(keys)})" if keys else "GPT-3's values"
+    *others, last = keys or [""]
+    named = f"{', '.join(others)} and {last}" if others else last
+    return f"the baseline (GPT-3's values but for {named})" if keys else "GPT-3's values"
 
 
 def _digits(width: float) -> int:
