@@ -30,7 +30,9 @@ def test_seeds_added_to_a_finished_search_are_confirmed_and_noise_and_verdict_sh
     assert told.code == 0
     results = load("tiny", runs)
     assert " ".join(results.verdict().sentence.split()) in " ".join(told.out.split())
-    assert f"2 seeds per arm detect {results.noise.detectable:.2g} nats" in " ".join(told.out.split())
+    assert f"~ marks what two seeds of one setting differ by too, up to {results.noise.one_seed:.2g} nats" in " ".join(
+        told.out.split()
+    )
     assert "confirm 8/8" in told.err
     again = hpstudy("run", path, *flags)
     assert again.out == told.out

@@ -112,7 +112,7 @@ def test_the_baseline_is_black_and_dashed_and_the_report_opens_with_the_verdict(
     (reference,) = under(views["workspace"], "baselineRunId")  # what deltas are taken to
     assert base64.b64decode(reference).decode().split(":")[2] == BASELINES[0]
     opening = views["report"]["spec"]["blocks"][1]["children"][0]["text"]
-    assert opening.startswith("search-0001 is better than GPT-3's values: val loss lower by 0.3989 nats")
+    assert opening.startswith("search-0001 is better than the baseline (GPT-3's values but for batch_tokens): val loss")
 
 
 def test_saving_sends_both_views_and_prints_where_they_are(workspace: Workspace, server: Server):
