@@ -50,7 +50,7 @@ SHOWN_DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # nats; the st
 def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
     """The study's answer by the design its file fixed, over all candidates that at least two fresh seeds measured.
 
-    There is none before every run on fresh seeds has ended: after each pair anew, a false answer would come in 13%.
+    There is none before every run on fresh seeds has ended: judged after each pair anew, it would err far more often.
     Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Else better or worse: no difference
     is refuted (p <= 5%). Else undecided. Equivalence comes first, because the asker said beforehand that so small a
     difference does not matter; the sentence says where it is measurable nonetheless. Over all candidates together, a
