@@ -1,10 +1,10 @@
-# Every target makes its own .venv when there is none, and reinstalls when pyproject.toml changes.
+# Every target makes .venv if there is none, and reinstalls after a change of pyproject.toml or the constraints.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup study test check audit bench faults golden clean
+.PHONY: help setup study test check audit bench faults golden reference dist clean
 .DEFAULT_GOAL := help
 
 help:  ## lists these targets
@@ -12,10 +12,10 @@ help:  ## lists these targets
 
 setup: $(STAMP)  ## makes .venv and installs hpstudy with what its tests need
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml .ci/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
 study: $(STAMP)  ## runs or resumes a study: make study NAME=quickstart ARGS="--wandb offline"
@@ -35,18 +35,24 @@ check: $(STAMP)  ## ruff, mypy and import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-audit: $(STAMP)  ## known vulnerabilities of what is installed, where their data can be had
+audit: $(STAMP)  ## known vulnerabilities of what is installed, if their data can be fetched
 	@$(BIN)/python .ci/audit.py
 
-bench: $(STAMP)  ## speed on this machine against its limit: make bench ARGS="--peers"
-	@$(BIN)/hpstudy bench $(ARGS)
+bench: $(STAMP)  ## races against other trainers: make bench ARGS="--peers" or ARGS="--study"
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(STAMP)  ## kills studies at random moments and prints what they lost: make faults ARGS="--long"
-	@$(BIN)/python -m tests.faults $(ARGS)
+	@$(BIN)/python -m tests.bench.faults $(ARGS)
 
-golden: $(STAMP)  ## records the golden loss curves anew; say why in the commit
+golden: $(STAMP)  ## records the golden loss curves again; say why in the commit
 	@$(BIN)/python -m tests.golden.curves
 
-clean:  ## removes what can be made again; never runs/
+reference: $(STAMP)  ## writes studies/README.md from the schema
+	@$(BIN)/hpstudy reference > studies/README.md
+
+dist: $(STAMP)  ## builds the wheel and the sdist
+	@rm -rf dist && $(BIN)/python -m build --quiet --outdir dist .
+
+clean:  ## removes what can be made again, but never runs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

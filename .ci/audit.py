@@ -1,6 +1,6 @@
-"""Looks up the known vulnerabilities of every installed package; says so where their data cannot be had.
+"""Looks up the known vulnerabilities of every installed package, and says if their data cannot be fetched.
 
-Exit code 1 when a vulnerability is known, 0 otherwise. pip-audit calls a package that it cannot look up "skipped",
+Exit code 1 if a vulnerability is known, 0 otherwise. pip-audit calls a package that it cannot look up "skipped",
 so that without a network it finds nothing wrong: the packages that it did look up are counted here.
 """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpstudy.analysis.results import StudyResults
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load"]
 
 
@@ -16,8 +16,8 @@ def load(name: str, runs: str | Path = "runs") -> StudyResults:
     """A study's runs for pandas: `.trials`, `.steps`, `.verdict()`, `.confirmed`, `.noise`, `.halflives`.
 
     `name` is a study in the folder `runs`, or "wandb:ENTITY/PROJECT/STUDY" for the same tables from W&B.
-    Raises UserError for an unknown study, MachineError when W&B's rows are not complete.
+    Raises UserError for an unknown study, MachineError if W&B's rows are not complete.
     """
-    from hpstudy.analysis import results  # pandas and pyarrow take a second to import; `import hpstudy` does not
+    from hpstudy.analysis import results  # here: pandas and pyarrow take a second to import
 
     return results.load(name, runs)

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code each kind of failure has."""
+"""What can go wrong, and the exit code of each kind of failure."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")  # what a terminal obeys instead of showing it
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")  # a terminal obeys these instead of showing them
 
 
 class HpstudyError(Exception):
-    """A failure that is told in one message and never as a traceback."""
+    """A failure that the user sees as a message, never as a traceback."""
 
     exit_code = 1
 
 
 class UserError(HpstudyError):
-    """The user's input is wrong; `problems` names place, value, rule and remedy, one string per problem.
+    """The user's input is wrong. Each problem is one line that names place, value, rule and remedy.
 
-    A problem is one line: the control characters of what it quotes are shown as escapes.
+    Control characters in quoted values are shown as escapes.
     """
 
     exit_code = 2
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        told = (problems,) if isinstance(problems, str) else problems
-        self.problems: tuple[str, ...] = tuple(CONTROLS.sub(_escaped, problem) for problem in told)
+        listed = (problems,) if isinstance(problems, str) else problems
+        self.problems: tuple[str, ...] = tuple(CONTROLS.sub(_escaped, problem) for problem in listed)
         super().__init__("\n".join(self.problems))
 
 
 class MachineError(HpstudyError):
-    """The machine failed: nothing recorded is lost; the message ends with how to go on."""
+    """The machine failed. Nothing recorded is lost, and the message ends with how to go on."""
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

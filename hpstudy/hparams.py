@@ -1,4 +1,4 @@
-"""What may vary between trials, the GPT-3 baseline, and conversions between ways to state a value."""
+"""What may vary between trials, the GPT-3 baseline, and the same values in other units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_WARMUP_FRACTION = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """The legal range of one hyperparameter, with the unit and meaning that every document quotes."""
+    """The legal range of one hyperparameter, its unit, and its meaning in one line."""
 
     unit: str
     doc: str
@@ -26,13 +26,13 @@ class Rule:
     high_open: bool = False
 
     def allows(self, value: float) -> bool:
-        """Whether a number lies in the range; NaN and infinities never do."""
+        """Whether a number is in the range. NaN and infinities never are."""
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
         return abs(value) <= sys.float_info.max and above and below
 
     def __str__(self) -> str:
-        """The range in interval notation, as error messages quote it."""
+        """The range in interval notation, such as `(0, 1]`."""
         low, high = ("(" if self.low_open else "["), (")" if self.high_open else "]")
         return f"{low}{self.low:g}, {'inf)' if math.isinf(self.high) else f'{self.high:g}{high}'}"
 
@@ -43,7 +43,7 @@ def _key(unit: str, doc: str, **limits: Any) -> dict[str, Rule]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HParams:
-    """One proposal: everything a trial may change. Each field's metadata holds its unit, range and meaning."""
+    """Everything a trial may change. Each field's metadata holds its unit, range and meaning."""
 
     lr: float = field(metadata=_key("", "peak learning rate", low_open=True))
     beta1: float = field(
@@ -58,7 +58,7 @@ class HParams:
     clip_mode: ClipMode = field(metadata=_key("", "clip by the global norm, each tensor by its own, or not at all"))
     warmup_fraction: float = field(metadata=_key("of the run's tokens", "linear warm-up to the peak", high=1))
     decay_fraction: float = field(
-        metadata=_key("of the run's tokens", "where the cosine reaches its floor", low_open=True, high=1)
+        metadata=_key("of the run's tokens", "point at which the cosine reaches its floor", low_open=True, high=1)
     )
     min_lr_fraction: float = field(metadata=_key("of lr", "floor of the cosine", high=1))
     batch_tokens: int = field(metadata=_key("tokens", "tokens in one step, over all its micro-batches", low=1))
@@ -70,20 +70,6 @@ class HParams:
         metadata=_key("of batch_tokens", "batch of the first step of a ramp", low_open=True, high=1)
     )
 
-    def problems(self) -> list[str]:
-        """One line per value that breaks its key's rule; empty when all are legal."""
-        found = []
-        for key, rule in RULES.items():
-            problem = value_problem(key, getattr(self, key))
-            if problem:
-                found.append(f"{key}: {problem} ({rule.doc})")
-        if not found and self.warmup_fraction > self.decay_fraction:
-            found.append(
-                f"warmup_fraction: warm-up must end before the decay does, but got warmup_fraction="
-                f"{self.warmup_fraction:g} > decay_fraction={self.decay_fraction:g}"
-            )
-        return found
-
 
 RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in fields(HParams)}
 CLIP_MODES: tuple[str, ...] = get_args(ClipMode)
@@ -91,7 +77,7 @@ INTEGER_KEYS = frozenset({"batch_tokens", "micro_batch"})
 
 
 def value_problem(key: str, value: object) -> str | None:
-    """Why `value` is not legal for the hyperparameter `key`, or None when it is."""
+    """Why `value` is not legal for the hyperparameter `key`, or None if it is legal."""
     if key == "clip_mode":
         return None if value in CLIP_MODES else f"must be one of {', '.join(CLIP_MODES)}, but got {value!r}"
     kind = "a whole number" if key in INTEGER_KEYS else "a number"
@@ -103,7 +89,7 @@ def value_problem(key: str, value: object) -> str | None:
 
 # GPT-3 Small: Brown et al. 2020, arXiv:2005.14165, Table 2.1, section 2.3 and appendix B. The three fractions are
 # 375M, 260B and 4B tokens of the paper's 300B; the ramp starts at 32k of 2^19 tokens. The paper states no
-# micro-batch: 16 is a speed knob's starting point, and does not change what is learned.
+# micro-batch: 16 is a starting point that changes speed, not learning.
 GPT3 = HParams(
     lr=6e-4,
     beta1=0.9,
@@ -123,9 +109,9 @@ GPT3 = HParams(
 
 
 def scaled_warmup_fraction(tokens: int | None, batch_tokens: int) -> float:
-    """GPT-3's warm-up as a fraction of a run of `tokens`, at least 10 steps and 1% of the run.
+    """GPT-3's warm-up as a fraction of a run of `tokens` tokens, at least 10 steps and 1% of the run.
 
-    tokens is None while a budget in seconds is not calibrated yet; the 10 steps then wait for it.
+    tokens is None while a budget in seconds is not measured yet; the rule of 10 steps then does not apply.
     """
     ten_steps = MIN_WARMUP_STEPS * batch_tokens / tokens if tokens else 0.0
     return min(max(GPT3.warmup_fraction, MIN_WARMUP_FRACTION, ten_steps), GPT3.decay_fraction)
@@ -143,15 +129,15 @@ def halflife_tokens(beta: float, tokens_per_step: int) -> float:
 
 
 def decay_timescale_steps(lr: float, weight_decay: float) -> float:
-    """Steps over which weight decay at the peak lr forgets a weight: 1 / (lr * weight_decay); infinite at no decay.
+    """Steps after which weight decay at the peak lr has shrunk a weight to 1/e: 1 / (lr * weight_decay).
 
-    Source: Wang and Aitchison 2024, arXiv:2405.13698.
+    Infinite without decay. Source: Wang and Aitchison 2024, arXiv:2405.13698.
     """
     return math.inf if weight_decay == 0 else 1.0 / (lr * weight_decay)
 
 
 def derived(hparams: HParams) -> dict[str, float]:
-    """The same proposal in units that compare across batches: half-lives in tokens, the decay timescale in steps."""
+    """Values that compare across batch sizes: half-lives in tokens and the decay timescale in steps."""
     return {
         "beta1_halflife_tokens": halflife_tokens(hparams.beta1, hparams.batch_tokens),
         "beta2_halflife_tokens": halflife_tokens(hparams.beta2, hparams.batch_tokens),

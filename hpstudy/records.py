@@ -1,15 +1,17 @@
-"""What one run is, what one step measured, how a run ended; and the glossary of every metric."""
+"""What one run is, what one step measured, how a run ended, and the glossary of every metric."""
 
 from __future__ import annotations
 
 import enum
 import math
+import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hpstudy.hparams import HParams
 
 Phase = Literal["search", "baseline", "confirm", "tuned-lr"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Outcome(enum.StrEnum):
@@ -24,24 +26,57 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training to do: one set of hyperparameters, one seed, one token budget. `run_id` names its folder."""
+    """One training: one set of hyperparameters, one seed, one token budget."""
 
-    run_id: str  # search-0007, baseline-s101, confirm-0007-s101
+    run_id: str  # the name of its folder: search-0007, baseline-s101, confirm-0007-s101
     phase: Phase
-    trial: int | None  # Optuna's number, None for runs that are no trial
+    trial: int | None  # Optuna's number; None for runs that are not trials
     seed: int
-    tokens: int
+    tokens: int  # budget
     hparams: HParams
+    of: str | None = None  # phase confirm: the id of the trial that this run repeats
+    fraction: float = 1.0  # of the study's full budget; below 1 in the runs that measure a speed-up
 
     def packs_with(self, other: Run) -> bool:
-        """Whether both have the same batches in every step, so that they can train as one stacked model."""
+        """Whether both runs have equal batches in every step, so that they can train as one stacked model."""
         keys = ("batch_tokens", "micro_batch", "batch_ramp_fraction", "batch_ramp_start")
         return self.tokens == other.tokens and all(getattr(self.hparams, k) == getattr(other.hparams, k) for k in keys)
 
 
+def baseline_run_id(seed: int) -> str:
+    """The id of a run of the baseline that is not a trial: baseline-s101."""
+    return f"baseline-s{seed}"
+
+
+def confirm_run_id(of: str, seed: int, fraction: float = 1.0) -> str:
+    """The id of the run that repeats a trial on a fresh seed: confirm-0007-s101, confirm-0007-s101-t50 at a half."""
+    shorter = f"-t{round(100 * fraction)}" if fraction < 1 else ""
+    return f"confirm-{of.removeprefix('search-')}-s{seed}{shorter}"
+
+
+_CONFIRM_ID = re.compile(r"confirm-(?P<tuned>tuned-lr-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?")
+
+
+def repeats(run_id: str) -> tuple[str | None, float]:
+    """`Run.of` and `Run.fraction` from an id, for runs of versions that kept them nowhere else."""
+    if not (found := _CONFIRM_ID.fullmatch(run_id)):
+        return None, 1.0
+    return (found["tuned"] or "search-") + found["trial"], int(found["percent"] or 100) / 100
+
+
+def trial_phase(run_id: str) -> Phase:
+    """The phase of a trial from its id, for tables that lack the trial's own row."""
+    return "tuned-lr" if run_id.startswith("tuned-lr-") else "search"
+
+
+def run_order(run: Run) -> tuple[int, int, int]:
+    """The key that sorts runs by phase, then trial, then seed."""
+    return PHASES.index(run.phase), -1 if run.trial is None else run.trial, run.seed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """What is known before step 1; written as header.json before anything else."""
+    """What is known before step 1. Written first, as header.json."""
 
     run: Run
     study: str
@@ -57,7 +92,7 @@ def _metric(name: str, unit: str, doc: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """What one optimizer step measured. The last fields are None on steps that did not evaluate."""
+    """What one optimizer step measured. The last four fields are None on steps without an evaluation."""
 
     step: int = field(metadata=_metric("step", "steps", "optimizer updates done, from 1"))
     tokens: int = field(metadata=_metric("tokens", "tokens", "training tokens seen, this step included"))
@@ -110,38 +145,37 @@ GLOSSARY: dict[str, Metric] = {
     f.name: Metric(name=f.metadata["metric"], unit=f.metadata["unit"], doc=f.metadata["doc"])
     for f in fields(StepRecord)
 }
-"""StepRecord's field -> metric; the metric's name is the key in steps.jsonl, on W&B and in the steps table."""
+"""StepRecord field -> metric. The metric's name is the key in steps.jsonl, on W&B and in the steps table."""
+
+TIMES = frozenset({"train/step_seconds", "train/tok_per_sec", "val/seconds"})  # differ from training to training
 
 
 def as_row(record: StepRecord) -> dict[str, Any]:
-    """A record as {metric name: value}, without the metrics of an evaluation that did not happen."""
+    """{metric name: value}, without the metrics of an evaluation that did not happen."""
     return {m.name: value for key, m in GLOSSARY.items() if (value := getattr(record, key)) is not None}
 
 
 def from_row(row: dict[str, Any]) -> StepRecord:
-    """The record that `as_row` made the row from; unknown keys are ignored, so that newer stores still load."""
+    """The inverse of `as_row`. Unknown keys are ignored, so that newer stores still load."""
     return StepRecord(**{key: row[m.name] for key, m in GLOSSARY.items() if m.name in row})
 
 
-TIMES = frozenset({"train/step_seconds", "train/tok_per_sec", "val/seconds"})  # no two trainings have them in common
+def step_differences(before: StepRecord, again: StepRecord) -> str:
+    """How a step trained again differs from its record, to the last bit; empty if it does not. Times are left out.
 
-
-def changes(before: StepRecord, again: StepRecord) -> str:
-    """What a step that was trained again has other than before, to the last bit; empty where it has the same.
-
-    "train/loss 3.25 where 3.125 was recorded", for humans; times are left out.
+    For humans: "train/loss 3.25 where 3.125 was recorded".
     """
     old, new = as_row(before), as_row(again)
     return ", ".join(
         f"{name} {new.get(name)} where {old.get(name)} was recorded"
         for name in old | new
-        if name not in TIMES and repr(old.get(name)) != repr(new.get(name))  # NaN is NaN here
+        if name not in TIMES and repr(old.get(name)) != repr(new.get(name))  # repr: NaN equals NaN
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a run ended and the figures that summarise it; written as result.json after the last step."""
+    """How a run ended, and its summary figures. Written after the last step, as result.json."""
 
     outcome: Outcome
     steps: int
@@ -149,14 +183,14 @@ class RunResult:
     val_loss: float | None  # of the last evaluation, nats
     best_val_loss: float | None
     train_loss: float | None  # of the last step, nats
-    tok_per_sec: float | None  # median over steps after the first 5, evaluation excluded
+    tok_per_sec: float | None  # median over the steps after the first 5, evaluation excluded
     train_seconds: float  # sum of step seconds
     clipped_share: float | None  # of the steps
     message: str = ""  # why it failed, for humans
 
 
 def bounded_loss(loss: float | None, vocab_size: int) -> float:
-    """min(loss, ln(vocab_size)), so that a diverged run ranks with a uniform guess and never above a finite loss."""
+    """min(loss, ln(vocab_size)): a diverged run counts as a uniform guess, and no finite loss counts as worse."""
     ceiling = math.log(vocab_size)
     return ceiling if loss is None or not math.isfinite(loss) else min(loss, ceiling)
 
@@ -167,3 +201,13 @@ class Speed:
 
     step_seconds: float  # median of a full-batch step, evaluation excluded
     eval_seconds: float  # one evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkFigures:
+    """How fast a set of hyperparameters trains beside the device's fastest matrix product."""
+
+    steps_per_second: tuple[float, ...]  # of each round
+    flops_per_second: float  # of the fastest large matrix product, in the training's precision
+    peak_gib: float  # memory
+    repeats: bool  # whether the first steps, trained twice, gave the same numbers bitwise

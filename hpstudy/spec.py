@@ -12,21 +12,21 @@ PrecisionChoice = Literal["auto", "bf16", "fp32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The shape of a GPT-2 style transformer; width must be a multiple of heads."""
+    """The shape of a GPT-2 transformer. The width must be a multiple of the heads."""
 
     layers: int
     heads: int
     width: int
 
     def num_params(self, vocab_size: int, context: int) -> int:
-        """Parameters with tied embeddings and the vocabulary unpadded: 124,439,808 for GPT-2 at 50257 and 1024."""
+        """Parameters with tied embeddings and without padding: 124,439,808 for GPT-2 at 50257 and 1024."""
         c = self.width
         block = 12 * c * c + 13 * c  # qkv 3c²+3c, projection c²+c, mlp 8c²+5c, two LayerNorms 4c
         return vocab_size * c + context * c + self.layers * block + 2 * c
 
 
 PRESETS: dict[str, ModelShape] = {
-    # CPU proxies, named by layers x width: a 2x64 step takes milliseconds on one core
+    # small models for CPUs, named layers x width: a step of 2x64 takes milliseconds on one core
     "gpt-2x64": ModelShape(layers=2, heads=2, width=64),
     "gpt-4x128": ModelShape(layers=4, heads=4, width=128),
     "gpt-6x256": ModelShape(layers=6, heads=4, width=256),
@@ -39,7 +39,7 @@ PRESETS: dict[str, ModelShape] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSpec:
-    """Everything that does not vary between the runs of a study."""
+    """Everything that is the same in every run of a study."""
 
     model: ModelShape
     corpus: str  # "asv", "text:PATH", "shards:GLOB", "fineweb-edu"
@@ -47,18 +47,28 @@ class TrainerSpec:
     context: int  # tokens in one sequence
     tokens: int | None  # budget of one run in tokens; None when `seconds` is given
     seconds: float | None  # budget of one run in seconds, turned into tokens before step 1
-    evals: int  # validations of one run, equally spaced in tokens
+    evals: int  # evaluations of one run, equally spaced in tokens
     val_tokens: int  # validation tokens, the same for every run
     seed: int  # of initialisation and data order in the search phase
     threads: int  # CPU threads of one training
     precision: PrecisionChoice
-    ramp_multiple: int  # sequences; ramp batches are multiples of it, so that every micro-batch divides them
+    ramp_multiple: int  # sequences; batches of a ramp are multiples of it, so that every micro-batch divides them
+
+
+def flops_per_token(model: ModelShape, tokenizer: str, context: int) -> int:
+    """Multiplications and additions that training on one token needs, with no padding and nothing recomputed.
+
+    6 for each weight of a matrix product (once forward, twice backward), 12·L·C·T for attention.
+    Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
+    """
+    L, C, V = model.layers, model.width, vocab_size(tokenizer)
+    return 6 * (12 * L * C * C + V * C) + 12 * L * C * context
 
 
 def vocab_size(tokenizer: str) -> int:
-    """Unpadded vocabulary of a tokenizer by name: "gpt2" 50257, "gpt2:N" its first N ranks, "bytes" 256.
+    """Vocabulary size of a tokenizer, without padding: "gpt2" 50257, "gpt2:N" its first N ranks, "bytes" 256.
 
-    Raises UserError on an unknown name, and on an N outside 256..50256.
+    Raises UserError for an unknown name, or an N outside 256..50256.
     """
     known = {"gpt2": 50257, "bytes": 256}
     if tokenizer in known:

@@ -1,4 +1,4 @@
-"""The first thing a new user runs, as it is shipped: it ends in time, beats the baseline, survives Ctrl-C."""
+"""The first study that a new user runs, as it is shipped: it ends in time, beats the baseline, and survives Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sysconfig
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,18 +17,18 @@ from hpstudy.records import StepRecord
 from hpstudy.search import Search
 from hpstudy.study import Study, load_study
 from hpstudy.tracking.store import RunStore
-from tests.report.test_report import in_a_browser, opened
+from tests.helpers.browser import in_a_browser, opened
+from tests.helpers.training import timeless
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "hpstudy")
-TIMES: dict[str, Any] = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
 
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return load_study("quickstart", ROOT / "studies")
+    return load_study(str(ROOT / "studies" / "quickstart.toml"))
 
 
 def start(runs: Path) -> subprocess.Popen[str]:
@@ -39,7 +37,7 @@ def start(runs: Path) -> subprocess.Popen[str]:
 
 
 def curves(runs: Path) -> dict[str, list[StepRecord]]:
-    return {v.run_id: [replace(r, **TIMES) for r in v.records()] for v in RunStore(runs / "quickstart").runs()}
+    return {view.run_id: [timeless(r) for r in view.records()] for view in RunStore(runs / "quickstart").runs()}
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +52,11 @@ def test_quickstart_ends_within_eight_minutes_and_beats_the_baseline(study, unin
     assert process.returncode == 0, err
     assert time.monotonic() - begin < 480
     trials = Search(study, uninterrupted / "quickstart" / "optuna.journal", read_only=True).trials()
-    told = [trial.objectives[0] for trial in trials if trial.objectives]
-    assert len(told) >= 8
+    losses = [trial.objectives[0] for trial in trials if trial.objectives]
+    assert len(losses) >= 8
     assert set(study.space) == {"lr", "beta1", "beta2", "weight_decay"}
     assert trials[0].values == pytest.approx(study.baseline_proposal())
-    assert min(told) < told[0] - 0.1  # far beyond the noise between seeds
+    assert min(losses) < losses[0] - 0.1  # far beyond the noise between seeds
     assert "baseline" in out
 
 
@@ -67,14 +65,16 @@ def test_a_browser_shows_quickstarts_report(uninterrupted, tmp_path):
     results = load("quickstart", uninterrupted)
     page = uninterrupted / "quickstart" / "report" / "index.html"
     dom = html.unescape(opened(page, tmp_path / "profile"))
-    told = results.verdict()
-    assert f"<h1>{told.headline}</h1>" in dom
+    verdict = results.verdict()
+    assert f"<h1>{verdict.headline}</h1>" in dom
     assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == page.read_text().count('<div class="plot"')
-    best = told.contrasts[0]
+    best = verdict.contrasts[0]
     assert f"<td>{best.mean:.4f} ± {best.se:.4f} ({best.n})</td>" in dom
 
 
-def test_an_interrupted_quickstart_run_again_has_the_trials_of_an_uninterrupted_one(study, uninterrupted, tmp_path):
+def test_an_interrupted_quickstart_has_the_trials_of_an_uninterrupted_one_when_it_is_run_again(
+    study, uninterrupted, tmp_path
+):
     for seconds in (12, 9):
         process = start(tmp_path)
         time.sleep(seconds)

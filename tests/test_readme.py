@@ -1,4 +1,4 @@
-"""The README says what the code does: its tables, its study file and its pandas are held to the code."""
+"""The README agrees with the code: its tables, its study file and its pandas."""
 
 import re
 from pathlib import Path
@@ -6,23 +6,40 @@ from pathlib import Path
 import pytest
 
 from hpstudy.cli.app import app
-from hpstudy.records import GLOSSARY
 from hpstudy.study import list_studies, load_study, parse_study
 from hpstudy.tracking.store import RunStore
-from tests.analysis.fresh_runs import stored
+from tests.helpers.stores import stored
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.fixture(autouse=True)
+def folder_without_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Studies are then those that come with hpstudy."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_readme_lists_every_study_with_its_question():
-    for name, question in list_studies(ROOT / "studies"):
+    for name, question in list_studies():
         assert f"| `{name}` | {question} |" in README
 
 
-def test_readme_lists_every_metric_with_its_meaning():
-    for metric in GLOSSARY.values():
-        assert f"| `{metric.name}` | {metric.unit} | {metric.doc} |" in README
+def test_readme_is_at_most_8_kilobytes():
+    assert len(README.encode()) <= 8192
+
+
+def test_every_file_that_the_readme_names_exists():
+    linked = [path for path in re.findall(r"\]\((.*?)\)", README) if not path.startswith("http")]
+    rooms = re.findall(r"`([a-z/]+(?:\.py|/))`", README.split("| room | does |")[1])
+    assert len(linked) >= 5
+    assert len(rooms) >= 15
+    for path in linked:
+        assert (ROOT / path).exists(), path
+    names = {path.name for path in (ROOT / "hpstudy").rglob("*")}
+    for path in rooms:
+        assert path.strip("/") in names, path
 
 
 def test_readme_lists_every_command():
@@ -33,16 +50,17 @@ def test_readme_lists_every_command():
 def test_the_study_file_in_the_readme_is_valid():
     (text,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
     study = parse_study(text, name="readme", path=Path("readme.toml"))
-    assert study.question == load_study("betas", ROOT / "studies").question
+    assert study.question == load_study("betas").question
 
 
-def test_the_pandas_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """On a store with made-up losses, read back by the real loader."""
+def test_the_pandas_in_the_readme_runs(folder_without_studies: Path, capsys):
+    """On a store with made-up losses, read by the real loader."""
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    fresh = {f"{who}-s{seed}": 3.0 + seed / 9999 for who in ("baseline", "confirm-0001") for seed in (101, 102, 103)}
-    stored(tmp_path, {"search-0000": 3.0, "search-0001": 2.9, **fresh})
-    store = RunStore((tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "quickstart"))
-    store.freeze_study((ROOT / "studies" / "quickstart.toml").read_text(), {})
-    monkeypatch.chdir(tmp_path)
+    fresh = {f"{side}-s{seed}": 3.0 + seed / 9999 for side in ("baseline", "confirm-0001") for seed in (101, 102, 103)}
+    stored(folder_without_studies, {"search-0000": 3.0, "search-0001": 2.9, **fresh})
+    runs = folder_without_studies / "runs"
+    store = RunStore((runs / "tiny").rename(runs / "quickstart"))
+    study = load_study("quickstart")
+    store.freeze_study(study.path.read_text(encoding="utf-8"), study.resolved())
     exec(code, {})
-    assert capsys.readouterr().out.startswith("Yes: search-0001 and the baseline (GPT-3's values but for ")
+    assert capsys.readouterr().out.startswith("Yes: search-0001 and the baseline (GPT-3's values except for ")

@@ -1,4 +1,4 @@
-"""What a verdict is made of: values that the report, the command line and pandas read."""
+"""The values that a verdict is made of."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import enum
 from dataclasses import dataclass
 from typing import Literal
 
-from hpstudy.study import Study
-from hpstudy.study.file import Design
+from hpstudy.records import Phase
+from hpstudy.study import MetricName, Study
+from hpstudy.study.schema import Design
 
 ALPHA = 0.05  # two-sided for a difference; each side of an equivalence test
-SPEED = "train/tok_per_sec"
+SPEED: MetricName = "train/tok_per_sec"
 Reply = Literal["yes", "no", "undecided"]
 
 
 class Answer(enum.StrEnum):
-    """What fresh seeds say of a candidate against the baseline: of its loss, or of its speed."""
+    """What fresh seeds say about a candidate against the baseline: about its loss, or about its speed."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -27,18 +28,18 @@ class Answer(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relative:
-    """A positive measure of a candidate over the baseline's; means over seeds are geometric."""
+    """The ratio of a positive measure, candidate over baseline. Means over seeds are geometric."""
 
     ratio: float
-    low: float  # 95% interval of the ratio, of this candidate alone
+    low: float  # 95% interval, for this candidate alone
     high: float
-    p: float  # two-sided, of a ratio of 1, Holm-adjusted over the candidates
+    p: float  # two-sided, for a ratio of 1, Holm-adjusted over the candidates
     more_seeds_if_real: int | None  # further seeds that would show a true ratio as large as the measured one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addition:
-    """What tuning more than the learning rate adds: the winner's val/loss less that of the tuned learning rate."""
+    """What tuning more than the learning rate adds: the winner's val/loss minus that of the tuned learning rate."""
 
     candidate: str
     opponent: str  # "tuned-lr-0004"
@@ -46,9 +47,9 @@ class Addition:
     difference: float  # nats; negative: the winner is better
     low: float  # 95% interval
     high: float
-    p: float  # two-sided; a comparison beside the verdict's own, not adjusted for it
+    p: float  # two-sided; not adjusted for the verdict's own comparisons
     p_equivalent: float  # TOST against the margin
-    n: int  # seeds that both have
+    n: int  # shared seeds
 
     @property
     def level(self) -> float:
@@ -58,36 +59,38 @@ class Addition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """One candidate against the baseline, from fresh-seed runs only; losses are val/loss in nats."""
+    """One candidate against the baseline, from runs on fresh seeds only. Losses are val/loss in nats."""
 
-    candidate: str  # the search trial's run id, "search-0003"; or "tuned-lr-0004"
+    candidate: str  # run id of the trial: search-0003 or tuned-lr-0004
+    phase: Phase  # of the trial
     answer: Answer
     mean: float
     se: float
-    n: int  # runs of the candidate that count
+    n: int  # runs that count
     baseline_mean: float
     baseline_se: float
     baseline_n: int
     difference: float  # candidate - baseline; negative is better
-    low: float  # 95% interval of the difference, of this candidate alone
+    low: float  # 95% interval, for this candidate alone
     high: float
     p: float  # two-sided, Holm-adjusted over the candidates
-    p_equivalent: float  # TOST against the margin, Holm-adjusted likewise
+    p_equivalent: float  # TOST against the margin, Holm-adjusted over the candidates
     design: Design
-    correlation: float | None  # measured over shared seeds; never decides
-    more_seeds: (
-        int | None
-    )  # further seeds (per arm) that would decide at this noise; None when decided or not estimable
-    other_design_seeds: int | None  # seeds the other design would have needed for the same interval
-    search_loss: float  # the candidate's loss in the search stage; NaN where the table lacks it
-    optimism: float  # search_loss - mean: negative = the search flattered it
-    more_seeds_if_real: int | None = (
-        None  # further seeds that would show a true difference as large as the measured one
-    )
-    speed: Relative | None = None  # tokens/s, where they are an objective and two seeds measured them
+    correlation: float | None  # over shared seeds; never decides
+    more_seeds: int | None  # further seeds per arm that would decide at this noise; None: decided, or not estimable
+    other_design_seeds: int | None  # seeds that the other design would have needed for the same interval
+    search_loss: float  # the trial's loss in its search; NaN if unknown
+    optimism: float  # search_loss - mean; negative: the search flattered it
+    more_seeds_if_real: int | None = None  # further seeds that would show a true difference of the measured size
+    speed: Relative | None = None  # tokens/s, if they are an objective and two seeds measured them
     updates: Relative | None = None  # ||update|| / ||weights|| of a run's median step
     diverged: tuple[str, ...] = ()  # runs that count with the loss of a uniform guess
     left_out: tuple[str, ...] = ()  # runs that should count and do not, each with the reason
+
+    @property
+    def is_tuned_lr(self) -> bool:
+        """Whether the candidate is the baseline with a tuned learning rate."""
+        return self.phase == "tuned-lr"
 
     @property
     def level(self) -> float:
@@ -96,7 +99,7 @@ class Contrast:
 
     @property
     def pace(self) -> Answer:
-        """Faster, slower, or undecided."""
+        """The answer on the speed: faster, slower, or undecided."""
         if self.speed is None or self.speed.p > ALPHA:
             return Answer.UNDECIDED
         return Answer.FASTER if self.speed.ratio > 1 else Answer.SLOWER
@@ -104,13 +107,13 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """How far the baseline's val/loss varies from seed to seed, and what that lets a study see."""
+    """How far the baseline's val/loss varies from seed to seed, and which differences that lets a study detect."""
 
     sd: float  # nats, over complete runs
     n: int
-    one_seed: float  # nats by which two runs of one setting differ at most, in 95% of pairs
+    one_seed: float  # 95% of the pairs of runs with equal settings differ by less, nats
     detectable: float  # smallest difference that n seeds per arm detect with 80% power, two-sided 5%
-    seeds_for: dict[float, int]  # difference in nats -> seeds per arm for 80% power; without those beyond MOST_SEEDS
+    seeds_for: dict[float, int]  # difference in nats -> seeds per arm for 80% power, up to MOST_SEEDS
 
     def __str__(self) -> str:
         """`s.d. 0.0031 nats over 3 seeds: 3 seeds detect 0.012, 8 would detect 0.005`."""
@@ -123,25 +126,20 @@ class Noise:
 class Verdict:
     """The study's answer."""
 
-    contrasts: tuple[Contrast, ...]  # best first by the first objective, then tuned-lr; empty before two seeds
+    contrasts: tuple[Contrast, ...]  # best first, tuned-lr last; empty before two seeds
     noise: Noise | None
     margin: float
-    sentence: str  # the headline, and what must be known beside it
+    sentence: str  # the headline, and what a reader must know besides
     headline: str  # its first sentence
-    reply: Reply | None  # to the question, where the study file says what a yes is
-    addition: Addition | None = None  # where a tuned-lr was confirmed beside a winner
-
-
-def is_tuned_lr(candidate: str) -> bool:
-    """Whether a candidate is the baseline with a tuned learning rate."""
-    return candidate.startswith("tuned-lr")
+    reply: Reply | None  # to the question, if the study file says what yes means
+    addition: Addition | None = None  # if a tuned-lr was confirmed beside a winner
 
 
 def by_speed(study: Study) -> bool:
-    """Whether tokens per second are all that the study improves, so that they decide."""
-    return [objective.metric for objective in study.objectives] == [SPEED]
+    """Whether the study improves only tokens per second, so that they decide."""
+    return study.metrics == [SPEED]
 
 
 def deciding(contrast: Contrast, study: Study) -> Answer:
-    """The answer of the two that a contrast has, on loss and on speed, which the study is about."""
+    """The answer that the study is about: on the speed or on the loss."""
     return contrast.pace if by_speed(study) else contrast.answer

@@ -15,15 +15,15 @@ from hpstudy.errors import MachineError
 
 Format = Literal["parquet", "csv"]
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs such text: CWE-1236
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # spreadsheets run such text: CWE-1236
 
 
 def export(frames: StudyFrames, directory: Path, fmt: Format) -> list[Path]:
-    """Writes `trials.FMT` and `steps.FMT`, each whole or not at all, and returns their paths.
+    """Writes `trials.FMT` and `steps.FMT` atomically and returns their paths.
 
-    Missing values and NaN are null in Parquet and empty in CSV. Parquet carries each column's description as field
-    metadata; in CSV, text that a spreadsheet would run as a formula gets a leading apostrophe.
-    Raises MachineError when the folder cannot be written.
+    Missing values and NaN are null in Parquet and empty in CSV. Parquet files have each column's description as field
+    metadata. In CSV, text that a spreadsheet would run as a formula gets a leading apostrophe.
+    Raises MachineError if the folder cannot be written.
     """
     tables = (("trials", frames.trials, TRIALS_COLUMNS), ("steps", frames.steps, STEPS_COLUMNS))
     paths = [directory / f"{stem}.{fmt}" for stem, _, _ in tables]

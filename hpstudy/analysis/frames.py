@@ -1,4 +1,4 @@
-"""A study's run store, or its W&B runs, as two tidy tables: `trials` (a row per run) and `steps` (a row per step)."""
+"""A study's run store, or its runs on W&B, as two tables: `trials` (a row per run) and `steps` (a row per step)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pyarrow.json as pj
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import CLIP_MODES, INTEGER_KEYS, RULES
-from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, StepRecord
-from hpstudy.tracking.store import PHASES, RunStore, RunView
-from hpstudy.tracking.wandb_api import FetchedRun, fetch_runs
+from hpstudy.records import GLOSSARY, PHASES, Outcome, RunHeader, RunResult, StepRecord
+from hpstudy.tracking.store import RunStore, RunView
+from hpstudy.tracking.wandb_read import FetchedRun, fetch_runs
 
 WANDB_PREFIX = "wandb:"
 
@@ -30,26 +30,28 @@ def _described(doc: str, unit: str) -> str:
 _RUN_COLUMNS = {
     "run_id": "name of the run, and of its folder",
     "phase": "search, baseline, confirm or tuned-lr",
-    "trial": "Optuna's number; missing for runs that are no trial",
+    "trial": "Optuna's number; missing for runs that are not trials",
     "seed": "of initialisation and data order",
 }
 
 TRIALS_COLUMNS: dict[str, str] = {
     **_RUN_COLUMNS,
+    "of": "the trial that a run of phase confirm repeats; missing for other phases",
+    "fraction": "budget as a share of the study's full one; below 1 in the runs that measure a speed-up",
     **{key: _described(rule.doc, rule.unit) for key, rule in RULES.items()},
     "beta1_halflife_tokens": "tokens after which a gradient's weight in the gradient average has halved",
     "beta2_halflife_tokens": "tokens after which a gradient's weight in the squared-gradient average has halved",
-    "decay_timescale_steps": "steps over which weight decay at the peak lr forgets a weight; infinite at no decay",
+    "decay_timescale_steps": "steps after which weight decay at the peak lr has shrunk a weight to 1/e",
     "outcome": f"{', '.join(Outcome)}; missing while the run is unfinished",
-    "steps": "optimizer updates done; missing while unfinished, like all figures that follow",
+    "steps": "optimizer updates done; missing while unfinished, like the figures after it",
     "tokens": "training tokens seen",
-    "val_loss": "of the last evaluation (nats); NaN where not finite or not known",
+    "val_loss": "of the last evaluation (nats); NaN if not finite or not known",
     "best_val_loss": "lowest of all evaluations (nats)",
     "train_loss": "of the last step (nats)",
     "tok_per_sec": "median over steps after the first 5, evaluation excluded (tokens/s)",
     "train_seconds": "sum of the steps' wall time (s)",
     "clipped_share": "share of the steps in which clipping scaled a gradient down",
-    "budget_tokens": "tokens the run was to see",
+    "budget_tokens": "tokens of the run's budget",
     "num_params": "parameters of the model",
     "wandb_id": "the run's id on W&B",
     "started": "when the run began (UTC)",
@@ -60,7 +62,7 @@ STEPS_COLUMNS: dict[str, str] = {
     **_RUN_COLUMNS,
     **{m.name: _described(m.doc, m.unit) for m in GLOSSARY.values()},
 }
-"""Column -> what it holds, for `StudyFrames.steps`; val/ columns are missing on steps that did not evaluate."""
+"""Column -> what it holds, for `StudyFrames.steps`. The val/ columns are missing on steps without an evaluation."""
 
 _TRIALS_DTYPES: dict[str, Any] = {
     **dict.fromkeys(TRIALS_COLUMNS, "float64"),
@@ -69,6 +71,7 @@ _TRIALS_DTYPES: dict[str, Any] = {
     "phase": pd.CategoricalDtype(list(PHASES)),
     "clip_mode": pd.CategoricalDtype(list(CLIP_MODES)),
     "outcome": pd.CategoricalDtype([o.value for o in Outcome]),
+    "of": "str",
     "wandb_id": "str",
     "started": "datetime64[us, UTC]",
 }
@@ -86,12 +89,12 @@ _READ = pj.ReadOptions(use_threads=False, block_size=1 << 24)  # one thread a fi
 _PARSE = pj.ParseOptions(explicit_schema=_STEPS_SCHEMA, unexpected_field_behavior="ignore")
 
 Source = RunView | FetchedRun
-"""A run to read: both have .header, .result and .rows()."""
+"""A run to read. Both have .header, .result and .rows()."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFrames:
-    """The tables of one study. `trials` is read at once, `steps` when it is first asked for."""
+    """The tables of one study. `trials` is read at once, `steps` on first use."""
 
     name: str
     trials: pd.DataFrame  # TRIALS_COLUMNS
@@ -106,7 +109,7 @@ class StudyFrames:
 def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     """The tables of the study `name` in the folder `runs`, or of "wandb:ENTITY/PROJECT/STUDY".
 
-    Raises UserError for an unknown study, MachineError for a damaged file or for history that W&B does not return.
+    Raises UserError for an unknown study, MachineError for a damaged file or an incomplete history on W&B.
     """
     sources: list[RunView] | list[FetchedRun]
     if name.startswith(WANDB_PREFIX):
@@ -118,7 +121,7 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
             raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
         sources = RunStore(Path(runs) / name).runs()
     trials = _trials(sources)
-    heads = trials[list(_RUN_COLUMNS)]  # its own object: what a caller does to `trials` does not reach it
+    heads = trials[list(_RUN_COLUMNS)]  # a copy, so that changes to `trials` do not reach it
     return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(heads, sources))
 
 
@@ -131,7 +134,7 @@ def _trials(sources: Sequence[Source]) -> pd.DataFrame:
 def _trial_row(header: RunHeader, result: RunResult | None) -> dict[str, Any]:
     run = header.run
     return {
-        **{key: getattr(run, key) for key in _RUN_COLUMNS},
+        **{key: getattr(run, key) for key in (*_RUN_COLUMNS, "of", "fraction")},
         **asdict(run.hparams),
         **header.derived,
         **(asdict(result) if result else {}),
@@ -149,7 +152,7 @@ def _steps(heads: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
     table = pa.concat_tables([_STEPS_SCHEMA.empty_table(), *tables])
     del tables
     frame = heads.take(np.repeat(np.arange(len(counts)), counts)).reset_index(drop=True)
-    for name, hint in _STEP_HINTS.items():  # column by column, so that no second copy of the table ever exists
+    for name, hint in _STEP_HINTS.items():  # column by column, so that there is never a second copy of the table
         missing = {pa.int64(): pd.Int64Dtype()} if type(None) in get_args(hint) else {}
         frame[name] = table.column(0).to_pandas(types_mapper=missing.get)
         table = table.remove_column(0)
@@ -159,10 +162,10 @@ def _steps(heads: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
 def _steps_table(source: Source) -> pa.Table:
     if isinstance(source, RunView):
         lines = source.steps_path.read_bytes() if source.steps_path.exists() else b""
-        if lines.endswith(b"\n"):  # otherwise nothing is there yet, or its last line is cut short
+        if lines.endswith(b"\n"):  # otherwise it is empty, or its last line is incomplete
             try:
                 table = pj.read_json(pa.BufferReader(lines), _READ, _PARSE)
-            except pa.ArrowInvalid:  # non-finite numbers are strings, which only the row reader restores
+            except pa.ArrowInvalid:  # numbers that are not finite are strings, which only `rows` restores
                 pass
             else:
                 source.expect(len(table))

@@ -1,4 +1,4 @@
-"""What a study found, for pandas: its tables, its verdict, and what the verdict stands on."""
+"""All that a study found, for pandas, the terminal and the report: its tables, its verdict and its trials' ranking."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import pandas as pd
 
 from hpstudy.analysis import frames
 from hpstudy.analysis.answers import Noise, Verdict
-from hpstudy.analysis.confirmed import confirmed
 from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
-from hpstudy.running.confirming import read_looks
-from hpstudy.study import Study, changed_keys, parse_study, question_sha256
+from hpstudy.records import Outcome
+from hpstudy.running.confirm import read_selections
+from hpstudy.study import MetricName, Study, load_frozen
+from hpstudy.study.frozen import ENVIRONMENT
+from hpstudy.study.ranking import Score, best_first, front
 from hpstudy.tracking.store import RunStore
 
 HALFLIVES = (
@@ -27,67 +30,98 @@ HALFLIVES = (
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """A study's tables and what follows from them; W&B's tables alone have no verdict."""
+    """A study's tables and what follows from them. Tables from W&B have no study file, so no verdict."""
 
     frames: StudyFrames
-    store: RunStore | None  # None: from W&B, which holds no study file
+    store: RunStore | None  # None: from W&B
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.frames.name
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per run of any phase; `hpstudy.analysis.frames.TRIALS_COLUMNS`."""
+        """One row per run of any phase; see `hpstudy.analysis.frames.TRIALS_COLUMNS`."""
         return self.frames.trials
 
     @property
     def steps(self) -> pd.DataFrame:
-        """One row per step of every run; `hpstudy.analysis.frames.STEPS_COLUMNS`."""
+        """One row per step of every run; see `hpstudy.analysis.frames.STEPS_COLUMNS`."""
         return self.frames.steps
 
     @cached_property
     def study(self) -> Study:
-        """The study file as it was when the study began or last went on.
+        """The study as it was when it began, with what has grown since.
 
-        Raises UserError for tables from W&B, and for a file that is not what the study fixed when it began.
+        Raises UserError for tables from W&B, and if the frozen study was edited.
         """
         if self.store is None:
-            raise UserError(f"{self.frames.name}: W&B holds no study file; load it by name from its run store")
-        path = self.store.root / "study.toml"
-        text = path.read_text(encoding="utf-8", errors="replace")  # a damaged one is no TOML then, or is not as it was
-        study = parse_study(text, name=self.store.root.name, path=path)
-        began = self.store.read_json("study.json") or {}
-        changed = [*changed_keys(began, study.resolved())] if began else []
-        asked = self.environment.get("study_sha256")
-        if began and asked not in (None, question_sha256(began)):
-            changed.append(f"study.json: its hash must be {asked}")
-        if changed:
-            raise UserError([f"{path}: edited after its study began: {line}; put it back" for line in changed])
-        return study
+            raise UserError(f"{self.name}: W&B holds no study file; load it by name from its run store")
+        return load_frozen(self.store.root)
 
-    @property
+    @cached_property
     def environment(self) -> dict[str, Any]:
         """What the study runs on, and what its numbers depend on; empty for tables from W&B."""
-        return (self.store.read_json("environment.json") if self.store else None) or {}
+        return (self.store.read_json(ENVIRONMENT) if self.store else None) or {}
 
-    def verdict(self) -> Verdict:
-        """Whether the winner beats the baseline, from fresh seeds alone; `.sentence` says it, `.contrasts` hold it."""
-        return verdict(self.frames, self.study, looks=len(read_looks(self.store)) if self.store else 1)
+    @cached_property
+    def fresh(self) -> FreshRuns:
+        """The runs on fresh seeds."""
+        return FreshRuns(frames=self.frames, study=self.study)
 
     @property
     def confirmed(self) -> pd.DataFrame:
-        """The runs on fresh seeds: `trials` with candidate, fraction of the full budget, and loss."""
-        return confirmed(self.frames, self.study)
+        """The rows of `trials` on fresh seeds, with the columns run, candidate and loss."""
+        return self.fresh.table
 
-    @property
+    @cached_property
     def noise(self) -> Noise | None:
-        """How far the baseline varies from seed to seed, and what that lets the study see; None before two seeds."""
-        return noise(self.frames, self.study)
+        """How far the baseline varies from seed to seed, and what that lets the study detect; None below two seeds."""
+        return noise(self.fresh)
+
+    def verdict(self) -> Verdict:
+        """Whether the winner beats the baseline, from fresh seeds alone; `.sentence` says it, `.contrasts` hold it."""
+        return self._verdict
+
+    @cached_property
+    def _verdict(self) -> Verdict:
+        return verdict(self.fresh, selections=len(read_selections(self.store)) if self.store else 1)
 
     @property
     def halflives(self) -> pd.DataFrame:
         """Each run's betas as half-lives in tokens and its weight decay as a timescale in steps."""
         return self.trials[list(HALFLIVES)]
 
+    def ranked(self, *, only_front: bool = False) -> pd.DataFrame:
+        """The complete trials of the search, best first; see `hpstudy.study.ranking`.
+
+        With `only_front`, of two objectives only the Pareto front.
+        """
+        metrics = self.study.metrics
+        scores = best_first(metrics, _scores(self.trials))
+        return _rows(self.trials, front(metrics, scores) if only_front else scores)
+
+
+def best_by_loss(trials: pd.DataFrame) -> pd.DataFrame:
+    """The complete trials of the search by loss, for tables without a study."""
+    metrics: list[MetricName] = ["val/loss"]
+    return _rows(trials, best_first(metrics, _scores(trials)))
+
+
+def _scores(trials: pd.DataFrame) -> list[Score]:
+    complete = trials[(trials["phase"] == "search") & (trials["outcome"] == Outcome.COMPLETE.value)]
+    columns = complete[["run_id", "val_loss", "tok_per_sec"]]
+    return [Score(str(run_id), loss, speed) for run_id, loss, speed in columns.itertuples(index=False)]
+
+
+def _rows(trials: pd.DataFrame, scores: list[Score]) -> pd.DataFrame:
+    """The rows of ranked trials, in their order."""
+    position = {run_id: index for index, run_id in enumerate(trials["run_id"].astype("str"))}
+    return trials.iloc[[position[score.run_id] for score in scores]]
+
 
 def load(name: str, runs: str | Path = "runs") -> StudyResults:
-    """The study `name` in the folder `runs`, or the tables of "wandb:ENTITY/PROJECT/STUDY"; raises as its frames do."""
+    """The study `name` in the folder `runs`, or the tables of "wandb:ENTITY/PROJECT/STUDY". Raises as frames.load."""
     online = name.startswith(frames.WANDB_PREFIX)
     return StudyResults(frames=frames.load(name, runs), store=None if online else RunStore(Path(runs) / name))

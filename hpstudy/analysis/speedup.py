@@ -1,4 +1,4 @@
-"""How much sooner a candidate reaches the baseline's final loss, by shorter runs with their own full schedule."""
+"""How much sooner a candidate reaches the baseline's final loss, from shorter runs with their own full schedules."""
 
 from __future__ import annotations
 
@@ -8,37 +8,25 @@ import numpy as np
 import pandas as pd
 
 from hpstudy.analysis import stats
-from hpstudy.analysis.confirmed import BASELINE, confirmed, losses
-from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.fresh_runs import BASELINE, FreshRuns
 from hpstudy.records import Outcome
-from hpstudy.study import Study
 
 GRID = 1001  # budgets between the shortest and the full one; neighbours differ by less than 0.1%
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """The baseline's cost over the candidate's for the same loss; None: the loss is not reached in the full budget."""
+    """The baseline's cost over the candidate's for the same loss. None: the full budget does not reach the loss."""
 
     value: float | None
-    low: float | None  # of the 95% interval
+    low: float | None  # 95% interval
     high: float | None
-    most: float  # what the shortest runs can show; a value or end of this size means "at least"
-
-    def __str__(self) -> str:
-        if self.value is None and self.high is None:
-            return "none"
-        return f"{self._end(self.value)} (95% interval {self._end(self.low)} to {self._end(self.high)})"
-
-    def _end(self, value: float | None) -> str:
-        if value is None:
-            return "none"
-        return f"≥ {self.most:.2f}x" if value >= self.most else f"{value:.2f}x"
+    most: float  # the largest ratio that the shortest runs can show; a number of this size means "at least"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speedup:
-    """A candidate's speed-up to the baseline's loss, in what the two spend on it."""
+    """A candidate's speed-up to the baseline's loss, in tokens, steps and seconds."""
 
     candidate: str
     tokens: Ratio
@@ -47,23 +35,23 @@ class Speedup:
     n: int  # seeds
 
 
-def speedup(frames: StudyFrames, study: Study, candidate: str) -> Speedup | None:
-    """The measured speed-up; None ("not measured") before two seeds ran at the full budget and at a shorter one.
+def speedup(fresh: FreshRuns, candidate: str) -> Speedup | None:
+    """The measured speed-up. None until two seeds have run at the full budget and at a shorter one.
 
-    The loss a budget gives is interpolated between the budgets that ran, seed by seed, linearly in log tokens. The
-    budget at which the mean difference to the baseline's final loss is zero gives the value; the budgets at which zero
-    lies in the difference's 95% interval give the speed-up's (Fieller's way: no ratio of noisy numbers is averaged).
-    The price of a token (steps, seconds) is taken as known: the mean over the complete full runs.
+    The loss at a budget is interpolated between the budgets that ran, seed by seed, linearly in log tokens. The value
+    is the budget at which the mean difference to the baseline's final loss is zero; the interval holds the budgets at
+    which zero lies in the difference's 95% interval (Fieller's method, so that no ratio of noisy numbers is averaged).
+    The cost of a token in steps and seconds is taken as known: the mean over the complete full runs.
     """
-    runs = confirmed(frames, study)
+    study, runs = fresh.study, fresh.table
     complete = runs[(runs["outcome"] == Outcome.COMPLETE.value) & (runs["fraction"] == 1)]
-    ours, theirs = runs[runs["candidate"] == candidate], losses(runs, BASELINE)
+    ours, theirs = runs[runs["candidate"] == candidate], fresh.losses(BASELINE)
     curves = ours.pivot_table(index="seed", columns="fraction", values="loss").dropna()
     if study.confirm.design == "paired":
         shared = curves.index.intersection(theirs.index)
         curves, theirs = curves.loc[shared], theirs[shared]
     budgets = ours.groupby("fraction")["budget_tokens"].mean()
-    fractions = (budgets / budgets.max())[curves.columns].to_numpy(float)  # whole steps: not quite a half
+    fractions = (budgets / budgets.max())[curves.columns].to_numpy(float)  # of whole steps, so not quite a half
     if min(len(curves), len(theirs), len(fractions)) < 2 or fractions[-1] != 1:
         return None
     grid = np.geomspace(fractions[0], 1, GRID)
@@ -90,17 +78,17 @@ def speedup(frames: StudyFrames, study: Study, candidate: str) -> Speedup | None
     )
 
 
-def crossing_tokens(frames: StudyFrames, study: Study, candidate: str) -> float | None:
-    """Tokens at which the candidate's own mean val/loss first is as low as the baseline's mean final loss.
+def crossing_tokens(fresh: FreshRuns, candidate: str) -> float | None:
+    """The tokens after which the candidate's mean val/loss is first as low as the baseline's mean final loss.
 
-    Interpolated between evaluations; None where it never is. A crossing in mid-schedule, at a learning rate that has
-    not decayed yet: it says less than `speedup`, whose shorter runs end their schedules.
+    Interpolated between evaluations; None if that never happens. It is in mid-schedule, before the learning rate has
+    decayed, so it says less than `speedup`, whose shorter runs complete their schedules.
     """
-    runs = confirmed(frames, study)
-    full = runs[(runs["candidate"] == candidate) & (runs["fraction"] == 1)]
-    steps = frames.steps[frames.steps["run_id"].isin(full["run"]) & frames.steps["val/loss"].notna()]
+    full = fresh.full(candidate)
+    steps = fresh.frames.steps
+    steps = steps[steps["run_id"].isin(full["run"]) & steps["val/loss"].notna()]
     curve = steps.groupby("tokens")["val/loss"].mean()
-    target = losses(runs, BASELINE).mean()
+    target = fresh.losses(BASELINE).mean()
     below = np.flatnonzero(curve.to_numpy() <= target)
     if not len(below):
         return None
@@ -112,7 +100,7 @@ def crossing_tokens(frames: StudyFrames, study: Study, candidate: str) -> float 
 
 
 def _first(grid: np.ndarray, reached: np.ndarray) -> float | None:
-    """The smallest budget from which on the loss is reached at every budget; None where the full one does not."""
+    """The smallest budget from which on the loss is always reached; None if the full one does not reach it."""
     missed = np.flatnonzero(~reached)
     if not len(missed):
         return float(grid[0])

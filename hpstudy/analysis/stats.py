@@ -1,6 +1,6 @@
-"""Differences between two sets of runs, and how many runs a difference takes: numbers in, numbers out, scipy beneath.
+"""Differences between two sets of runs, and how many runs it takes to detect them.
 
-Arrays hold one value per seed along their last axis; further axes are further comparisons.
+Arrays hold one value per seed along their last axis. Other axes are separate comparisons.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from hpstudy.analysis.answers import ALPHA
-from hpstudy.study.file import Design
+from hpstudy.study.schema import Design
 
 POWER = 0.8
 MOST_SEEDS = 10_000
-QUANTILES = (np.arange(64) + 0.5) / 64  # a mean over them is an integral over a distribution
+QUANTILES = (np.arange(64) + 0.5) / 64  # the mean over them approximates the mean over a distribution
 
 Floats = NDArray[np.float64]
-Numbers = Any  # a float, or an array over the further axes
+Numbers = Any  # a float, or an array over the other axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Candidate minus baseline: floats, or arrays over the further axes."""
+    """Candidate minus baseline: floats, or arrays over the other axes."""
 
     mean: Numbers
     se: Numbers
     low: Numbers  # of the 95% interval
     high: Numbers
     df: Numbers
-    p: Numbers  # two-sided, of no difference
-    p_equivalent: Numbers  # of a difference of `margin` or more, either way (TOST)
+    p: Numbers  # two-sided, for no difference
+    p_equivalent: Numbers  # for a difference of `margin` or more, either way (TOST)
 
 
 def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, margin: float) -> Difference:
-    """Student's test of the differences where runs are paired by seed, else Welch's; at least two seeds each.
+    """Student's paired test if the design is paired, else Welch's; at least two seeds each.
 
-    TOST: Schuirmann 1987, doi:10.1007/BF01068419. Without any noise an exact zero has p = 1.
+    TOST: Schuirmann 1987, doi:10.1007/BF01068419. A difference of exactly zero without noise has p = 1.
     """
     a, b = np.asarray(candidate, float), np.asarray(baseline, float)
 
@@ -52,7 +52,7 @@ def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, mar
         return stats.ttest_ind(a + shift, b, axis=-1, alternative=alternative, equal_var=False)
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # runs that agree to the last digit
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # raised when all runs agree
         both, above, below = test(0, "two-sided"), test(margin, "greater"), test(-margin, "less")
         interval = both.confidence_interval(1 - ALPHA)
     return Difference(
@@ -67,9 +67,9 @@ def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, mar
 
 
 def holm(p: ArrayLike) -> Floats:
-    """P values adjusted for their number along the last axis, valid however they depend on each other.
+    """P values adjusted for their number along the last axis. Valid for dependent tests too.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure".
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
     p = np.asarray(p, float)
     order = np.argsort(p, axis=-1)
@@ -81,7 +81,7 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def correlation(candidate: ArrayLike, baseline: ArrayLike) -> float | None:
-    """Pearson's r over shared seeds; None for fewer than three, or where one side does not vary."""
+    """Pearson's r over shared seeds; None for fewer than three, or if one side does not vary."""
     a, b = np.asarray(candidate, float), np.asarray(baseline, float)
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
@@ -89,23 +89,22 @@ def correlation(candidate: ArrayLike, baseline: ArrayLike) -> float | None:
 
 
 def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = None, comparisons: int = 1) -> float:
-    """Chance that a two-sided 5% test of `seeds` per arm finds a true `difference`.
+    """The chance that a two-sided 5% test of `seeds` per arm detects a true `difference`.
 
-    `sd` is the standard deviation of one seed's difference: sqrt(2) times that of one run where the arms are not
-    correlated. The test has seeds - 1 degrees of freedom: exact for pairs, the fewest that Welch's can have.
-    With sd_df the sd is itself an estimate with that many degrees of freedom, and the chance is the mean over what the
-    true one may be (the assurance), so that it holds over all studies that measured their noise and went by it.
-    With `comparisons` candidates the level is divided by their number.
+    `sd` is the standard deviation of one seed's difference: sqrt(2) times that of one run if the arms are uncorrelated.
+    The test has seeds - 1 degrees of freedom, which is exact for pairs and the least that Welch's test can have.
+    With sd_df, the sd is itself an estimate with so many degrees of freedom, and the chance is averaged over the values
+    that the true sd may have (the assurance). With several `comparisons` the level is divided by their number.
     """
     df = seeds - 1
     effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds)
     critical = stats.t.ppf(1 - ALPHA / 2 / comparisons, df)
-    # beyond 37 + critical the power is 1 to the last digit, and scipy's series may fail
+    # for larger effects the power is 1 to the last digit, and scipy's series may fail
     return float(np.mean(stats.nct.sf(critical, df, np.minimum(effect, critical + 37))))
 
 
 def seeds_to_detect(difference: float, sd: float, *, sd_df: float | None = None, comparisons: int = 1) -> int | None:
-    """The fewest seeds per arm whose `power` is 80%; None beyond MOST_SEEDS."""
+    """The fewest seeds per arm with a `power` of 80%; None above MOST_SEEDS."""
     if difference <= 0:
         return None
     if sd == 0:
@@ -114,7 +113,7 @@ def seeds_to_detect(difference: float, sd: float, *, sd_df: float | None = None,
 
 
 def detectable(sd: float, seeds: int, *, sd_df: float | None = None) -> float:
-    """The smallest true difference that `seeds` per arm find with a `power` of 80%."""
+    """The smallest true difference that `seeds` per arm detect with a `power` of 80%."""
     if sd == 0:
         return 0.0
     found = optimize.brentq(lambda ratio: power(ratio * sd, sd, seeds, sd_df=sd_df) - POWER, 1e-3, 1e3, xtol=1e-9)
@@ -122,13 +121,13 @@ def detectable(sd: float, seeds: int, *, sd_df: float | None = None) -> float:
 
 
 def seeds_to_decide(se: float, df: float, seeds: int, *, margin: float, comparisons: int = 1) -> int | None:
-    """Further seeds per arm after which the difference is decided with a chance of 80%, whatever it truly is.
+    """Further seeds per arm that decide with a chance of 80%, whatever the true difference is.
 
-    A difference stays undecided only while its 95% interval reaches zero and its 90% interval reaches beyond the
-    margin: while the estimate lies in a window of width (t95 + t90) * se - margin, which closes as seeds are added.
-    The chance is at the window's worst place, and a mean over what the true noise may be, because `se` is itself
-    measured with `df` degrees of freedom. With `comparisons` candidates both levels are divided by their number.
-    None without a margin, or beyond MOST_SEEDS.
+    A difference stays undecided while its 95% interval reaches zero and its 90% interval reaches beyond the margin:
+    while the estimate is in a window of width (t95 + t90) * se - margin, which closes as seeds are added. The chance is
+    for the worst true difference, averaged over the values that the true noise may have, because `se` is measured with
+    `df` degrees of freedom. With several `comparisons` both levels are divided by their number.
+    None without a margin, or above MOST_SEEDS.
     """
     if margin <= 0:
         return None
@@ -147,12 +146,15 @@ def seeds_to_decide(se: float, df: float, seeds: int, *, margin: float, comparis
 
 
 def largest_between_two(sd: float, df: float) -> float:
-    """How far two runs lie apart at most in 95% of pairs, when one run has `sd`, measured with `df`."""
+    """The difference that 95% of pairs of runs stay below, if one run has `sd`, measured with `df`."""
     return float(np.sqrt(2) * sd * stats.t.ppf(1 - ALPHA / 2, df))
 
 
 def seeds_for_width(half_width: float, sd: float, df: float, seeds: int) -> int | None:
-    """Seeds whose 95% interval is as short, when one seed's difference has `sd`, measured with df by `seeds` seeds."""
+    """The seeds that give a 95% interval of that half width, if one seed's difference has `sd`.
+
+    `sd` is measured by `seeds` seeds with `df` degrees of freedom.
+    """
     per_seed = df / (seeds - 1)
     return _fewest(
         2, lambda n: bool(stats.t.ppf(1 - ALPHA / 2, per_seed * (n - 1)) * sd / np.sqrt(n) <= half_width * (1 + 1e-9))
@@ -160,7 +162,7 @@ def seeds_for_width(half_width: float, sd: float, df: float, seeds: int) -> int 
 
 
 def _plausible(sd: float, df: float | None) -> Floats:
-    """What the true standard deviation may be when one of `sd` was measured, as equally likely values."""
+    """Equally likely values of the true standard deviation, if `sd` was measured with `df` degrees of freedom."""
     return np.array([sd]) if df is None else sd * np.sqrt(df / stats.chi2.ppf(QUANTILES, df))
 
 

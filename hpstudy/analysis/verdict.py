@@ -1,9 +1,9 @@
-"""Whether the search's winner beats the baseline, from runs on fresh seeds alone: tables -> values and a sentence."""
+"""Whether the search's winner beats the baseline, from runs on fresh seeds alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,78 +22,55 @@ from hpstudy.analysis.answers import (
     Verdict,
     by_speed,
     deciding,
-    is_tuned_lr,
 )
-from hpstudy.analysis.confirmed import (
-    BASELINE,
-    Measure,
-    complete_losses,
-    confirmed,
-    exceptions,
-    losses,
-    shared,
-    sides,
-    speeds,
-    unfinished,
-    updates,
-    with_updates,
-)
-from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.fresh_runs import BASELINE, FreshRuns, shared
 from hpstudy.analysis.wording import sentences
 from hpstudy.records import bounded_loss
 from hpstudy.study import Study
 
-CLIPPING = {"clip_mode", "grad_clip"}  # a study of these asks whether updates shrink
-SHOWN_DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # nats; the study's margin joins them
+CLIPPING = {"clip_mode", "grad_clip"}  # a study that searches only these asks whether updates shrink
+SHOWN_DIFFERENCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # nats; the study's margin is added
 
 
-def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
-    """The study's answer by the design its file fixed, over all candidates that at least two fresh seeds measured.
+def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
+    """The study's answer, by the design that its file fixed, over all candidates with at least two fresh seeds.
 
-    There is none before every run on fresh seeds has ended: judged after each pair anew, it would err far more often.
-    Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Else better or worse: no difference
-    is refuted (p <= 5%). Else undecided. Equivalence comes first, because the asker said beforehand that so small a
-    difference does not matter; the sentence says where it is measurable nonetheless. Over all candidates together, a
-    false better or worse comes in at most 5% of studies where none differs, and so does a false equivalent where all
-    differ by the margin or more. Both hold for one look. `looks` are the choices of seeds and candidates that a verdict
-    may have followed: seeds added to an undecided study, or trials to its search, are another. No later adjustment
-    takes back what the first look spent (without a margin two err in 9%, by simulation, 5 seeds and 5 or 20 more), so
-    none is made, and the sentence says which look it is.
-    Where tokens per second are an objective, a candidate is also faster, slower or undecided, by the same test of their
-    logarithms, Holm-adjusted among themselves; where they are the only objective, that is the answer.
-    The first contrast answers the question: the candidate of lowest loss (most tokens per second) among those proven
-    better (faster) or, where none is, among all.
+    There is none before every run on fresh seeds has ended, because testing after each pair would err far more often.
+
+    Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Otherwise better or worse: the
+    difference is significant (p <= 5%). Otherwise undecided. Equivalence comes first, because the asker said beforehand
+    that so small a difference does not matter; the sentence says if it is measurable nonetheless.
+
+    Over all candidates, a false better or worse comes in at most 5% of the studies in which none differs, and so does a
+    false equivalent in those in which all differ by the margin or more. Both hold for one selection. `selections`
+    counts the choices of seeds and candidates that a verdict may have followed, such as seeds added to an undecided
+    study. Each had its own chance to err, which no later adjustment takes back (without a margin two err in 9%, by
+    simulation, with 5 seeds and 5 or 20 more). So there is no adjustment, and the sentence says which selection this
+    is.
+
+    If tokens per second are an objective, a candidate is also faster, slower or undecided, by the same test of their
+    logarithms, Holm-adjusted among themselves. If they are the only objective, that is the answer.
+    The first contrast answers the question: the candidate of lowest loss (or most tokens per second) among those proven
+    better (or faster), or among all if none is.
     """
-    runs, margin = confirmed(frames, study), study.confirm.margin
-    names = [str(name) for name in runs["candidate"].unique() if name != BASELINE]
-    missing = unfinished(runs, study)
-    both = {} if missing else {name: sides(runs, study, name) for name in names}
+    study, margin, design = fresh.study, fresh.study.confirm.margin, fresh.study.confirm.design
+    both = {} if fresh.unfinished else {name: fresh.sides(name) for name in fresh.candidates}
     judged = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
-    tests = [stats.difference(*pair, design=study.confirm.design, margin=margin) for pair in judged.values()]
+    tests = [stats.difference(*pair, design=design, margin=margin) for pair in judged.values()]
     ps = zip(stats.holm([d.p for d in tests]), stats.holm([d.p_equivalent for d in tests]), strict=True)
     contrasts = [
-        _contrast(frames, runs, study, name, test, p=float(p), p_equivalent=float(q), comparisons=len(judged))
+        _contrast(fresh, name, test, p=float(p), p_equivalent=float(q), comparisons=len(judged))
         for name, test, (p, q) in zip(judged, tests, ps, strict=True)
     ]
-    if any(objective.metric == SPEED for objective in study.objectives):
-        found = _relatives(judged, runs, study, speeds)
-        contrasts = [replace(c, speed=found.get(c.candidate)) for c in contrasts]
+    if SPEED in study.metrics:
+        speeds = _relatives(fresh, judged, fresh.speeds)
+        contrasts = [replace(c, speed=speeds.get(c.candidate)) for c in contrasts]
     if contrasts and study.space and study.space.keys() <= CLIPPING:
-        found = _relatives(judged, with_updates(runs, frames.steps), study, updates)
-        contrasts = [replace(c, updates=found.get(c.candidate)) for c in contrasts]
+        updates = _relatives(fresh, judged, fresh.updates)
+        contrasts = [replace(c, updates=updates.get(c.candidate)) for c in contrasts]
     contrasts.sort(key=lambda c: _rank(c, study))
-    reply, addition, measured = _reply(contrasts, study), _addition(contrasts, runs, study), noise(frames, study)
-    parts = sentences(
-        contrasts,
-        study,
-        reply=reply,
-        addition=addition,
-        noise=measured,
-        runs=runs,
-        missing=missing,
-        unjudged=[name for name in names if name not in judged],
-        looks=looks,
-    )
+    reply, addition, measured = _reply(contrasts, study), _addition(fresh, contrasts), noise(fresh)
+    parts = sentences(contrasts, fresh, reply=reply, addition=addition, noise=measured, selections=selections)
     return Verdict(
         contrasts=tuple(contrasts),
         noise=measured,
@@ -106,14 +83,14 @@ def verdict(frames: StudyFrames, study: Study, *, looks: int = 1) -> Verdict:
 
 
 def _rank(c: Contrast, study: Study) -> tuple[bool, bool, float]:
-    """The order of contrasts: the search's before the tuned lr, the proven ones first, then the better."""
+    """Sorts contrasts: the search's before the tuned lr, the proven ones first, then the better."""
     proven = deciding(c, study) in (Answer.BETTER, Answer.FASTER)
     speed = c.speed.ratio if c.speed else 0.0
-    return is_tuned_lr(c.candidate), not proven, -speed if by_speed(study) else c.difference
+    return c.is_tuned_lr, not proven, -speed if by_speed(study) else c.difference
 
 
 def decide(*, difference: float, p: float, p_equivalent: float) -> Answer:
-    """The answer to two tests; see `verdict`."""
+    """The answer of two tests; see `verdict`."""
     if p_equivalent <= ALPHA:
         return Answer.EQUIVALENT
     if p <= ALPHA:
@@ -122,7 +99,7 @@ def decide(*, difference: float, p: float, p_equivalent: float) -> Answer:
 
 
 def _reply(contrasts: Sequence[Contrast], study: Study) -> Reply | None:
-    """What the first candidate's answer means for the question, where the study file says so."""
+    """What the first candidate's answer means for the question, if the study file says so."""
     if not study.yes or not contrasts:
         return None
     answer = deciding(contrasts[0], study)
@@ -131,11 +108,11 @@ def _reply(contrasts: Sequence[Contrast], study: Study) -> Reply | None:
     return "yes" if answer.value in study.yes else "no"
 
 
-def _relatives(names: Iterable[str], runs: pd.DataFrame, study: Study, of: Measure) -> dict[str, Relative]:
-    """Each candidate's measure over the baseline's, where two seeds measured both."""
-    both = {name: sides(runs, study, name, of) for name in names}
+def _relatives(fresh: FreshRuns, names: Iterable[str], of: Callable[[str], pd.Series[float]]) -> dict[str, Relative]:
+    """Each candidate's measure over the baseline's, if two seeds measured both."""
+    both = {name: fresh.sides(name, of) for name in names}
     measured = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
-    design, comparisons = study.confirm.design, len(measured)
+    design, comparisons = fresh.study.confirm.design, len(measured)
     tests = [stats.difference(np.log(a), np.log(b), design=design, margin=0) for a, b in measured.values()]
     found = {}
     for (name, pair), test, p in zip(measured.items(), tests, stats.holm([test.p for test in tests]), strict=True):
@@ -147,20 +124,20 @@ def _relatives(names: Iterable[str], runs: pd.DataFrame, study: Study, of: Measu
     return found
 
 
-def _addition(contrasts: Sequence[Contrast], runs: pd.DataFrame, study: Study) -> Addition | None:
-    """The search's own best against the tuned learning rate, by pairs: they share their seeds anyway.
+def _addition(fresh: FreshRuns, contrasts: Sequence[Contrast]) -> Addition | None:
+    """The search's best against the tuned learning rate, always paired, because they share their seeds.
 
     Both are the best of their searches, so that no fresh seed has chosen them.
     """
     by_search = sorted(contrasts, key=lambda c: c.search_loss)
-    winner = next((c.candidate for c in by_search if not is_tuned_lr(c.candidate)), None)
-    opponent = next((c.candidate for c in by_search if is_tuned_lr(c.candidate)), None)
+    winner = next((c.candidate for c in by_search if not c.is_tuned_lr), None)
+    opponent = next((c.candidate for c in by_search if c.is_tuned_lr), None)
     if winner is None or opponent is None:
         return None
-    ours, theirs = shared(losses(runs, winner), losses(runs, opponent))
+    ours, theirs = shared(fresh.losses(winner), fresh.losses(opponent))
     if len(ours) < 2:
         return None
-    test = stats.difference(ours, theirs, design="paired", margin=study.confirm.margin)
+    test = stats.difference(ours, theirs, design="paired", margin=fresh.study.confirm.margin)
     return Addition(
         candidate=winner,
         opponent=opponent,
@@ -174,13 +151,13 @@ def _addition(contrasts: Sequence[Contrast], runs: pd.DataFrame, study: Study) -
     )
 
 
-def noise(frames: StudyFrames, study: Study) -> Noise | None:
-    """The baseline's noise over its complete runs on fresh seeds; None while there are fewer than two.
+def noise(fresh: FreshRuns) -> Noise | None:
+    """The noise of the baseline's complete runs on fresh seeds; None below two.
 
-    Powers are of two arms as noisy as the baseline and not correlated, and allow for noise that only n seeds measured.
+    Powers assume two uncorrelated arms, both as noisy as the baseline, and allow for noise measured by only n seeds.
     """
-    fresh = complete_losses(confirmed(frames, study), BASELINE)
-    n, sd, margin = len(fresh), float(fresh.std(ddof=1)), study.confirm.margin
+    losses = fresh.complete_losses(BASELINE)
+    n, sd, margin = len(losses), float(losses.std(ddof=1)), fresh.study.confirm.margin
     if n < 2:
         return None
     differences = sorted({*SHOWN_DIFFERENCES, margin})
@@ -195,20 +172,13 @@ def noise(frames: StudyFrames, study: Study) -> Noise | None:
 
 
 def _contrast(
-    frames: StudyFrames,
-    runs: pd.DataFrame,
-    study: Study,
-    candidate: str,
-    test: stats.Difference,
-    *,
-    p: float,
-    p_equivalent: float,
-    comparisons: int,
+    fresh: FreshRuns, candidate: str, test: stats.Difference, *, p: float, p_equivalent: float, comparisons: int
 ) -> Contrast:
-    ours, theirs = sides(runs, study, candidate)
-    diverged, left_out = exceptions(runs, study, candidate)
+    study = fresh.study
+    ours, theirs = fresh.sides(candidate)
+    diverged, left_out = fresh.exceptions(candidate)
     if diverged:
-        p_equivalent = 1.0  # runs that count as a uniform guess are no measure of equality
+        p_equivalent = 1.0  # the loss of a uniform guess is no measurement of equality
     paired, n, df, difference = study.confirm.design == "paired", min(len(ours), len(theirs)), test.df, test.mean
     answer = decide(difference=difference, p=p, p_equivalent=p_equivalent)
     more = more_if_real = other = None
@@ -217,13 +187,15 @@ def _contrast(
         sd = test.se * math.sqrt(n)
         total = stats.seeds_to_detect(abs(difference), sd, sd_df=df, comparisons=comparisons)
         more_if_real = None if total is None else max(total - n, 1)
-    if paired:  # without shared seeds nothing tells what pairing would have saved
+    if paired:  # unpaired runs do not show what pairing would have saved
         unpaired_sd = math.hypot(ours.std(ddof=1), theirs.std(ddof=1))
         other = stats.seeds_for_width((test.high - test.low) / 2, unpaired_sd, 2 * df, n)
-    searched = frames.trials.loc[frames.trials["run_id"] == candidate, "val_loss"]
+    trials = fresh.frames.trials
+    searched = trials.loc[trials["run_id"] == candidate, "val_loss"]
     search_loss = bounded_loss(float(searched.iloc[0]), study.vocab_size) if len(searched) else math.nan
     return Contrast(
         candidate=candidate,
+        phase=fresh.phase(candidate),
         answer=answer,
         mean=float(ours.mean()),
         se=float(ours.std()) / math.sqrt(len(ours)),

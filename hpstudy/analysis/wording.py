@@ -1,50 +1,34 @@
-"""The verdict's sentence: values -> what a reader must know, and nothing that a value does not hold."""
+"""The sentences of a verdict. They say what a reader must know, and only what the values hold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import pandas as pd
-
 from hpstudy.analysis import stats
-from hpstudy.analysis.answers import (
-    ALPHA,
-    Addition,
-    Answer,
-    Contrast,
-    Noise,
-    Relative,
-    Reply,
-    by_speed,
-    deciding,
-    is_tuned_lr,
-)
-from hpstudy.analysis.confirmed import BASELINE, complete_losses
-from hpstudy.hparams import GPT3
+from hpstudy.analysis.answers import ALPHA, Addition, Answer, Contrast, Noise, Relative, Reply, by_speed, deciding
+from hpstudy.analysis.departures import departures
+from hpstudy.analysis.fresh_runs import BASELINE, FreshRuns
+from hpstudy.analysis.numbers import decimals, listed
 from hpstudy.records import bounded_loss
 from hpstudy.study import Study
 
 
 def sentences(
     contrasts: Sequence[Contrast],
-    study: Study,
+    fresh: FreshRuns,
     *,
     reply: Reply | None,
     addition: Addition | None,
     noise: Noise | None,
-    runs: pd.DataFrame,
-    missing: Sequence[str],
-    unjudged: Sequence[str],
-    looks: int,
+    selections: int,
 ) -> list[str]:
-    """The headline on the first contrast with the reply before it, then what a reader must know beside it.
-
-    `runs` are those on fresh seeds, `missing` those of them that have not ended, `unjudged` the candidates that fewer
-    than two seeds measured.
-    """
+    """The headline about the first contrast, beginning with the reply, then what a reader must know besides."""
+    study = fresh.study
+    judged = {c.candidate for c in contrasts}
+    unjudged = [name for name in fresh.candidates if name not in judged]
     if not contrasts:
-        return [_no_verdict(study, noise, runs, missing, unjudged)]
+        return [_no_verdict(fresh, noise, unjudged)]
     first, *others = contrasts
     headline = _headline(first, study, len(contrasts))
     parts = [f"{reply.capitalize()}: {headline}" if reply in ("yes", "no") else headline]
@@ -56,16 +40,16 @@ def sentences(
             f"{first.updates.high:.3f}), measured as the median step's ‖update‖ / ‖weights‖."
         )
     if others:
-        told = (f"{c.candidate} {deciding(c, study)} ({_short(c, study)})" for c in others)
-        parts.append("Also: " + ", ".join(told) + ".")
+        each = (f"{c.candidate} {deciding(c, study)} ({_short(c, study)})" for c in others)
+        parts.append("Also: " + ", ".join(each) + ".")
     if addition:
         parts.append(_added(addition))
-    if sum(not is_tuned_lr(c.candidate) for c in contrasts) > study.confirm.top:
-        parts.append("The search was extended after its winner was confirmed: winners of both times are judged.")
-    if looks > 1:
+    if sum(not c.is_tuned_lr for c in contrasts) > study.confirm.top:
+        parts.append("The search was extended after its winner was confirmed: the winners of both times are judged.")
+    if selections > 1:
         parts.append(
-            f"This is look {looks} at fresh seeds: each one before it had its own chance of 5% to err, which no "
-            "adjustment takes back."
+            f"This is selection {selections} of seeds and candidates: each one before it had its own chance of 5% to "
+            "err, which no adjustment takes back."
         )
     if unjudged:
         parts.append(f"Not judged, for want of two seeds: {', '.join(unjudged)}.")
@@ -77,30 +61,30 @@ def sentences(
     return parts
 
 
-def _no_verdict(
-    study: Study, noise: Noise | None, runs: pd.DataFrame, missing: Sequence[str], unjudged: Sequence[str]
-) -> str:
-    go_on = f"`hpstudy run {study.name}` runs them"
+def _no_verdict(fresh: FreshRuns, noise: Noise | None, unjudged: Sequence[str]) -> str:
+    study, runs, missing = fresh.study, fresh.table, fresh.unfinished
+    resume = f"`hpstudy run {study.name}` resumes the study"
     if len(study.confirm.seeds) < 2:
         return "No verdict: it takes two fresh seeds, and [confirm] seeds states fewer."
     if not study.space and noise:
-        se, mean = noise.sd / math.sqrt(noise.n), complete_losses(runs, BASELINE).mean()
+        se, mean = noise.sd / math.sqrt(noise.n), fresh.complete_losses(BASELINE).mean()
         return (
             f"Nothing is searched, so there is nothing to judge: the val loss of {_opponent(study)} is "
-            f"{mean:.{_digits(se)}f} ± {se:.{_digits(se)}f} nats (mean and standard error, {noise.n} seeds)."
+            f"{mean:.{decimals(se)}f} ± {se:.{decimals(se)}f} nats (mean and standard error, {noise.n} seeds)."
         )
     if not study.space:
         return "No verdict: nothing is searched, so nothing is compared with the baseline."
     if missing:
-        return f"No verdict yet: {len(missing)} runs on fresh seeds have not ended, {_few(missing)}; {go_on}."
+        how_many = f"{len(missing)} runs on fresh seeds have" if len(missing) > 1 else "one run on a fresh seed has"
+        return f"No verdict yet: {how_many} not ended, {_few(missing)}; {resume}."
     if unjudged:
         outcomes = runs[runs["candidate"].isin([BASELINE, *unjudged]) & runs["loss"].isna()]
         failed = [f"{run} ({outcome})" for run, outcome in outcomes[["run", "outcome"]].values]
-        return f"No verdict: fewer than two seeds measured both sides; without a loss are {_few(failed)}."
+        return f"No verdict: fewer than two seeds measured both sides; these have no loss: {_few(failed)}."
     if len(runs):
         slow = " and no slower than the baseline" if len(study.objectives) > 1 else ""
         return f"No verdict: the search found no candidate; no other trial is complete{slow}."
-    return f"No verdict yet: nothing has been run on fresh seeds for winner and baseline; {go_on}."
+    return f"No verdict yet: winner and baseline have not run on fresh seeds; {resume}."
 
 
 def _few(names: Sequence[str]) -> str:
@@ -109,7 +93,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _added(addition: Addition) -> str:
-    digits = _digits((addition.high - addition.low) / 2)
+    digits = decimals((addition.high - addition.low) / 2)
     ends = f"95% interval {addition.low:+.{digits}f} to {addition.high:+.{digits}f}, {addition.n} paired seeds"
     measured = f"{addition.difference:+.{digits}f} nats ({ends})"
     match addition.answer:
@@ -118,21 +102,13 @@ def _added(addition: Addition) -> str:
         case Answer.UNDECIDED:
             return f"Whether tuning more than lr adds anything over {addition.opponent} is undecided: {measured}."
         case answer:
-            return f"{addition.candidate} is {answer} than {addition.opponent}, where only lr was tuned: {measured}."
+            return f"{addition.candidate} is {answer} than {addition.opponent}, which tunes only lr: {measured}."
 
 
 def _opponent(study: Study) -> str:
-    """The baseline, and in what the study file lets it differ from GPT-3; a micro-batch changes no loss."""
-    stated = {**study.hparams, **study.overrides}
-    keys = [key for key, value in stated.items() if value != getattr(GPT3, key) and key != "micro_batch"]
-    *others, last = keys or [""]
-    named = f"{', '.join(others)} and {last}" if others else last
-    return f"the baseline (GPT-3's values but for {named})" if keys else "GPT-3's values"
-
-
-def _digits(width: float) -> int:
-    """Decimals that show two digits of an error."""
-    return min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 6
+    """The baseline, with the keys in which it differs from GPT-3."""
+    keys = [departure.key for departure in departures(study)]
+    return f"the baseline (GPT-3's values except for {listed(keys)})" if keys else "GPT-3's values"
 
 
 def _short(c: Contrast, study: Study) -> str:
@@ -149,7 +125,7 @@ def _headline(c: Contrast, study: Study, comparisons: int) -> str:
 
 
 def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
-    baseline, digits = _opponent(study), _digits((c.high - c.low) / 2)
+    baseline, digits = _opponent(study), decimals((c.high - c.low) / 2)
     level = _level(c.level) + adjusted
     signed = f"{c.difference:+.{digits}f} nats (95% interval {c.low:+.{digits}f} to {c.high:+.{digits}f}, {seeds}"
     match c.answer:
@@ -171,7 +147,7 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
 
 
 def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
-    baseline, digits = _opponent(study), _digits((c.high - c.low) / 2)
+    baseline, digits = _opponent(study), decimals((c.high - c.low) / 2)
     loss = f"Its val loss differs by {c.difference:+.{digits}f} nats ({c.answer})."
     if c.speed is None:
         return f"Undecided: fewer than two seeds measured the speed of {c.candidate} and of {baseline}. {loss}"
@@ -190,7 +166,7 @@ def _level(p: float) -> str:
 
 
 def _what_it_takes(c: Contrast, study: Study) -> str:
-    """The further seeds after which an undecided contrast would be decided."""
+    """The further seeds that would decide an undecided contrast."""
     if by_speed(study):
         more = c.speed.more_seeds_if_real if c.speed else None
         return f"{_more(more)} would decide it if the ratio is truly as large as measured." if more else ""

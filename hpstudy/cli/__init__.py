@@ -1,4 +1,4 @@
-"""argv -> calls; errors -> exit codes. stdout carries the result, stderr the progress."""
+"""The command line: argv -> calls, errors -> exit codes. stdout carries the result, stderr the progress."""
 
 from hpstudy.cli.app import app, main
 

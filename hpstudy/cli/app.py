@@ -1,4 +1,4 @@
-"""The commands and their flags. The bodies are imported when a command runs, so that `--help` answers at once."""
+"""The commands and their flags. A command's body is imported when it runs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -12,36 +12,33 @@ import typer
 
 from hpstudy import __version__
 from hpstudy.errors import HpstudyError, UserError
-from hpstudy.tracking.wandb_sink import ModeFlag
+from hpstudy.files import RUNS
+from hpstudy.tracking.wandb_settings import ModeFlag
 
 app = typer.Typer(
     name="hpstudy",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Hyperparameter studies for language-model training, compared with the GPT-3 baseline.",
     epilog="Example: hpstudy run quickstart",
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A study in studies/, or a path to a .toml file.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study by name, or a path to a .toml file.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run stores.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
-Wandb = Annotated[ModeFlag, typer.Option("--wandb", help="auto: online where a key or login exists, else offline.")]
+Wandb = Annotated[ModeFlag, typer.Option("--wandb", help="auto: online with a key or login, else offline.")]
 Trials = Annotated[
-    int | None,
-    typer.Option("--trials", min=1, metavar="N", help="Trials in all; more extend the search."),
+    int | None, typer.Option("--trials", min=1, metavar="N", help="Trials in all; more extend the search.")
 ]
-
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
-
-RUNS = Path("runs")
 
 
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Prints the version.")] = False
 ) -> None:
-    """Prints the version, or the help when no command is given."""
+    """Prints the version, or the help if there is no command."""
     if version:
         typer.echo(f"hpstudy {__version__}")
     elif context.invoked_subcommand is None:
@@ -50,7 +47,7 @@ def root(
 
 @app.command(epilog="Example: hpstudy check quickstart")
 def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials = None) -> None:
-    """Validates a study; prints its space, what is fixed, and what it will cost before anything runs."""
+    """Validates a study; prints its space, its baseline, and its cost before anything runs."""
     from hpstudy.cli import study_commands
 
     study_commands.check(name, runs, device, trials)
@@ -65,7 +62,7 @@ def run(
     workers: Workers = "auto",
     trials: Trials = None,
 ) -> None:
-    """Searches, trains the baseline, confirms the winner on fresh seeds and reports; run it again to resume."""
+    """Searches, trains the baseline, confirms the winner on fresh seeds, and reports. Run it again to resume."""
     from hpstudy.cli import study_commands
 
     study_commands.run(name, runs, device, wandb, _num_workers(workers), trials)
@@ -75,7 +72,7 @@ def run(
 def confirm(
     name: Name, runs: Runs = RUNS, device: Device = "auto", wandb: Wandb = "auto", workers: Workers = "auto"
 ) -> None:
-    """Trains winner and baseline on the fresh seeds of a study whose search is done, as after adding seeds."""
+    """Trains winner and baseline on fresh seeds, once the search is done; for seeds that were added."""
     from hpstudy.cli import study_commands
 
     study_commands.confirm(name, runs, device, wandb, _num_workers(workers))
@@ -83,7 +80,7 @@ def confirm(
 
 @app.command(epilog="Example: hpstudy status quickstart")
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study; all of them when left out.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study; without it, all of them.")] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Prints what is done, unfinished and failed."""
@@ -125,7 +122,7 @@ def compare(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Two studies that have begun, or more.")],
     runs: Runs = RUNS,
 ) -> None:
-    """Several studies side by side: a table, and a page with one figure for all; prints the page's path."""
+    """Shows several studies side by side: prints a table, writes a page, and prints its path."""
     from hpstudy.cli import view_commands
 
     view_commands.compare(names, runs)
@@ -134,11 +131,11 @@ def compare(
 @app.command(epilog="Example: hpstudy results betas clipping > RESULTS.md")
 def results(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Studies that have begun; all when left out.")
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Studies that have begun; without it, all of them.")
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Prints the answers of studies as Markdown: a table of all, then each with its numbers and how to repeat it."""
+    """Prints the answers of studies as Markdown: a table of all, then each with its numbers and its command."""
     from hpstudy.cli import view_commands
 
     view_commands.results(names or [], runs)
@@ -148,7 +145,7 @@ def results(
 def workspace(
     name: Name,
     runs: Runs = RUNS,
-    save: Annotated[bool, typer.Option("--save", help="Saves both on W&B, each as a new view.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Saves both on W&B as new views.")] = False,
 ) -> None:
     """Builds a W&B workspace and a W&B report of a study; prints them as JSON, or with --save their addresses."""
     from hpstudy.cli import view_commands
@@ -163,7 +160,7 @@ def replay(
     runs: Runs = RUNS,
     device: Device = "auto",
 ) -> None:
-    """Trains one run again in a fresh process and compares every step; exit code 1 if it is not the same."""
+    """Trains one run again in a fresh process and compares every step; exit code 1 if it differs."""
     from hpstudy.cli import replay_command
 
     replay_command.replay(name, run, runs, device)
@@ -174,17 +171,25 @@ def dashboard(
     name: Name,
     runs: Runs = RUNS,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8080,
 ) -> None:
-    """Serves optuna-dashboard on the study's storage until Ctrl-C."""
+    """Serves optuna-dashboard on the study's journal until Ctrl-C."""
     from hpstudy.cli import data_commands
 
     data_commands.dashboard(name, runs, host, port)
 
 
+@app.command(epilog="Example: hpstudy reference")
+def reference() -> None:
+    """Prints every key of a study file and every logged metric, as Markdown."""
+    from hpstudy.study.reference import reference_markdown
+
+    print(reference_markdown(), end="")
+
+
 @app.command(epilog="Example: hpstudy corpora")
 def corpora() -> None:
-    """Lists what may stand in a study's `corpus`."""
+    """Lists the corpora that a study can train on."""
     from hpstudy.cli import machine_commands
 
     machine_commands.corpora()
@@ -196,7 +201,7 @@ def prepare(
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="gpt2, gpt2:N or bytes.")] = "gpt2",
     shards: Annotated[int, typer.Option("--shards", min=1, max=99, help="Shards of 100M tokens to download.")] = 10,
 ) -> None:
-    """Tokenizes or downloads a corpus into shards, and prints their paths."""
+    """Tokenizes or downloads a corpus, and prints the paths of its shards."""
     from hpstudy.cli import machine_commands
 
     machine_commands.prepare(corpus, tokenizer, shards)
@@ -204,36 +209,23 @@ def prepare(
 
 @app.command(epilog="Example: hpstudy doctor --device cuda")
 def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
-    """Says what this machine has, and what is missing here; exit code 1 if a study could not run."""
+    """Says what this machine has and what is missing; exit code 1 if a study could not run."""
     from hpstudy.cli import machine_commands
 
     machine_commands.doctor(runs, device)
 
 
-@app.command(epilog="Example: hpstudy bench --peers --quick")
+@app.command(epilog="Example: hpstudy bench --quick")
 def bench(
     device: Device = "auto",
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of each training.")] = 1,
-    peers: Annotated[bool, typer.Option("--peers", help="Against other trainers, by turns.")] = False,
-    study: Annotated[bool, typer.Option("--study", help="Trials per hour against a process per trial.")] = False,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a training.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
-    preset: Annotated[str | None, typer.Option("--preset", help="This model alone.", metavar="NAME")] = None,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of --study.")] = 8,
-    tokens: Annotated[int, typer.Option("--tokens", min=20_480, help="Tokens of each trial of --study.")] = 300_000,
+    preset: Annotated[str | None, typer.Option("--preset", help="Only this model.", metavar="NAME")] = None,
 ) -> None:
-    """Measures the speed of training on this machine against its limit, other trainers, or sweep agents."""
+    """Measures tokens per second, MFU and memory of training on this machine."""
     from hpstudy.cli import bench_command
 
-    bench_command.bench(
-        device=device,
-        threads=threads,
-        peers=peers,
-        study=study,
-        quick=quick,
-        preset=preset,
-        trials=trials,
-        tokens=tokens,
-    )
+    bench_command.bench(device=device, threads=threads, quick=quick, preset=preset)
 
 
 def _num_workers(text: str) -> int | None:
@@ -245,16 +237,16 @@ def _num_workers(text: str) -> int | None:
 
 
 def main() -> None:
-    """Runs the command line; every foreseen failure is a message and its exit code, never a traceback."""
+    """Runs the command line. Every expected failure is a message and its exit code, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows a question mark
+            stream.reconfigure(errors="replace")  # a terminal without a character shows a question mark
     try:
         app()
     except HpstudyError as error:
         typer.secho(str(error), err=True, fg="red")
         sys.exit(error.exit_code)
-    except OSError as error:  # a closed pipe, a full disk, a file that cannot be read
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  what is buffered can go nowhere
+    except OSError as error:  # a closed pipe, a full disk, an unreadable file
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  buffered output cannot go anywhere
         typer.secho(str(error), err=True, fg="red")
         sys.exit(1)

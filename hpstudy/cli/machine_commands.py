@@ -14,15 +14,15 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from hpstudy.cli.consoles import err, out
+from hpstudy.cli.common import out, say
+from hpstudy.data.corpus import list_corpora
+from hpstudy.data.corpus import prepare as prepare_corpus
 from hpstudy.errors import HpstudyError, MachineError
-from hpstudy.running.cost import welcome
-from hpstudy.running.workers import Setup, Worker
+from hpstudy.files import cache_dir
+from hpstudy.running.messages import Setup
+from hpstudy.running.worker import Worker
 from hpstudy.spec import PRESETS, TrainerSpec
-from hpstudy.tracking.wandb_sink import resolve_mode
-from hpstudy.training.corpus import list_corpora
-from hpstudy.training.corpus import prepare as prepare_corpus
-from hpstudy.training.shards import cache_dir
+from hpstudy.tracking.wandb_settings import resolve_mode
 
 PACKAGES = ("torch", "optuna", "wandb", "tiktoken", "pandas", "pyarrow")
 FREE_GIB_NEEDED = 1.0
@@ -41,11 +41,11 @@ PROBE = TrainerSpec(
     precision="auto",
     ramp_multiple=1,
 )
-"""The smallest training there is; building it exercises tokenizer, corpus, device and worker."""
+"""A tiny training. Building it exercises tokenizer, corpus, device and worker."""
 
 
 def corpora() -> None:
-    """Lists what may stand in a study's `corpus`."""
+    """Lists what a study's `corpus` may be."""
     table = Table("corpus", "here", "tokens", "what", box=None, header_style="dim")
     for corpus in list_corpora():
         tokens = f"{corpus.tokens:,}" if corpus.tokens else "-"
@@ -55,7 +55,7 @@ def corpora() -> None:
 
 def prepare(corpus: str, tokenizer: str, shards: int) -> None:
     """Tokenizes or downloads a corpus, and prints the paths of its shards."""
-    err().print(f"preparing {corpus} for {tokenizer}")
+    say(f"preparing {corpus} for {tokenizer}")
     for path in prepare_corpus(corpus, tokenizer, num_shards=shards):
         out().print(str(path), soft_wrap=True)
 
@@ -70,7 +70,7 @@ class Check:
 
 
 def doctor(runs: Path, device: str) -> None:
-    """Prints one line per thing a study needs; raises MachineError if any is missing."""
+    """Prints one line per thing that a study needs. Raises MachineError if one is missing."""
     table = Table(box=None, show_header=False)
     missing = []
     for check in _checks(runs, device):
@@ -95,9 +95,9 @@ def _checks(runs: Path, device: str) -> Iterator[Check]:
 
 def _training(device: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(Setup(spec=PROBE, device=device, base=Path.cwd()), Path(folder) / "worker.log")
+        worker = Worker.start(Setup(spec=PROBE, device=device, base=Path.cwd()), Path(folder) / "worker.log")
         try:
-            found = welcome(worker).environment
+            found = worker.wait_until_ready().environment
         finally:
             worker.stop()
     return f"{found['device']} ({found['device_name']}), {found['precision']}: {found['reason']}"

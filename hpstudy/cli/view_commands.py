@@ -1,4 +1,4 @@
-"""`workspace`, `compare` and `results`: studies as others look at them."""
+"""`workspace`, `compare` and `results`: studies for others to read."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from pathlib import Path
 from rich.table import Table
 
 from hpstudy.analysis.results import StudyResults, load
-from hpstudy.cli.consoles import err, out
+from hpstudy.cli.common import err, out
 from hpstudy.errors import UserError
-from hpstudy.running.confirming import baseline_run_id
 from hpstudy.study import study_name
-from hpstudy.tracking.wandb_sink import resolve_mode, resolve_project
-from hpstudy.tracking.workspace import build, default_entity
+from hpstudy.tracking.wandb_settings import require_login, resolve_project
+from hpstudy.tracking.wandb_views import build, default_entity
 
 WORDS = ("study", "winner", "answer")  # columns of text
 MAX_STEM = 200  # characters of a file's name
 
 
 def workspace(name: str, runs: Path, save: bool) -> None:
-    """Prints the views' JSON without any network, or saves them and prints where they are."""
+    """Prints the views' JSON without any network, or saves them and prints their addresses."""
     loaded = load(study_name(name), runs)
     study = loaded.study
-    if save and resolve_mode("auto") != "online":
-        raise UserError("--save: W&B: no key or login here; set WANDB_API_KEY or run `wandb login`")
+    if save:
+        require_login("--save: ")
     project, entity = resolve_project(study.project, study.entity)
     trials = loaded.trials
-    reference = trials["run_id"] == baseline_run_id(study)
+    reference = trials["run_id"] == study.baseline_run_id
     baselines = [
         *trials.loc[reference, "wandb_id"],
         *trials.loc[~reference & (trials["phase"] == "baseline"), "wandb_id"],
@@ -49,9 +48,9 @@ def workspace(name: str, runs: Path, save: bool) -> None:
 
 
 def compare(names: Sequence[str], runs: Path) -> None:
-    """Prints the studies' questions and their table, and writes the page; its path comes last."""
+    """Prints the studies' questions and their table, writes the page, and prints its path last."""
     from hpstudy.report import finding, side_by_side, write_side_by_side  # plotly takes half a second to import
-    from hpstudy.report.side_by_side import scales
+    from hpstudy.report.compare import scales
 
     findings = [finding(found) for found in all_loaded(names, runs)]
     if len(findings) < 2:
@@ -74,7 +73,7 @@ def compare(names: Sequence[str], runs: Path) -> None:
 
 
 def results(names: Sequence[str], runs: Path) -> None:
-    """Prints the answers of studies, of all that have begun where none is named, as Markdown."""
+    """Prints the answers of studies as Markdown; of all that have begun if none is named."""
     from hpstudy.report import results_markdown  # plotly takes half a second to import
 
     begun = sorted(path.parent.name for path in runs.glob("*/study.json"))
@@ -84,7 +83,7 @@ def results(names: Sequence[str], runs: Path) -> None:
 
 
 def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
-    """Each study once; raises UserError with all that is wrong with any name."""
+    """Each study once. Raises UserError with the problems of all names."""
     found: dict[str, StudyResults] = {}
     problems: list[str] = []
     for name in names:
@@ -99,5 +98,5 @@ def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
 
 
 def _in_two_lines(cell: str) -> str:
-    """A mean above its error, a difference above its interval: a terminal is narrow."""
+    """A mean above its error, a difference above its interval, for narrow terminals."""
     return cell.replace(" ±", "\n±").replace(" [", "\n[")

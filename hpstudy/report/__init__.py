@@ -1,12 +1,12 @@
-"""A study's tables and verdict -> `index.html` and `report.md`.
+"""What a study found -> `index.html`, `report.md`, the terminal's table, and one page for several studies.
 
-curves.py picks what a figure can show, curve_figures.py and search_figures.py draw it in the looks of style.py on the
-axes of scales.py, tables.py words it, sections.py puts all in order, page.py and markdown.py write it; side_by_side.py
-makes one page of several studies.
+curves.py picks what a figure shows; curve_figures.py and search_figures.py draw it in the style of style.py on the axes
+of scales.py. tables.py words the tables, sections.py puts all parts in order, and html.py, markdown.py, terminal.py and
+compare.py write them.
 """
 
+from hpstudy.report.compare import Finding, finding, side_by_side, write_side_by_side
+from hpstudy.report.html import write_report
 from hpstudy.report.markdown import results_markdown
-from hpstudy.report.page import write_report
-from hpstudy.report.side_by_side import Finding, finding, side_by_side, write_side_by_side
 
 __all__ = ["Finding", "finding", "results_markdown", "side_by_side", "write_report", "write_side_by_side"]

@@ -1,4 +1,4 @@
-"""Reports in Markdown: one study's whole, and the results of several in short."""
+"""Reports in Markdown: one study's whole report, and the results of several studies in short."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 
 from hpstudy.analysis.answers import Verdict, by_speed, deciding
+from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import tables
 from hpstudy.report.sections import Section
@@ -20,7 +21,7 @@ def report_markdown(study: Study, verdict: Verdict, sections: Sequence[Section])
     parts = [f"# {_md(study.name)}", f"> {_md(study.question)}", f"**{_md(verdict.sentence)}**"]
     for section in sections:
         if not (section.text or section.tables or section.commands):
-            continue  # figures alone
+            continue  # it has only figures
         parts.append(f"## {_md(section.title)}")
         parts += [f"**Note:** {_md(warning)}" for warning in section.warnings]
         parts += [_md(text) for text in section.text]
@@ -38,29 +39,28 @@ def _markdown_table(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, in a table too."""
+    """Text that Markdown shows unchanged, on one line, in tables too."""
     line = re.sub(r"([\\`*_~#\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
     return re.sub(r"^(\d*)([-+.)])(?=\s)", r"\1\\\2", line)
 
 
 def results_markdown(studies: Sequence[StudyResults]) -> str:
-    """The answers of several studies: a table of all, then each with its numbers, its machine and how to repeat it."""
-    found = [(results, results.verdict()) for results in studies]
-    command = shlex.join(["hpstudy", "results", *(results.study.name for results in studies)])
+    """The answers of several studies: a table of all, then each with its numbers, its machine and its command."""
+    command = shlex.join(["hpstudy", "results", *(results.name for results in studies)])
     parts = [
         "# Results",
         "What these studies found, by the rule that each file fixed before its first run. Losses are in nats on "
         f"validation text, intervals of 95%. Written by `{command}` from the runs themselves.",
-        _markdown_table(_overview(found)),
-        *(part for results, verdict in found for part in _result(results, verdict)),
+        _markdown_table(_overview(studies)),
+        *(part for results in studies for part in _result(results)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _overview(found: Sequence[tuple[StudyResults, Verdict]]) -> Table:
+def _overview(studies: Sequence[StudyResults]) -> Table:
     rows = []
-    for results, verdict in found:
-        study = results.study
+    for results in studies:
+        study, verdict = results.study, results.verdict()
         first = verdict.contrasts[0] if verdict.contrasts else None
         answer = deciding(first, study).value if first else "-"
         difference = "-"
@@ -71,14 +71,15 @@ def _overview(found: Sequence[tuple[StudyResults, Verdict]]) -> Table:
     return Table(title="Answers", header=header, rows=tuple(rows), words=True)
 
 
-def _result(results: StudyResults, verdict: Verdict) -> list[str]:
-    study, environment = results.study, results.environment
+def _result(results: StudyResults) -> list[str]:
+    study, verdict, environment = results.study, results.verdict(), results.environment
     commit = environment.get("git_commit") or "?"
-    summary = tables.summary(results.frames, study, verdict)
+    summary = tables.summary(results)
     begun = results.trials["started"].min()
     versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
     software = ", ".join(f"{name} {versions.get(name) or '?'}" for name in ("hpstudy", "torch", "optuna"))
-    machine = f"{environment.get('device_name')}, {environment.get('cores')} cores, {environment.get('precision')}"
+    device, cores, precision = (environment.get(key) or "?" for key in ("device_name", "cores", "precision"))
+    machine = f"{device}, {cores} cores, {precision}"
     runs = results.trials["outcome"].value_counts()
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in runs.items() if count)
     hours = results.trials["train_seconds"].sum() / 3600
@@ -88,8 +89,7 @@ def _result(results: StudyResults, verdict: Verdict) -> list[str]:
         f"> {_md(study.question)}",
         f"**{_md(verdict.sentence)}**",
         _markdown_table(summary),
-        _md(" ".join([summary.note, *noise, tables.departures(study)])),
-        f"`{tables.command(results.frames, study)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {software}; "
-        f"{_md(machine)}; "
+        _md(" ".join([summary.note, *noise, departures_sentence(study)])),
+        f"`{tables.command(results)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {software}; {_md(machine)}; "
         f"{len(results.trials)} runs ({outcomes}), {hours:.2f} hours of training.",
     ]

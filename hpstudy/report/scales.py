@@ -1,4 +1,4 @@
-"""A searched hyperparameter's axis: the scale that the search used, its ticks, and how near its ends a value lies."""
+"""The axis of a searched hyperparameter: the search's scale, its ticks, and values near its ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NEAR = 0.05  # of the range
 
 
 def position(dimension: Dimension, value: float | str) -> float:
-    """Where a value lies between the range's low (0) and high (1) on the search's scale; of choices, by order."""
+    """A value's position between low (0) and high (1) on the search's scale; choices are placed in order."""
     if isinstance(dimension, Choices):
         return dimension.values.index(value) / (len(dimension.values) - 1)
     scaled, low, high = (_scaled(dimension.scale, float(v)) for v in (value, dimension.low, dimension.high))
@@ -29,7 +29,7 @@ def _scaled(scale: str, value: float) -> float:
 
 
 def ticks(dimension: Dimension, most: int) -> list[float | str]:
-    """Round values along the range, the choices themselves where it is a list."""
+    """At most `most` round values along a range; of choices all."""
     if isinstance(dimension, Choices):
         return list(dimension.values)
     low, high = dimension.low, dimension.high
@@ -53,7 +53,7 @@ def tick_text(value: float | str) -> str:
 
 
 def near_ends(study: Study, best: Mapping[str, float | str]) -> Iterator[str]:
-    """A warning for each range that has the best trial's value within NEAR of an end: the optimum may lie beyond."""
+    """A warning for each range in which the best trial is within NEAR of an end: the optimum may be outside."""
     for key, dimension in study.space.items():
         if isinstance(dimension, Choices):
             continue
@@ -61,6 +61,6 @@ def near_ends(study: Study, best: Mapping[str, float | str]) -> Iterator[str]:
         if min(where, 1 - where) <= NEAR:
             side, end = ("lower", dimension.low) if where < 0.5 else ("upper", dimension.high)
             yield (
-                f"{key}: the best trial's {best[key]:.4g} lies within {NEAR:.0%} of the {side} end of its range, "
-                f"{end:g}; a range that reaches further may hold a better one"
+                f"{key}: the best trial's {best[key]:.4g} is within {NEAR:.0%} of the {side} end of its range, "
+                f"{end:g}; a wider range may hold a better one"
             )

@@ -10,18 +10,20 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from hpstudy.analysis.results import StudyResults
 from hpstudy.hparams import RULES
-from hpstudy.report.curves import best_first, objective_column, spread
+from hpstudy.report.curves import objective_column, spread
 from hpstudy.report.scales import position, tick_text, ticks
 from hpstudy.report.style import ACCENT, FAINT, INK, MUTED, UNITS, Figure, empty_plot
-from hpstudy.study import Choices, Study
+from hpstudy.report.tables import LOST
+from hpstudy.study import Choices
 
 
-def hyperparameter_panels(trials: pd.DataFrame, study: Study, winner: str | None) -> Iterator[Figure]:
-    """One panel per searched key: its value against the objective; diverged trials stand at the worse edge."""
-    column = objective_column(study)
-    complete = best_first(trials, study)
-    lost = trials[(trials["phase"] == "search") & trials["outcome"].isin(["diverged", "failed", "out_of_memory"])]
+def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator[Figure]:
+    """One panel per searched key: its value against the objective. Diverged trials are at the worse edge."""
+    trials, study = results.trials, results.study
+    column, complete = objective_column(study), results.ranked()
+    lost = trials[(trials["phase"] == "search") & trials["outcome"].isin(LOST)]
     baseline = study.baseline_hparams(study.spec.tokens)
     for key, dimension in study.space.items():
         plot = empty_plot(f"{key}{_scale_note(dimension)}", UNITS[column], height=280)
@@ -70,7 +72,7 @@ def hyperparameter_panels(trials: pd.DataFrame, study: Study, winner: str | None
 
 
 def _worst_shown(values: pd.Series, column: str) -> float:
-    """The value at which an axis ends, so that a few far ones do not flatten the rest."""
+    """The end of the axis, so that a few bad values do not flatten the rest."""
     best, worst, most = (values.min(), values.max(), values.quantile(0.85)) if column == "val_loss" else (
         values.max(), values.min(), values.quantile(0.15)
     )  # fmt: skip
@@ -109,9 +111,9 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
     return Figure(title="What mattered", caption=caption, plot=plot, size="main")
 
 
-def parallel_coordinates(trials: pd.DataFrame, study: Study, winner: str | None) -> Figure:
-    """Every shown trial as a line over all searched keys, on the scales of the search."""
-    ranked = best_first(trials, study)
+def parallel_coordinates(results: StudyResults, winner: str | None) -> Figure:
+    """Trials as lines over all searched keys, on the scales of the search."""
+    study, ranked = results.study, results.ranked()
     baseline = study.baseline_hparams(study.spec.tokens)
     keys = list(study.space)
     plot = empty_plot("", "", height=320, margin={"l": 40, "r": 40, "t": 20, "b": 40})
@@ -146,10 +148,10 @@ def parallel_coordinates(trials: pd.DataFrame, study: Study, winner: str | None)
     return Figure(title="How they go together", caption=caption, plot=plot, size="full", min_width=110 * len(keys))
 
 
-def best_so_far(trials: pd.DataFrame, study: Study) -> Figure:
-    """The objective of every complete trial in order of number, and the best until then."""
-    column = objective_column(study)
-    done = best_first(trials, study).sort_values("trial")
+def best_so_far(results: StudyResults) -> Figure:
+    """The objective of every complete trial in order of number, and the best so far."""
+    study, column = results.study, objective_column(results.study)
+    done = results.ranked().sort_values("trial")
     best = done[column].cummin() if column == "val_loss" else done[column].cummax()
     plot = empty_plot("trial", UNITS[column])
     number = done["trial"].to_numpy("int64")
@@ -166,15 +168,14 @@ def best_so_far(trials: pd.DataFrame, study: Study) -> Figure:
         edge, end = _worst_shown(done[column], column), float(best.iloc[-1])
         pad = 0.08 * abs(edge - end)
         plot.update_yaxes(range=sorted([edge + (pad if edge > end else -pad), end - (pad if edge > end else -pad)]))
-    caption = "One seed each; the best of a search is flattered by its selection, so this curve is no result."
-    size: Literal["half", "full"] = "half" if len(study.objectives) > 1 else "full"  # the front stands beside it
+    caption = "One seed each. Selection flatters the best of a search, so this curve is no result."
+    size: Literal["half", "full"] = "half" if len(study.objectives) > 1 else "full"  # the front is beside it
     return Figure(title="Best so far", caption=caption, plot=plot, size=size)
 
 
-def pareto_front(trials: pd.DataFrame, study: Study) -> Figure:
-    """Loss against speed, with the trials that none beats in both."""
-    done = best_first(trials, study).dropna(subset=["tok_per_sec"])
-    front = done[done["tok_per_sec"] > done["tok_per_sec"].cummax().shift(fill_value=-np.inf)]
+def pareto_front(results: StudyResults) -> Figure:
+    """Loss against speed, with the Pareto front."""
+    done, front = (results.ranked(only_front=only).dropna(subset=["tok_per_sec"]) for only in (False, True))
     plot = empty_plot(UNITS["tok_per_sec"], UNITS["val_loss"])
     for rows, colour, mode in ((done, FAINT, "markers"), (front, ACCENT, "lines+markers")):
         plot.add_trace(

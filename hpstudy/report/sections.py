@@ -1,65 +1,58 @@
-"""The report as parts: figures, tables and sentences, in the order in which both pages show them."""
+"""The report as parts: figures, tables and sentences, in the order of the HTML and Markdown pages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hpstudy.analysis.answers import Verdict
-from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.departures import departures_sentence
+from hpstudy.analysis.results import StudyResults
 from hpstudy.report import curve_figures, search_figures, tables
-from hpstudy.report.curves import best_first, cast
+from hpstudy.report.curves import shown_runs
 from hpstudy.report.scales import near_ends
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
-from hpstudy.study import Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A part of the report; `warnings` are sentences that the reader must not miss."""
+    """A part of the report."""
 
     title: str
     text: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # sentences that the reader must not miss
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
-    folded: tuple[Table, ...] = ()  # on request
+    folded: tuple[Table, ...] = ()  # shown on request
     commands: tuple[str, ...] = ()
 
 
-def sections(
-    frames: StudyFrames,
-    study: Study,
-    verdict: Verdict,
-    environment: Mapping[str, Any],
-    importances: Mapping[str, float],
-) -> list[Section]:
-    """The parts of a study's report, in the order of the pages."""
-    trials, shown = frames.trials, cast(frames, study, verdict)
-    ranked = best_first(trials, study)
+def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Section]:
+    """The parts of a study's report."""
+    study, verdict, trials = results.study, results.verdict(), results.trials
+    shown, ranked = shown_runs(results), results.ranked()
     winner = verdict.contrasts[0].candidate if verdict.contrasts else None
     best = ranked[ranked["run_id"] == winner] if winner else ranked
-    lost = tables.lost_trials(trials, study)
+    lost = tables.lost_trials(results)
     warnings = tuple(near_ends(study, {key: best.iloc[0][key] for key in study.space})) if len(best) else ()
-    hyperparameters = tuple(search_figures.hyperparameter_panels(trials, study, winner)) if len(ranked) else ()
+    hyperparameters = tuple(search_figures.hyperparameter_panels(results, winner)) if len(ranked) else ()
     together = [search_figures.importance_bars(importances)] if importances else []
     if len(study.space) > 1 and len(ranked):
-        together.append(search_figures.parallel_coordinates(trials, study, winner))
-    front = (search_figures.pareto_front(trials, study),) if len(study.objectives) > 1 else ()
+        together.append(search_figures.parallel_coordinates(results, winner))
+    front = (search_figures.pareto_front(results),) if len(study.objectives) > 1 else ()
     result = (
-        curve_figures.loss_curves(frames.steps, shown),
+        curve_figures.loss_curves(results.steps, shown),
         *((curve_figures.differences(verdict, study),) if winner else ()),
     )
-    certain = tuple(tables.certainty(verdict)) + ((tables.speedups(frames, study, verdict),) if winner else ())
-    commit = environment.get("git_commit")
+    certain = tuple(tables.certainty(verdict)) + ((tables.speedups(results),) if winner else ())
+    commit = results.environment.get("git_commit")
     return [
         Section(
             title="Result",
             figures=tuple(result),
-            tables=(tables.summary(frames, study, verdict),),
-            text=(tables.departures(study),),
+            tables=(tables.summary(results),),
+            text=(departures_sentence(study),),
             warnings=tuple(
                 f"{c.candidate}: {text}"
                 for c in verdict.contrasts
@@ -69,7 +62,7 @@ def sections(
                 )
             ),
         ),
-        Section(title="How sure", text=tuple(_certainty(verdict)), tables=tuple(certain)),
+        Section(title="How sure", text=(_certainty(verdict),), tables=tuple(certain)),
         Section(
             title="The hyperparameters",
             text=("Dashed: the baseline's value. Blue: the confirmed candidate. Crosses: failed or diverged.",),
@@ -78,30 +71,30 @@ def sections(
         ),
         Section(
             title="The search",
-            figures=(search_figures.best_so_far(trials, study), *front),
-            tables=(tables.best_trials(frames, study, verdict.noise), *([lost] if lost else [])),
+            figures=(search_figures.best_so_far(results), *front),
+            tables=(tables.best_trials(results), *([lost] if lost else [])),
             text=() if lost else ("No run failed or diverged.",),
         ),
-        Section(title="The training", figures=tuple(curve_figures.training_curves(frames.steps, shown))),
+        Section(title="The training", figures=tuple(curve_figures.training_curves(results.steps, shown))),
         Section(
             title="Cost, machine, and how to do it again",
-            tables=(tables.cost(trials), tables.environment_table(environment)),
+            tables=(tables.cost(trials), tables.environment_table(results.environment)),
             commands=(
                 *([f"git checkout {commit}"] if commit else []),
-                tables.command(frames, study),
+                tables.command(results),
                 f"hpstudy report {study.name}",
             ),
             folded=(tables.resolved_table(study),),
         ),
-    ]  # fmt: skip
+    ]
 
 
-def _certainty(verdict: Verdict) -> list[str]:
+def _certainty(verdict: Verdict) -> str:
     noise = verdict.noise
     if noise is None:
-        return ["The noise between seeds is not measured yet: the baseline needs at least two runs on fresh seeds."]
-    return [
+        return "The noise between seeds is not measured yet: the baseline needs at least two runs on fresh seeds."
+    return (
         f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.4f} nats ({noise.n} "
         f"seeds). So many seeds per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
         f"A difference below the study's margin of {verdict.margin:g} nats counts as none."
-    ]
+    )

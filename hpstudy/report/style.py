@@ -1,4 +1,4 @@
-"""How figures look. Colours are named here once; the page swaps them for its dark palette."""
+"""How figures look. Colours are named here; the page replaces them by its dark palette."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ UNITS = {"val_loss": "val loss (nats)", "tok_per_sec": "speed (tokens/s)"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure with what it says in words; `size` is its share of the page's width."""
+    """A figure with its title and caption."""
 
     title: str
     caption: str
     plot: go.Figure
-    size: Literal["full", "main", "side", "half", "panel"] = "half"
+    size: Literal["full", "main", "side", "half", "panel"] = "half"  # share of the page's width
     min_width: int = 0  # pixels; a narrower window scrolls
 
 
 def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure:
-    """Axes with their titles, in the looks that all figures share."""
+    """Axes with titles, in the style of all figures."""
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": FAINT, "automargin": True, "title": {"standoff": 10}}
     plot = go.Figure()
     plot.update_layout(
@@ -55,6 +55,28 @@ def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure
 
 
 def inwards(x: float, low: float, high: float) -> Literal["left", "center", "right"]:
-    """How to anchor a label at `x` so that it does not leave the axis from low to high."""
+    """How to anchor a label at `x` so that it stays within the axis from low to high."""
     share = (x - low) / (high - low) if high > low else 0.5
     return "left" if share < 0.3 else "right" if share > 0.7 else "center"
+
+
+def interval_row(
+    plot: go.Figure,
+    row: int,
+    value: tuple[float, float, float],
+    limits: tuple[float, float],
+    *,
+    text: str,
+    hover: str,
+    colour: str,
+) -> None:
+    """Draws (value, low, high) as a dot with its interval in a row, with a label above it.
+
+    `limits` are the ends of the axis; `text` and `hover` are HTML.
+    """
+    x, low, high = value
+    arms = {"array": [high - x], "arrayminus": [x - low], "color": colour, "thickness": 2, "width": 6}
+    dot = {"x": [x], "y": [-row], "mode": "markers", "marker": {"size": 11, "color": colour}}
+    plot.add_trace(go.Scatter(**dot, error_x=arms, hovertemplate=f"{hover}<extra></extra>"))
+    label = {"text": text, "font": {"color": colour}, "showarrow": False, "yshift": 20}
+    plot.add_annotation(x=x, y=-row, xanchor=inwards(x, *limits), **label)

@@ -1,8 +1,7 @@
-"""The report's tables and sentences, as plain text: both pages are made of them."""
+"""The report's tables as plain text, for HTML and Markdown alike."""
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,17 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
-from hpstudy.analysis.comparison import HALFLIVES, comparison, one_seed_note, short, signed
-from hpstudy.analysis.confirmed import BASELINE, confirmed
-from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.answers import Addition, Contrast, Relative, Verdict, by_speed
+from hpstudy.analysis.fresh_runs import BASELINE
+from hpstudy.analysis.numbers import plain, short
+from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.hparams import GPT3
-from hpstudy.running.confirming import baseline_run_id
+from hpstudy.report.comparison import HALFLIVES, comparison, one_seed_note, signed
 from hpstudy.study import Study
 
 MOST_ROWS = 20
-MIN_LOST = 3  # runs, before where they lie is worth a sentence
+MIN_LOST = 3  # lost runs, before their common values are worth a sentence
+LOST = ("diverged", "failed", "out_of_memory")  # outcomes
 ALWAYS_SHOWN = ("lr", "beta1", "beta2", "weight_decay")
 MEASURES = {
     HALFLIVES[0]: "beta1 half-life (tokens)",
@@ -48,7 +48,7 @@ STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of text; the first column names its rows."""
+    """A table of text. The first column names its rows."""
 
     title: str
     header: tuple[str, ...]
@@ -57,36 +57,19 @@ class Table:
     words: bool = False  # whether its cells are prose rather than numbers
 
 
-def plain(value: Any) -> str:
-    """A cell: four digits, or text as it is; "-" where nothing is known."""
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return "-"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
-        return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
-    return short(value) if math.isfinite(value) else "infinite"
-
-
-def summary(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
-    """Baseline and candidates as columns: losses on fresh seeds, differences, and what they were trained with."""
-    trials = frames.trials.assign(run=frames.trials["run_id"].astype("str"))
-    fresh = confirmed(frames, study)
+def summary(results: StudyResults) -> Table:
+    """Baseline and candidates as columns: losses on fresh seeds, differences, and their hyperparameters."""
+    study, verdict, fresh, trials = results.study, results.verdict(), results.fresh, results.trials
     measured = bool(verdict.contrasts or verdict.noise)
-    baseline = fresh[fresh["candidate"] == BASELINE] if measured else trials[trials["run"] == baseline_run_id(study)]
-    columns = {BASELINE: baseline}
-    for contrast in verdict.contrasts:
-        columns[contrast.candidate] = fresh[(fresh["candidate"] == contrast.candidate) & (fresh["fraction"] == 1)]
+    searched = trials[trials["run_id"] == study.baseline_run_id]
+    baseline = fresh.full(BASELINE) if measured else searched
+    columns = {BASELINE: baseline} | {c.candidate: fresh.full(c.candidate) for c in verdict.contrasts}
     keys = [*ALWAYS_SHOWN, *(key for key in study.space if key not in ALWAYS_SHOWN)]
     rows = list(_losses(verdict, study, baseline)) if measured else [_one_seed(baseline)]
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
-    rows.append(
-        (
-            "update / weight, median step",
-            *(_step_median(frames, runs, "train/update_to_weight") for runs in columns.values()),
-        )
-    )
+    medians = (_step_median(results, runs, "train/update_to_weight") for runs in columns.values())
+    rows.append(("update / weight, median step", *medians))
     note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
     if not measured:
         note = "One seed, that of the search: a reference point and no result."
@@ -128,13 +111,13 @@ def relative(found: Relative | None, digits: int = 2) -> str:
     return f"{found.ratio:.{digits}f}x [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def _step_median(frames: StudyFrames, runs: pd.DataFrame, metric: str) -> str:
-    steps = frames.steps
+def _step_median(results: StudyResults, runs: pd.DataFrame, metric: str) -> str:
+    steps = results.steps
     return plain(steps.loc[steps["run_id"].isin(runs["run_id"]), metric].median())
 
 
 def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
-    loss = baseline["val_loss"].iloc[0] if len(baseline) else math.nan
+    loss = baseline["val_loss"].iloc[0] if len(baseline) else None
     return "val loss (nats)", "-" if pd.isna(loss) else f"{loss:.4f} (one seed)"
 
 
@@ -145,12 +128,12 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
         return f"{runs[column].median():.1%}"
     if column == "tok_per_sec":
         return plain(runs[column].median())
-    value = plain(runs[column].iloc[0])
-    return short(float(runs[column].iloc[0])) if column in HALFLIVES else value
+    value = runs[column].iloc[0]
+    return short(float(value)) if column in HALFLIVES else plain(value)
 
 
 def certainty(verdict: Verdict) -> Iterator[Table]:
-    """The noise floor, and how each candidate's answer was reached."""
+    """The noise, and how each candidate's answer was reached."""
     if verdict.noise:
         seeds = verdict.noise.seeds_for
         rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items())
@@ -165,32 +148,33 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
                 ("answer", f"{added.answer} (p = {added.level:.2g})"),
                 ("paired seeds", str(added.n)),
             ),
-            note="A comparison beside the verdict's own, and not adjusted for it.",
+            note="This comparison is not adjusted for the verdict's own.",
         )
     if verdict.contrasts:
         yield Table(
             title="How each answer was reached",
             header=("", *(c.candidate for c in verdict.contrasts)),
-            rows=tuple((label, *map(look, verdict.contrasts)) for label, look in STATISTICS),
-            note="Optimism is the loss in the search less the mean on fresh seeds: below 0, the search flattered it.",
+            rows=tuple((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
+            note="Optimism is the loss in the search minus the mean on fresh seeds: below 0, the search flattered it.",
         )
 
 
-def speedups(frames: StudyFrames, study: Study, verdict: Verdict) -> Table:
-    """How much sooner each candidate reaches the baseline's loss, as far as shorter runs have measured it."""
-    measured = {c.candidate: speedup(frames, study, c.candidate) for c in verdict.contrasts}
+def speedups(results: StudyResults) -> Table:
+    """How much sooner each candidate reaches the baseline's loss, if shorter runs have measured it."""
+    names = [c.candidate for c in results.verdict().contrasts]
+    measured = {name: speedup(results.fresh, name) for name in names}
     kinds: tuple[tuple[str, Callable[[Speedup], Ratio]], ...] = (
         ("in tokens [95%]", lambda s: s.tokens),
         ("in steps [95%]", lambda s: s.steps),
         ("in seconds [95%]", lambda s: s.seconds),
     )
-    rows = [(name, *(_ratio(look(s)) if s else "not measured" for s in measured.values())) for name, look in kinds]
-    crossings = (crossing_tokens(frames, study, name) for name in measured)
+    rows = [(label, *(_ratio(ratio(s)) if s else "not measured" for s in measured.values())) for label, ratio in kinds]
+    crossings = (crossing_tokens(results.fresh, name) for name in names)
     rows.append(("the curves cross at (tokens)", *map(plain, crossings)))
     note = (
         "Measured by whole runs on shorter budgets (speedup in [confirm]); seconds at the mean speed of the full runs. "
-        "The crossing lies in mid-schedule, where the learning rate has not decayed yet: it is not where a shorter "
-        "schedule would end."
+        "The curves cross in mid-schedule, before the learning rate has decayed, which is not where a shorter schedule "
+        "would end."
     )
     return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=tuple(rows), note=note)
 
@@ -202,51 +186,45 @@ def _ratio(ratio: Ratio) -> str:
     return f"{times(ratio.value)} [{times(ratio.low)}, {times(ratio.high)}]"
 
 
-def best_trials(frames: StudyFrames, study: Study, noise: Noise | None) -> Table:
+def best_trials(results: StudyResults) -> Table:
     """The baseline and the best of the search, one seed each."""
-    frame = comparison(frames, study, baseline_run_id=baseline_run_id(study), best=10).drop(columns="baseline")
-    looks: dict[str, Callable[[float], str]] = {
+    frame, noise = comparison(results, best=10).drop(columns="baseline"), results.noise
+    formats: dict[str, Callable[[float], str]] = {
         "val_loss": "{:.4f}".format,
         "difference": lambda difference: signed(difference, noise) if difference else "baseline",
         "speedup": "{:.2f}x".format,
+        **dict.fromkeys((*HALFLIVES, "tok_per_sec"), short),
     }
-    rows = [
-        tuple(
-            looks[column](value) if column in looks and pd.notna(value)
-            else short(value) if column in (*HALFLIVES, "tok_per_sec") and pd.notna(value)
-            else plain(value)
-            for column, value in row.items()
-        )
+    rows = tuple(
+        tuple(formats[key](value) if key in formats and pd.notna(value) else plain(value) for key, value in row.items())
         for row in frame.to_dict("records")
-    ]  # fmt: skip
-    header = tuple(_heading(column) for column in frame.columns)
-    note = (
-        "One seed each. The best of a search is flattered by its selection: only fresh seeds say whether it is better."
     )
-    if noise:
-        note += f" {one_seed_note(noise)}"
-    return Table(title="The best of the search", header=header, rows=tuple(rows), note=note)
+    note = "One seed each. Selection flatters the best of a search: only fresh seeds can say whether it is better." + (
+        f" {one_seed_note(noise)}" if noise else ""
+    )
+    return Table(title="The best of the search", header=tuple(map(_heading, frame.columns)), rows=rows, note=note)
 
 
 def _heading(column: str) -> str:
     return MEASURES.get(column, column.replace("_", " ") if column not in asdict(GPT3) else column)
 
 
-def lost_trials(trials: pd.DataFrame, study: Study) -> Table | None:
-    """Runs that failed or diverged, with their values; None where there are none."""
-    lost = trials[trials["outcome"].isin(["diverged", "failed", "out_of_memory"])]
+def lost_trials(results: StudyResults) -> Table | None:
+    """Runs that failed or diverged, with their values; None if there are none."""
+    trials, study = results.trials, results.study
+    lost = trials[trials["outcome"].isin(LOST)]
     if lost.empty:
         return None
     columns = ["run_id", "outcome", "tokens", *study.space]
     rows = tuple(tuple(plain(value) for value in row) for row in lost[columns].head(MOST_ROWS).itertuples(index=False))
     complete = trials[(trials["phase"] == "search") & (trials["outcome"] == "complete")]
-    note = " ".join(_where(lost, complete, study))
+    note = " ".join(_common_values(lost, complete, study))
     more = f"{len(lost) - MOST_ROWS} more are in the run store. " if len(lost) > MOST_ROWS else ""
     return Table(title="Failed and diverged", header=("run", *columns[1:]), rows=rows, note=more + note)
 
 
-def _where(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> Iterator[str]:
-    """One sentence per key in which the lost runs lie apart from all complete trials."""
+def _common_values(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> Iterator[str]:
+    """One sentence per key in which all lost runs are above or below all complete trials."""
     for key in study.space:
         if not pd.api.types.is_numeric_dtype(trials := lost[key]) or complete.empty or len(lost) < MIN_LOST:
             continue
@@ -257,7 +235,7 @@ def _where(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> Iterator
 
 
 def cost(trials: pd.DataFrame) -> Table:
-    """Runs, tokens and hours of training by phase; of finished runs."""
+    """Finished runs, their tokens and hours of training, by phase."""
     done = trials[trials["outcome"].notna()]
     phases = [(str(phase), runs) for phase, runs in done.groupby("phase", observed=True)]
     rows = tuple(
@@ -274,7 +252,7 @@ def cost(trials: pd.DataFrame) -> Table:
 
 
 def environment_table(environment: Mapping[str, Any]) -> Table:
-    """What the numbers depend on beside the study file."""
+    """What the numbers depend on besides the study file."""
     rows = tuple(
         (key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))
         for key, value in environment.items()
@@ -288,15 +266,8 @@ def resolved_table(study: Study) -> Table:
     return Table(title="The study, resolved", header=("key", "value"), rows=rows, words=True)
 
 
-def command(frames: StudyFrames, study: Study) -> str:
-    """What trains the study anew: its search may have been extended."""
-    searched = int((frames.trials["phase"] == "search").sum())
-    more = ["--trials", str(searched)] if searched > study.budget.trials else []
-    return shlex.join(["hpstudy", "run", study.name, *more])
-
-
-def departures(study: Study) -> str:
-    """In which values the study's baseline is not GPT-3's."""
-    baseline, gpt3 = asdict(study.baseline_hparams(study.spec.tokens)), asdict(GPT3)
-    changed = [f"{key} {plain(v)} (GPT-3: {plain(gpt3[key])})" for key, v in baseline.items() if v != gpt3[key]]
-    return f"The baseline is GPT-3's but for {', '.join(changed)}." if changed else "The baseline has GPT-3's values."
+def command(results: StudyResults) -> str:
+    """The command that trains the study again, with as many trials as its search has."""
+    searched = int((results.trials["phase"] == "search").sum())
+    more = ["--trials", str(searched)] if searched > results.study.trials else []
+    return shlex.join(["hpstudy", "run", results.name, *more])

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpstudy.errors import MachineError, UserError
+from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
-from hpstudy.running.awake import AwakeClock
-from hpstudy.running.micro_batch import find
-from hpstudy.running.workers import Measure, Measured, Ready, Refused, Setup, Worker
+from hpstudy.running.messages import Measure, Measured, Setup
+from hpstudy.running.micro_batch import find_micro_batch
+from hpstudy.running.worker import Worker
 from hpstudy.study import Choices, Study
 from hpstudy.training.schedule import plan
-
-START_SECONDS = 600.0  # for a worker to be built, before it counts as hung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,28 +25,28 @@ class Cost:
     steps: int  # of one full run at the baseline's batch
     run_tokens: int  # of one full run
     tokens: int  # of all runs
-    seconds: float  # of all runs on one worker; the mean over the micro-batches where they are searched
+    seconds: float  # of all runs on one worker; the mean over the micro-batches if they are searched
     speeds: dict[int, Measured]  # by micro-batch
     environment: dict[str, Any]
     num_params: int
 
 
 def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: Callable[[str], None]) -> Cost:
-    """Times steps of every micro-batch that may occur and adds up; each run is its share of the full budget.
+    """Times steps at every micro-batch that may occur, and adds up. `runs` are shares of the full budget.
 
-    Raises UserError or MachineError.
+    Raises UserError or MachineError if no worker can be built or no step runs.
     """
     setup = Setup(spec=study.spec, device=device, base=Path.cwd())
-    worker = Worker(setup, log)
+    worker = Worker.start(setup, log)
     try:
-        ready = welcome(worker)
+        ready = worker.wait_until_ready()
         if study.auto_micro_batch:
-            found = find(study, worker, ready.environment, say)
+            found = find_micro_batch(study, worker, ready.environment, say)
             study = replace(study, micro_batch_limit=found.size)
             if found.probed:
                 worker.stop()
-                worker = Worker(setup, log)
-                welcome(worker)
+                worker = Worker.start(setup, log)
+                worker.wait_until_ready()
         baseline = study.baseline_hparams(study.spec.tokens)
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
@@ -63,7 +61,7 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
     spec = study.spec
     budget = spec.tokens or math.ceil((spec.seconds or 0.0) / mean_step) * baseline.batch_tokens
     steps = list(plan(baseline, budget=budget, unit=spec.ramp_multiple * spec.context, evals=spec.evals))
-    full_batches = steps[-1].tokens / baseline.batch_tokens  # the smaller batches of a ramp cost in proportion
+    full_batches = steps[-1].tokens / baseline.batch_tokens  # smaller batches of a ramp cost in proportion
     num_evals = sum(step.eval_index is not None for step in steps)
     return Cost(
         runs=len(runs),
@@ -77,28 +75,10 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
     )
 
 
-def welcome(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Ready:
-    """Waits until a worker is built, START_SECONDS at most. Raises UserError or MachineError when it cannot be."""
-    clock = AwakeClock()
-
-    def look() -> None:
-        meanwhile()
-        if clock.look() > START_SECONDS:
-            worker.kill()
-
-    match worker.receive(look):
-        case Ready() as ready:
-            return ready
-        case Refused(problems=problems, by_user=by_user):
-            raise UserError(problems) if by_user else MachineError("; ".join(problems))
-        case _:
-            raise MachineError(f"the worker died before it was ready: {worker.last_words()}; try `hpstudy doctor`")
-
-
 def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None, pack: int = 1) -> Measured:
-    """Times a few steps on an idle worker, of several runs as one where `pack` says so."""
+    """Times a few steps on an idle worker, of `pack` runs as one. Raises MachineError if the worker dies."""
     worker.send(Measure(hparams=hparams, pack=pack))
     report = worker.receive(meanwhile)
     if not isinstance(report, Measured):
-        raise MachineError(f"the worker died in its timed steps: {worker.last_words()}")
+        raise MachineError(f"the worker died in its timed steps: {worker.last_log_line()}")
     return report

@@ -1,4 +1,4 @@
-"""What the driver and whoever calls it exchange: options in, progress out, and a request to stop."""
+"""What the driver and its caller exchange: options in, progress out, and a request to stop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol
 
 from hpstudy.errors import HpstudyError
 from hpstudy.records import Phase, Run, RunResult, StepRecord
-from hpstudy.tracking.wandb_sink import ModeFlag
+from hpstudy.tracking.wandb_settings import ModeFlag
 
 
 class Progress(Protocol):
-    """What shows a human how far the study is; it never changes what is done."""
+    """Shows a human how far the study is. It never changes what is done."""
 
     def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
-        """A phase begins: so many runs in all, and those that earlier sessions finished."""
+        """A phase of `num_runs` runs begins; earlier sessions finished some of them."""
 
     def start(self, run: Run) -> None:
         """A run begins."""
@@ -28,29 +28,29 @@ class Progress(Protocol):
         """A run has a result."""
 
     def say(self, line: str) -> None:
-        """One line that the user should read."""
+        """Shows one line to the user."""
 
 
 class StopRequest:
-    """Set by a signal handler; the driver then stops at its next look."""
+    """Set by a signal handler. The driver stops when it next checks it."""
 
     def __init__(self) -> None:
         self.requested = False
 
 
 class Interrupted(HpstudyError):
-    """The user stopped the study; everything recorded is on disk."""
+    """The user stopped the study. Everything recorded is on disk."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Where and how a study runs; nothing here changes a result, save that `trials` may extend the search."""
+    """Where and how a study runs. Only `trials` changes results: it may extend the search."""
 
     runs: Path
     device: str
     wandb: ModeFlag
-    workers: int | None = None  # None: as many as this machine trains fastest with
+    workers: int | None = None  # None: as many as trainings fit at once
     trials: int | None = None
-    checkpoint_seconds: float = 60.0  # between the checkpoints of a run; 0: as often as it can
+    checkpoint_seconds: float = 60.0  # between two checkpoints of a run; 0: as often as possible

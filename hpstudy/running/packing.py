@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from hpstudy.records import Run
 
-LEAST_GAIN = 1.1  # of tokens per second over one run at a time; less does not pay for its rounding
+LEAST_GAIN = 1.1  # in tokens per second over one run at a time; less is not worth the different rounding
 
 
 def take_pack(waiting: deque[Run], largest: int, num_idle: int) -> tuple[Run, ...]:
-    """Takes the first waiting run and the next ones of its shape, at most `largest`, and no more than one's even share.
+    """Takes the first waiting run and the next ones of its shape: at most `largest`, and at most an even share.
 
     `num_idle` workers are idle, this one included. Runs of another shape stay, in their order.
     """
@@ -24,10 +24,10 @@ def take_pack(waiting: deque[Run], largest: int, num_idle: int) -> tuple[Run, ..
 
 
 def best_pack(step_seconds: Callable[[int], float | None], largest: int) -> tuple[int, float]:
-    """The power of two up to `largest` with the most tokens per second, and its gain over one run at a time.
+    """(the power of two up to `largest` with the most tokens per second, its gain over one run at a time).
 
-    `step_seconds` times a step of so many runs as one; None where it failed, and then no larger pack is tried. 1 where
-    the gain is below LEAST_GAIN.
+    `step_seconds` times a step of so many runs as one. If it returns None (it failed), no larger pack is tried. The
+    size is 1 if the gain stays below LEAST_GAIN.
     """
     alone = step_seconds(1)
     best, best_gain, size = 1, 1.0, 2

@@ -1,4 +1,4 @@
-"""One recorded run trained again in a fresh process, and what differs."""
+"""Trains one recorded run again in a fresh process and compares it with its record."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpstudy.errors import MachineError, UserError, did_you_mean
-from hpstudy.records import Run, StepRecord, changes
-from hpstudy.running.cost import welcome
+from hpstudy.records import Run, StepRecord, step_differences
 from hpstudy.running.environment import differences
-from hpstudy.running.workers import Finished, Recorded, Setup, Train, Worker
+from hpstudy.running.messages import Finished, Recorded, Setup, Train
+from hpstudy.running.worker import Worker
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore, RunView
 
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats of train or validation loss, between machines or packs, by precision
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats by which a loss may differ between machines, or in a pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """How a run went again."""
+    """A run trained again, beside its record."""
 
     run_id: str
     steps: int  # compared
     first: str | None  # the first difference, "step 12: train/loss 3.1 where 3.2 was recorded"
-    largest: float  # difference of a train or validation loss over all steps, nats
-    tolerance: float  # nats; between machines
-    elsewhere: tuple[str, ...]  # what is not as it was when the run was recorded
+    largest: float  # largest difference of a train or validation loss, nats
+    tolerance: float  # nats
+    changed: tuple[str, ...]  # what the numbers depend on and has changed since the run was recorded
 
     @property
     def good(self) -> bool:
-        """Bitwise the same or, where something else differs too, within the tolerance."""
-        return self.first is None or (bool(self.elsewhere) and self.largest <= self.tolerance)
+        """Whether the run repeats: bitwise or, if something has changed, within the tolerance."""
+        return self.first is None or (bool(self.changed) and self.largest <= self.tolerance)
 
 
 def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
-    """Trains the run's recorded steps again and compares every figure but times.
+    """Trains the run's recorded steps again and compares every figure except times.
 
-    Raises UserError for a run that is not there, MachineError when it cannot be trained here.
+    Raises UserError for an unknown run, MachineError if it cannot be trained here.
     """
     views = {view.run_id: view for view in store.runs()}
     if run_id not in views:
@@ -49,12 +49,12 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
         raise UserError(f"{store.root}: {run_id} has no step to compare with")
     frozen = store.read_json("environment.json") or {}
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(Setup(spec=study.spec, device=device, base=Path.cwd()), Path(folder) / "worker.log")
+        worker = Worker.start(Setup(spec=study.spec, device=device, base=Path.cwd()), Path(folder) / "worker.log")
         try:
-            environment = welcome(worker).environment
-            elsewhere = differences(frozen, environment)
+            environment = worker.wait_until_ready().environment
+            changed = differences(frozen, environment)
             if study.budget.pack != 1:
-                elsewhere.append("it may have been trained in a pack, and is trained alone now")
+                changed.append("it may have been trained in a pack, and is trained alone now")
             first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
         finally:
             worker.stop()
@@ -64,14 +64,14 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
         first=first,
         largest=largest,
         tolerance=TOLERANCE[environment["precision"]],
-        elsewhere=tuple(elsewhere),
+        changed=tuple(changed),
     )
 
 
 def _again(worker: Worker, view: RunView, num_steps: int) -> Iterator[StepRecord]:
-    """The run's first steps, as the worker trains them now."""
+    """The run's first steps, trained now."""
     run: Run = view.header.run
-    worker.send(Train(runs=(run,), judged=False))
+    worker.send(Train(runs=(run,), awaits_decision=False))
     count = 0
     while count < num_steps:
         match worker.receive():
@@ -83,17 +83,17 @@ def _again(worker: Worker, view: RunView, num_steps: int) -> Iterator[StepRecord
                     f"{run.run_id}: ended {outcome.value} after step {count}: {message or 'no reason given'}"
                 )
             case None:
-                raise MachineError(f"{run.run_id}: its worker died after step {count}: {worker.last_words()}")
+                raise MachineError(f"{run.run_id}: its worker died after step {count}: {worker.last_log_line()}")
             case report:
                 raise AssertionError(f"unexpected report {report!r}")
 
 
 def _compare(recorded: Iterable[StepRecord], again: Iterable[StepRecord]) -> tuple[str | None, float]:
-    """The first difference, and the largest one of a loss."""
+    """(the first difference, the largest difference of a loss)."""
     first: str | None = None
     largest = 0.0
     for old, new in zip(recorded, again, strict=True):
-        if not (different := changes(old, new)):
+        if not (different := step_differences(old, new)):
             continue
         first = first or f"step {old.step}: {different}"
         pairs = [(old.loss, new.loss), (old.val_loss, new.val_loss)]

@@ -7,11 +7,11 @@ import statistics
 
 from hpstudy.records import Outcome, RunResult, StepRecord
 
-SETTLING_STEPS = 5  # the first steps allocate and compile; they are left out of a run's tok/sec
+SETTLING_STEPS = 5  # left out of a run's tokens per second, because they allocate and compile
 
 
 class RunSummary:
-    """Follows the records of one run, in order."""
+    """Collects the records of one run, in order."""
 
     def __init__(self) -> None:
         self._last: StepRecord | None = None
@@ -21,7 +21,7 @@ class RunSummary:
         self._clipped = 0
 
     def add(self, record: StepRecord) -> None:
-        """Takes in one step."""
+        """Adds one step."""
         self._last = record
         self._tok_per_sec.append(record.tok_per_sec)
         self._seconds += record.step_seconds

@@ -1,4 +1,4 @@
-"""The fairer opponent: GPT-3's values with only lr tuned, the one knob that everybody tunes."""
+"""A fairer opponent: GPT-3's values with only lr tuned, as everybody tunes it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 from hpstudy.study import Choices, FloatRange, Objective, Sampler, Study
 
 JOURNAL = "tuned-lr.journal"
-BELOW, ABOVE = 10, 50  # times the baseline's lr; small models want far more than GPT-3's 6e-4, large ones less
+BELOW, ABOVE = 10, 50  # range of the baseline's lr; small models need far more than GPT-3's 6e-4, large ones less
 
 
 def tuned_lr(study: Study) -> Study:
-    """The study whose baseline is the same and which searches lr alone, for val/loss.
+    """The study with the same baseline that searches only lr, for val/loss.
 
-    lr varies as in the study where that searches it, else on a log scale from a tenth of the baseline's to 50 times.
+    Its range is the study's own if that searches lr, else a log scale from 1/10 to 50 times the baseline's lr.
     """
     lr = study.baseline_hparams(study.spec.tokens).lr
     dimension = study.space.get("lr", FloatRange(low=lr / BELOW, high=lr * ABOVE, scale="log"))
@@ -21,7 +21,7 @@ def tuned_lr(study: Study) -> Study:
     own = {"lr": baseline.pop("lr")} if "lr" in baseline else {}
     budget = study.budget
     if budget.sampler.name == "grid" and not isinstance(dimension, Choices):
-        budget = replace(budget, sampler=Sampler(name="tpe", startup=10, seed=budget.sampler.seed))
+        budget = budget.model_copy(update={"sampler": Sampler(name="tpe", startup=10, seed=budget.sampler.seed)})
     return replace(
         study,
         space={"lr": dimension},

@@ -1,4 +1,4 @@
-"""The worker process: builds a trainer once, trains what it is told, reports every step, writes nothing."""
+"""The worker process: builds a trainer once, trains as ordered, reports every step, and writes nothing itself."""
 
 from __future__ import annotations
 
@@ -12,27 +12,13 @@ from typing import Any
 
 import torch
 
+from hpstudy.data.corpus import load_corpus
 from hpstudy.errors import UserError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome
-from hpstudy.running.workers import (
-    Finished,
-    Measure,
-    Measured,
-    Ready,
-    Recorded,
-    Refused,
-    Resumed,
-    Save,
-    Saved,
-    Setup,
-    Timed,
-    TimeSteps,
-    Train,
-    Word,
-)
+from hpstudy.running import messages
+from hpstudy.training.benchmark import benchmark
 from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
-from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import is_out_of_memory, place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.trainer import Trainer
@@ -41,30 +27,36 @@ PROBE_STEPS = 3  # timed at each micro-batch that is tried
 
 
 def serve(connection: Connection) -> None:
-    """The worker's life: build, then obey until the pipe ends."""
-    setup: Setup = connection.recv()
+    """Builds the trainer, then obeys orders until the pipe ends."""
+    setup: messages.Setup = connection.recv()
     try:
         trainer, environment = _build(setup)
     except Exception as error:
-        problems = error.problems if isinstance(error, UserError) else (f"{type(error).__name__}: {error}",)
-        connection.send(Refused(problems=problems, by_user=isinstance(error, UserError)))
+        problems = error.problems if isinstance(error, UserError) else (_short(error),)
+        connection.send(messages.Refused(problems=problems, by_user=isinstance(error, UserError)))
         return
-    connection.send(Ready(environment=environment, num_params=trainer.num_params))
+    connection.send(messages.Ready(environment=environment, num_params=trainer.num_params))
     while True:
         match connection.recv():
-            case Train() as order:
-                _train(trainer, order, environment, connection)
-            case Save():
-                pass  # the run had ended
-            case Measure(hparams=hparams, pack=pack):
-                connection.send(_measure(trainer, hparams, pack))
-            case TimeSteps(hparams=hparams):
+            case messages.Train() as order:
+                train(trainer, order, environment, connection)
+            case messages.Save():
+                pass  # the run has ended
+            case messages.Measure(hparams=hparams, pack=pack):
+                connection.send(measure(trainer, hparams, pack))
+            case messages.TimeSteps(hparams=hparams):
                 connection.send(_time_steps(trainer, hparams))
+            case messages.Benchmark() as order:
+                connection.send(_benchmark(trainer, order))
             case order:
                 raise AssertionError(f"unexpected order {order!r}")
 
 
-def _build(setup: Setup) -> tuple[Trainer, dict[str, Any]]:
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _build(setup: messages.Setup) -> tuple[Trainer, dict[str, Any]]:
     spec = setup.spec
     prepare_process(spec.threads)
     placement = place(setup.device, spec.precision)
@@ -72,8 +64,8 @@ def _build(setup: Setup) -> tuple[Trainer, dict[str, Any]]:
     return Trainer(spec, corpus, placement), {**placement.environment(), "corpus_digest": corpus.digest}
 
 
-def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connection: Connection) -> None:
-    """Trains runs and reports every step and every end; whatever happens in it ends the runs and not the worker."""
+def train(trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection) -> None:
+    """Trains runs and reports every step and how each ends. An exception ends the runs, not the worker."""
     ended: set[str] = set()
     outcome, message = Outcome.COMPLETE, ""
     try:
@@ -84,16 +76,16 @@ def _train(trainer: Trainer, order: Train, environment: dict[str, Any], connecti
         outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
     if message:
-        torch.cuda.empty_cache()  # after the traceback, which holds tensors: the next run must not depend on this one
+        torch.cuda.empty_cache()  # here, after the traceback and its tensors are gone, for the next run
     if left := tuple(run.run_id for run in order.runs if run.run_id not in ended):
-        connection.send(Finished(run_ids=left, outcome=outcome, message=message))
+        connection.send(messages.Finished(run_ids=left, outcome=outcome, message=message))
 
 
 def _stream(
-    trainer: Trainer, order: Train, environment: dict[str, Any], connection: Connection, ended: set[str]
+    trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection, ended: set[str]
 ) -> None:
-    """Reports every step, and the end of a run that is stopped before its last step, whose id it adds to `ended`."""
-    runs, saves = order.runs, list[Save]()
+    """Reports every step. Runs that stop before their last step are reported and added to `ended`."""
+    runs, saves = order.runs, list[messages.Save]()
     identity = fingerprint(trainer.spec, runs[0], environment)
     checkpoint = _checkpoint(order, identity, connection) if order.checkpoint else None
     watches = {run.run_id: DivergenceWatch(trainer.vocab_size) for run in runs}
@@ -101,17 +93,22 @@ def _stream(
         watches[runs[0].run_id].bad_steps = checkpoint.bad_steps
     warmup_tokens = {run.run_id: run.hparams.warmup_fraction * run.tokens for run in runs}
     for run_id, record in trainer.train(runs, ended, checkpoint, packed=order.packed):
-        connection.send(Recorded(run_id=run_id, record=record))
+        # report the step, and wait for the pruner if the order says so
+        connection.send(messages.Recorded(run_id=run_id, record=record))
+        awaited = order.awaits_decision and record.evaluated and record.eval_index != trainer.spec.evals
+        stop = awaited and _stop_decision(connection, run_id, saves)
+
+        # stop what has diverged or is pruned
         warming_up = record.tokens <= warmup_tokens[run_id]
-        awaited = order.judged and record.evaluated and record.eval_index != trainer.spec.evals
-        stop = awaited and _word(connection, run_id, saves)  # first of all, or it would be taken for the next order
         watch = watches[run_id]
         diverged = watch.diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up)
         if diverged or stop:
             ended.add(run_id)
             outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED
-            connection.send(Finished(run_ids=(run_id,), outcome=outcome, message=""))
+            connection.send(messages.Finished(run_ids=(run_id,), outcome=outcome, message=""))
             continue
+
+        # save a checkpoint when ordered
         while connection.poll():
             saves.append(connection.recv())
         if saves and saves[-1].run_id == run_id and (state := trainer.state()) is not None:
@@ -119,8 +116,8 @@ def _stream(
             saves.clear()
 
 
-def _checkpoint(order: Train, identity: str, connection: Connection) -> Checkpoint | None:
-    """The checkpoint to go on from, or None where it cannot be used; says which."""
+def _checkpoint(order: messages.Train, identity: str, connection: Connection) -> Checkpoint | None:
+    """The checkpoint to resume from, or None if it cannot be used. Reports which."""
     assert order.checkpoint is not None
     checkpoint, problem = None, ""
     try:
@@ -131,52 +128,63 @@ def _checkpoint(order: Train, identity: str, connection: Connection) -> Checkpoi
     except (OSError, ValueError) as error:
         problem = str(error)
     step = checkpoint.state.step if checkpoint else 0
-    connection.send(Resumed(run_id=order.runs[0].run_id, step=step, problem=problem))
+    connection.send(messages.Resumed(run_id=order.runs[0].run_id, step=step, problem=problem))
     return checkpoint
 
 
-def _save(order: Save, checkpoint: Checkpoint) -> Saved:
+def _save(order: messages.Save, checkpoint: Checkpoint) -> messages.Saved:
     start, problem = time.monotonic(), ""
     try:
         save_checkpoint(order.path, checkpoint)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         problem = str(error).splitlines()[0]
-    return Saved(run_id=order.run_id, seconds=time.monotonic() - start, problem=problem)
+    return messages.Saved(run_id=order.run_id, seconds=time.monotonic() - start, problem=problem)
 
 
-def _word(connection: Connection, run_id: str, saves: list[Save]) -> bool:
-    while isinstance(word := connection.recv(), Save):
-        saves.append(word)
-    assert isinstance(word, Word)
-    assert word.run_id == run_id
-    return word.stop
+def _stop_decision(connection: Connection, run_id: str, saves: list[messages.Save]) -> bool:
+    """Waits for the driver's decision. Orders to save that arrive before it are kept in `saves`."""
+    while isinstance(order := connection.recv(), messages.Save):
+        saves.append(order)
+    assert isinstance(order, messages.StopDecision)
+    assert order.run_id == run_id
+    return order.stop
 
 
-def _measure(trainer: Trainer, hparams: HParams, pack: int) -> Measured:
+def measure(trainer: Trainer, hparams: HParams, pack: int) -> messages.Measured:
+    """Times a few steps and an evaluation."""
     try:
-        return Measured(speed=trainer.measure(hparams, pack=pack))
+        return messages.Measured(speed=trainer.measure(hparams, pack=pack))
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-    torch.cuda.empty_cache()  # after the traceback, as above
-    return Measured(speed=None, message=message)
+        message = _short(error)
+    torch.cuda.empty_cache()  # here, as in `train`
+    return messages.Measured(speed=None, message=message)
 
 
-def _time_steps(trainer: Trainer, hparams: HParams) -> Timed:
+def _time_steps(trainer: Trainer, hparams: HParams) -> messages.Timed:
     trainer.placement.forget_memory()
     seconds, message = None, ""
     try:
         seconds = min(trainer.time_steps(hparams, PROBE_STEPS))
     except Exception as error:
-        message = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        message = "out of memory" if is_out_of_memory(error) else _short(error)
     peak, room = trainer.placement.memory_gib()
-    return Timed(step_seconds=seconds, peak_gib=peak, room_gib=room, message=message)
+    return messages.Timed(step_seconds=seconds, peak_gib=peak, room_gib=room, message=message)
+
+
+def _benchmark(trainer: Trainer, order: messages.Benchmark) -> messages.Benchmarked:
+    try:
+        return messages.Benchmarked(
+            figures=benchmark(trainer, order.hparams, rounds=order.rounds, turn_seconds=order.turn_seconds)
+        )
+    except Exception as error:
+        return messages.Benchmarked(figures=None, message=_short(error))
 
 
 def main() -> None:
-    """Entry point of the process: serves the pipe whose file descriptor is the only argument.
+    """Serves the pipe whose file descriptor is the only argument.
 
-    Who takes a machine may signal every process of a study at once. The driver hears it too, and has the last
-    checkpoints written.
+    A cluster may signal every process of a study at once. The driver gets the signal too and orders last checkpoints,
+    so the worker ignores it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

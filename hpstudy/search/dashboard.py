@@ -11,10 +11,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 
 def serve(journal: Path, host: str, port: int) -> None:
-    """Serves until interrupted, also while the study runs.
-
-    The path must be absolute: Optuna's lock of a relative one is a dangling link that nobody can take over.
-    """
-    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # the server swallows what is raised while it answers
-    storage = JournalStorage(JournalFileBackend(str(journal.resolve())))
+    """Serves until interrupted, also while the study runs."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # the server swallows exceptions raised while it answers
+    storage = JournalStorage(JournalFileBackend(str(journal.resolve())))  # absolute: see journal.py
     optuna_dashboard.run_server(storage, host=host, port=port)

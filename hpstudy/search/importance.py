@@ -8,15 +8,15 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
+from hpstudy.search.search import TrialView
 from hpstudy.search.space import distributions, encode
-from hpstudy.search.trials import TrialView
 from hpstudy.study import Study
 
-MIN_TRIALS = 4  # PED-ANOVA takes at least two trials as the best; of fewer in all, nothing is left to compare
+MIN_TRIALS = 4  # PED-ANOVA compares at least two best trials with the rest
 
 
 def importances(study: Study, trials: Sequence[TrialView]) -> dict[str, float]:
-    """Each key's share in reaching the best tenth of the trials (or the Pareto front); the largest first, sum 1.
+    """Each key's share in reaching the best tenth of the trials, or the Pareto front. Largest first; they add up to 1.
 
     Empty below MIN_TRIALS complete trials. Source: Watanabe et al. 2023, arXiv:2304.10255.
     """

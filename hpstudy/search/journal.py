@@ -1,7 +1,7 @@
-"""Optuna's journal on disk: opened, made, or mended after a kill.
+"""Optuna's journal on disk: opened, created, or repaired after a kill.
 
-Every event of it follows from the study file and the run store, so a damaged last one may be cut off: the trial is
-proposed again, or its result told again. A damaged event among sound ones is refused, with its line.
+Every event follows from the study file and the run store. So a damaged last event may be cut off: the trial is proposed
+again, or its result told again. A damaged event between intact ones is refused, with its line.
 """
 
 from __future__ import annotations
@@ -27,55 +27,55 @@ Event = dict[str, Any]
 
 
 def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optuna.Study, str | None]:
-    """The study in its journal, made where it is missing, and what was mended of it, in words.
+    """Opens or creates the study's journal. Returns the study, and a line on what was repaired, or None.
 
-    A reader gets the sound events as they are now, in memory, and writes nothing.
+    With `read_only` the study holds the intact events in memory, and nothing is written.
     Raises UserError if the journal's trials were proposed from another space, MachineError if it is damaged before its
     last event, or cannot be read or written.
     """
-    mended = None
+    repaired = None
     with accessing(storage):
         lines = storage.read_bytes().splitlines(keepends=True) if storage.exists() else []
-        events = _sound_events(study, lines)
+        events = _intact_events(study, lines)
         if any(map(_event, lines[len(events) + 1 :])):
             raise MachineError(
-                f"{storage}: line {len(events) + 1}: must be an event of the study {study.name} as it was written, but "
-                "is damaged; restore the file, or move it away and run the same command again: every trial is proposed "
-                "again and told what its run came to"
+                f"{storage}: line {len(events) + 1}: must be an event of the study {study.name}, but is damaged; "
+                "restore the file, or move it away and run the same command again: every trial is proposed again and "
+                "gets the result of its run"
             )
         if read_only:
             journal = JournalStorage(_Memory(events))
         else:
             for lock in storage.parent.glob(f"{storage.name}.lock*"):
-                lock.unlink()  # of a process that was killed: only the caller may write
+                lock.unlink()  # left by a killed process, as only the caller may write
             if len(events) < len(lines):
                 os.truncate(storage, sum(map(len, lines[: len(events)])))
-                mended = f"{storage}: its last event, line {len(events) + 1}, was damaged and is worked out again"
-            # Absolute: Optuna's lock is a symbolic link to this path, read from the lock's own folder.
+                repaired = f"{storage}: its last event, line {len(events) + 1}, was damaged and is computed again"
+            # Absolute, because Optuna's lock is a symbolic link to this path, resolved from the lock's folder.
             journal = JournalStorage(JournalFileBackend(str(storage.resolve())))
         if not events:
             directions = [objective.direction for objective in study.objectives]
-            return optuna.create_study(study_name=study.name, storage=journal, directions=directions), mended
+            return optuna.create_study(study_name=study.name, storage=journal, directions=directions), repaired
     found = optuna.load_study(study_name=study.name, storage=journal)
-    for trial in found.get_trials(deepcopy=False)[:1]:  # all trials are asked from the same one
+    for trial in found.get_trials(deepcopy=False)[:1]:  # all trials have the same space
         _check_space(storage, trial.distributions, distributions(study.space))
-    return found, mended
+    return found, repaired
 
 
 @contextmanager
 def accessing(storage: Path) -> Iterator[None]:
-    """Turns a failed read or write of the journal into a MachineError; a line written in part is cut off next time."""
+    """Turns a failed read or write of the journal into a MachineError. A half-written line is cut off next time."""
     try:
         yield
     except OSError as error:
         raise MachineError(
             f"{storage}: must be readable and writable, but got: {error.strerror}; what was recorded before is safe: "
-            "mend that and run the same command again"
+            "correct that and run the same command again"
         ) from error
 
 
-def _sound_events(study: Study, lines: Sequence[bytes]) -> list[Event]:
-    """The events before the first that was not written whole, or that Optuna cannot replay."""
+def _intact_events(study: Study, lines: Sequence[bytes]) -> list[Event]:
+    """The events before the first one that is incomplete or that Optuna cannot replay."""
     events: list[Event] = []
     for line in lines:
         event = _event(line)
@@ -96,14 +96,14 @@ def _event(line: bytes) -> Event | None:
 
 
 def _replays(study: Study, events: Sequence[Event]) -> bool:
-    """Whether events are those of the study, and of trials that were all proposed from one space."""
+    """Whether Optuna can replay the events, and they are this study's, with all trials from one space."""
     if not events:
         return True
     try:
         journal = JournalStorage(_Memory(events))
         (found,) = journal.get_all_studies()
         trials = journal.get_all_trials(found._study_id, deepcopy=False)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # what replaying garbled values raises
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # raised on damaged values
         return False
     directions = [direction.name.lower() for direction in found.directions]
     return (
@@ -116,24 +116,24 @@ def _replays(study: Study, events: Sequence[Event]) -> bool:
 
 
 class _Memory(BaseJournalBackend):
-    """A journal's events without its file."""
+    """A journal in memory."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         self._events = list(events)
 
     def read_logs(self, log_number_from: int) -> list[Event]:
-        """The events from a number on."""
+        """The events from that number on."""
         return self._events[log_number_from:]
 
     def append_logs(self, logs: list[Event]) -> None:
-        """Adds events, which are gone with the process."""
+        """Adds events."""
         self._events += logs
 
 
 def _check_space(storage: Path, asked: dict[str, BaseDistribution], space: dict[str, BaseDistribution]) -> None:
     problems = [
         f"{storage}: [search] {name}: must stay as it was when the study began, but was {asked.get(name)} and is "
-        f"{space.get(name)}; restore it, or copy the file to a new name to begin a new study"
+        f"{space.get(name)}; restore it, or copy the file under another name for another study"
         for name in sorted(asked.keys() | space.keys())
         if asked.get(name) != space.get(name)
     ]

@@ -1,4 +1,4 @@
-"""What a trial is proposed, as a function of its number and of the trials it may know."""
+"""What is proposed for a trial, as a function of its number and of the trials it may know."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from hpstudy.search.space import Params, Space, distributions
 from hpstudy.study import Choices, Sampler, Study, Value
 
-MEMORY = "memory"  # the constraint that a trial breaks which ran out of it
-FITS, EXCEEDS = -1.0, 1.0  # a constraint holds up to 0
+MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memory
+FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
 
 
 def is_grid(study: Study) -> bool:
-    """Whether the search is a list of points; an empty space is one, of the single point it has."""
+    """Whether the search is a fixed list of points. An empty space counts, with its single point."""
     return study.budget.sampler.name == "grid" or not study.space
 
 
 def first_proposals(study: Study) -> list[dict[str, Value]]:
-    """The proposals that no sampler makes: the baseline where the space holds it, then a grid's other points."""
+    """The proposals made without a sampler: the baseline, if the space holds it, then a grid's other points."""
     baseline = study.baseline_proposal()
     first = [] if baseline is None else [baseline]
     if not is_grid(study):
@@ -36,16 +36,16 @@ def first_proposals(study: Study) -> list[dict[str, Value]]:
 
 
 def num_trials(study: Study, asked: int | None) -> int:
-    """Trials of the search: as many as asked for, else as the file says; a grid has no more than its points."""
-    wanted = study.budget.trials if asked is None else asked
+    """Trials of the search: `asked`, or what the file says. A grid has no more than its points."""
+    wanted = study.trials if asked is None else asked
     return min(wanted, len(first_proposals(study))) if is_grid(study) else wanted
 
 
 class SamplerView:
-    """The search as the sampler may see it, in memory: told trials as they ended, those asked since as running.
+    """The search as the sampler may see it, in memory: known trials as they ended, later ones as running.
 
-    It grows along with the search, so that a proposal costs what the sampler costs; what is proposed is the same from
-    a view made anew. Results of running trials are left out: whether they have ended by now is timing.
+    It grows with the search, so that a proposal costs no more than the sampler; a view built anew would propose the
+    same. Results of later trials are left out even if they exist by now, because that depends on timing.
     """
 
     def __init__(self, study: Study) -> None:
@@ -53,15 +53,15 @@ class SamplerView:
         self._space = distributions(study.space)
         self._renew(constrained=False)
 
-    def propose(self, trials: Sequence[FrozenTrial], num_told: int) -> Params:
-        """What the study's sampler proposes after `trials`, of which it may know how the first `num_told` ended."""
-        constrained = self._constrained or any(map(is_infeasible, trials[self._num_told : num_told]))
+    def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
+        """The sampler's proposal after `trials`, of which it may know how the first `num_known` ended."""
+        constrained = self._constrained or any(map(is_infeasible, trials[self._num_told : num_known]))
         if constrained != self._constrained or self._num_asked > len(trials):
             self._renew(constrained)
         self._view.sampler = _sampler(self._study.budget.sampler, len(trials))
         for trial in trials[self._num_asked :]:
             self._ask(trial)
-        for trial in trials[self._num_told : num_told]:
+        for trial in trials[self._num_told : num_known]:
             self._tell(trial)
         self._num_asked += 1
         params: Params = self._view.ask(self._space).params
@@ -74,7 +74,7 @@ class SamplerView:
 
     def _ask(self, trial: FrozenTrial) -> None:
         if self._study.budget.sampler.name == "qmc":
-            self._view.ask(self._space)  # its place in the sequence is how often it was asked
+            self._view.ask(self._space)  # the sampler's place in its sequence is the number of asks
         else:
             self._view.add_trial(running_trial(self._study.space, trial.params))
         self._num_asked += 1
@@ -83,27 +83,27 @@ class SamplerView:
         number = self._num_told
         self._num_told += 1
         if self._study.budget.sampler.name == "qmc":
-            return  # learns nothing
-        again = Trial(self._view, number)  # in memory the first study's trials have their numbers as ids
+            return  # it does not learn
+        again = Trial(self._view, number)  # in memory, ids are numbers
         for eval_index, loss in trial.intermediate_values.items():
             again.report(loss, eval_index)
-        if self._constrained and trial.state is TrialState.COMPLETE:  # of all or of none, where GP is to model it
+        if self._constrained and trial.state is TrialState.COMPLETE:  # GP needs it of all trials or of none
             again.set_constraint(MEMORY, trial.constraints.get(MEMORY, FITS))
         self._view.tell(again, trial.values if trial.state is TrialState.COMPLETE else None, state=trial.state)
 
 
 def is_infeasible(trial: FrozenTrial) -> bool:
-    """Whether the trial broke a constraint; no such trial is ranked."""
+    """Whether the trial broke a constraint. Such trials are never ranked."""
     return any(value > 0 for value in trial.constraints.values())
 
 
 def running_trial(space: Space, params: Params) -> FrozenTrial:
-    """A trial that has been asked; a study that it is added to refuses parameters outside the space."""
+    """A trial that has been asked. Optuna refuses it if its parameters are outside the space."""
     return create_trial(state=TrialState.RUNNING, params=params, distributions=distributions(space))
 
 
 def _sampler(sampler: Sampler, number: int) -> BaseSampler:
-    """A sampler made new for each trial, so that a resumed search draws what an uninterrupted one would."""
+    """A new sampler for each trial, so that a resumed search draws what an uninterrupted one would."""
     seed = int(np.random.SeedSequence([sampler.seed, number]).generate_state(1)[0])
     match sampler.name:
         case "tpe":
@@ -115,8 +115,7 @@ def _sampler(sampler: Sampler, number: int) -> BaseSampler:
         case "qmc":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return QMCSampler(
-                    scramble=True, seed=sampler.seed, warn_independent_sampling=False
-                )  # one scrambling for the whole study
+                # one scrambling for the whole study
+                return QMCSampler(scramble=True, seed=sampler.seed, warn_independent_sampling=False)
         case "grid":
-            raise AssertionError("a grid's points are all first proposals")
+            raise AssertionError("all points of a grid are first proposals")

@@ -1,4 +1,4 @@
-"""A study's space as Optuna's distributions, and points of one as points of the other."""
+"""A study's space as Optuna's distributions, and conversions between points of the two."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hpstudy.study import Choices, Dimension, FloatRange, Value
 
 Space = dict[str, Dimension]
 Params = dict[str, Any]
-"""A point as Optuna keeps it; a "log1m" dimension of beta1 is there as log-uniform 1-beta1."""
+"""A point as Optuna stores it. A "log1m" dimension of beta1 is stored as a log-uniform 1-beta1."""
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """What each of Optuna's parameters is drawn from, in the order of the study file."""
+    """The distribution of each Optuna parameter, in the order of the study file."""
     return {_parameter(key, dimension): _distribution(dimension) for key, dimension in space.items()}
 
 
@@ -24,9 +24,9 @@ def encode(space: Space, values: dict[str, Value]) -> Params:
 
 
 def decode(space: Space, params: Params) -> dict[str, Value]:
-    """The point that `encode` made the parameters from, up to rounding; always within low and high.
+    """The inverse of `encode`, up to rounding, and always within low and high.
 
-    Exact for a "log1m" value of at least 0.5, where 1 - value loses no bit.
+    Exact for "log1m" values of at least 0.5, because 1 - value is exact there.
     """
     values: dict[str, Value] = {}
     for key, dimension in space.items():

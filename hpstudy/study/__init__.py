@@ -1,24 +1,13 @@
 """A study file in TOML -> `Study`: the question, what varies, what is fixed, and the budget.
 
-file.py holds the TOML's shape, checks.py what its values must hold, load.py joins the two into a `Study` (study.py),
-and changes.py compares a study that has begun with its file of today.
+schema.py holds the tables and keys, parse.py reads them, checks.py has the rules between them, and load.py makes a
+`Study` (study.py) of them. frozen.py keeps a study that has begun from changing, and ranking.py orders its trials.
 """
 
-from hpstudy.study.changes import GROWING, changed_keys, question_sha256
-from hpstudy.study.file import MetricName
+from hpstudy.study.frozen import GROWING, changed_keys, load_frozen, question_sha256, refuse_changes
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
-from hpstudy.study.study import (
-    Budget,
-    Choices,
-    Confirm,
-    Dimension,
-    FloatRange,
-    Objective,
-    Pruner,
-    Sampler,
-    Study,
-    Value,
-)
+from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
+from hpstudy.study.study import Choices, Dimension, FloatRange, Objective, Study, Value
 
 __all__ = [
     "GROWING",
@@ -35,8 +24,10 @@ __all__ = [
     "Value",
     "changed_keys",
     "list_studies",
+    "load_frozen",
     "load_study",
     "parse_study",
     "question_sha256",
+    "refuse_changes",
     "study_name",
 ]

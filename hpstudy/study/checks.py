@@ -1,4 +1,4 @@
-"""What the values of a study file must hold, each by itself and between them; one sentence per problem."""
+"""The rules for the values of a study file, alone and between keys. Each broken rule gives one sentence."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
-from hpstudy.study.file import (
+from hpstudy.study.parse import Finding
+from hpstudy.study.schema import (
     MAX_INTEGER,
+    SEEDS_APART,
     ChoicesTable,
     Direction,
-    Finding,
     MetricName,
     RangeTable,
     StudyFile,
     nearest,
+    other_seed,
     shown,
 )
-from hpstudy.study.study import AUTO, SEEDS_APART, default_micro_batch, other_seed
+from hpstudy.study.study import AUTO, default_micro_batch
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 MAX_NAMED = 8  # micro-batches that one problem names
-MAX_GRID = 100_000  # points; they are listed before the first trial
+MAX_GRID = 100_000  # points, which are listed before the first trial
 BETAS = ("beta1", "beta2")
 
 
 def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
-    """Every batch in tokens that a trial or the baseline may have: where it is stated, and what it may be cut into.
+    """Every batch, in tokens, that a trial or the baseline may have -> its place in the file and its micro-batches.
 
-    A micro-batch to be found counts as one that nobody states, so that batches, and the steps of a ramp, are the same
-    whatever is found.
+    A micro-batch of "auto" counts as not stated, so that batches and the steps of a ramp do not depend on the device.
     """
     found: dict[int, tuple[str, set[int]]] = {}
 
@@ -51,7 +52,10 @@ def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
 
 
 def problems(file: StudyFile, shape: list[Finding]) -> list[str]:
-    """Every problem of a file whose shape had the findings `shape`; a rule is judged when all it reads is sound."""
+    """Every problem of a file whose shape has the findings `shape`.
+
+    A rule between keys is checked only if all the keys that it reads are sound.
+    """
     findings = [*shape, *_hyperparameters(file), *_dimensions(file)]
     wrong = {key for key, _ in findings}
     for rule, reads in _RULES:
@@ -65,7 +69,7 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def _values(file: StudyFile, key: str) -> list[Any]:
-    """What trials may give a key: its choices, the ends of its range, or its one value."""
+    """The values that trials may give a key: its choices, the ends of its range, or its one value."""
     dimension = file.search.get(key)
     if dimension is None:
         return [file.hparams.get(key, getattr(GPT3, key))]
@@ -73,7 +77,7 @@ def _values(file: StudyFile, key: str) -> list[Any]:
 
 
 def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
-    """Each value of [hparams] and of [baseline] overrides against its key's rule."""
+    """Checks each value of [hparams] and [baseline] overrides."""
     for section, place, table in (
         ("hparams", "[hparams] ", file.hparams),
         ("baseline", "[baseline] overrides: ", file.baseline.overrides),
@@ -88,7 +92,7 @@ def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
 
 
 def _dimensions(file: StudyFile) -> Iterator[Finding]:
-    """Each dimension of [search] against its key's rule and its scale's."""
+    """Checks each dimension of [search]."""
     for key, dimension in file.search.items():
         if key not in RULES:
             yield f"search.{key}", f"[search] {_unknown(key)}"
@@ -149,8 +153,8 @@ def _warmup_in_seconds(file: StudyFile) -> Iterator[str]:
     fixed = "warmup_fraction" in file.hparams or "warmup_fraction" in file.baseline.overrides
     if file.trainer.seconds is not None and "warmup_fraction" in file.search and not fixed:
         yield (
-            "[search] warmup_fraction: the baseline's own depends on the run's tokens, which a budget in seconds "
-            "tells too late; fix it in [baseline] overrides, or state the budget in tokens"
+            "[search] warmup_fraction: the baseline's own depends on the run's tokens, which are not known in time "
+            "with a budget in seconds; fix it in [baseline] overrides, or state the budget in tokens"
         )
 
 
@@ -168,7 +172,7 @@ def _validation(file: StudyFile) -> Iterator[str]:
 
 def _vocabulary(file: StudyFile) -> Iterator[str]:
     if file.trainer.corpus == "fineweb-edu" and file.trainer.tokenizer != "gpt2":
-        yield f'[trainer] tokenizer: "fineweb-edu" comes tokenized with "gpt2", but got "{file.trainer.tokenizer}"'
+        yield f'[trainer] tokenizer: "fineweb-edu" is tokenized with "gpt2", but got "{file.trainer.tokenizer}"'
 
 
 def _batches(file: StudyFile) -> Iterator[str]:
@@ -194,7 +198,7 @@ def _steps(file: StudyFile) -> Iterator[str]:
 
 
 def _schedule(file: StudyFile) -> Iterator[str]:
-    """Warm-up before the decay's end wherever the file states a warm-up; the scaled one always fits."""
+    """Warm-up must end before the decay does; the scaled default always does."""
     own = {**file.hparams, **file.baseline.overrides}
     warmup, decay = max(_values(file, "warmup_fraction")), min(_values(file, "decay_fraction"))
     sides = [("[search]", warmup, decay)] if "warmup_fraction" in {*file.hparams, *file.search} else []
@@ -221,7 +225,7 @@ def _pruner(file: StudyFile) -> Iterator[str]:
     name = file.budget.pruner.name
     if name != "none" and file.objective.metric != ["val/loss"]:
         yield (
-            f'[budget] pruner: "{name}" judges val/loss alone, but the objective is {shown(file.objective.metric)}; '
+            f'[budget] pruner: "{name}" judges only val/loss, but the objective is {shown(file.objective.metric)}; '
             'use pruner = "none"'
         )
 
@@ -254,13 +258,13 @@ def _seeds(file: StudyFile) -> Iterator[str]:
     seeds, search_seed = file.confirm.seeds, file.trainer.seed
     twice = sorted(seed for seed, times in Counter(seeds).items() if times > 1)
     if twice:
-        yield f"[confirm] seeds: must differ, but these are there twice: {', '.join(map(str, twice))}"
+        yield f"[confirm] seeds: must all differ, but these are listed twice: {', '.join(map(str, twice))}"
     if search_seed in seeds:
-        yield f"[confirm] seeds: must be fresh, but {search_seed} is the search's own [trainer] seed; choose another"
+        yield f"[confirm] seeds: must be fresh, but {search_seed} is the search's [trainer] seed; choose another"
     if file.confirm.design == "independent" and (taken := sorted({search_seed, *seeds} & set(map(other_seed, seeds)))):
         yield (
-            f'[confirm] seeds: design "independent" gives the baseline each seed + {SEEDS_APART}, but of these '
-            f"{', '.join(map(str, taken))} is the search's or a candidate's own; choose other seeds"
+            f'[confirm] seeds: design "independent" gives the baseline each seed + {SEEDS_APART}, but '
+            f"{', '.join(map(str, taken))} is already the search's or a candidate's seed; choose other seeds"
         )
 
 
@@ -268,22 +272,22 @@ def _yes(file: StudyFile) -> Iterator[str]:
     by_speed = file.objective.metric == ["train/tok_per_sec"]
     possible = ("faster", "slower") if by_speed else ("better", "worse", "equivalent")
     if other := [answer for answer in file.yes if answer not in possible]:
-        about = "train/tok_per_sec, as the only objective" if by_speed else "val/loss"
+        about = "train/tok_per_sec, as the only objective," if by_speed else "val/loss"
         listed = ", ".join(f'"{answer}"' for answer in possible)
-        yield f"yes: the verdict is on {about}, so it can be {listed}, but got {shown(other[0])}"
+        yield f"yes: the verdict is about {about} and can be {listed}, but got {shown(other[0])}"
     if file.yes and not file.search:
         yield "yes: an empty [search] compares nothing, so the question has no yes or no; leave it out"
 
 
 def _tuned_lr(file: StudyFile) -> Iterator[str]:
     if file.baseline.also == "tuned-lr" and set(file.search) <= {"lr"}:
-        what = "lr alone" if file.search else "nothing"
-        yield f'[baseline] also: "tuned-lr" is compared with a search of more than lr, but [search] tunes {what}'
+        what = "only lr" if file.search else "nothing"
+        yield f'[baseline] also: "tuned-lr" needs a search of more than lr, but [search] tunes {what}'
 
 
 _BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
 _FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
-_RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # a rule between keys, and the keys it reads
+_RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rule between keys, the keys it reads)
     (_auto_micro_batch, "hparams.micro_batch baseline"),
     (_run_budget, "trainer.tokens trainer.seconds"),
     (_warmup_in_seconds, "trainer.seconds search.warmup_fraction baseline"),

@@ -1,4 +1,4 @@
-"""A study file in TOML -> `Study`: found by name, read, judged whole, its defaults filled in."""
+"""A study file in TOML -> `Study`: found by name, read, checked, defaults filled in."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import INTEGER_KEYS
 from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
 from hpstudy.study import checks
-from hpstudy.study.file import ChoicesTable, RangeTable, SamplerName, StudyFile, read
-from hpstudy.study.study import (
-    Budget,
-    Choices,
-    Confirm,
-    Dimension,
-    FloatRange,
-    Objective,
-    Pruner,
-    Sampler,
-    Study,
-    Value,
-)
+from hpstudy.study.parse import read
+from hpstudy.study.schema import ChoicesTable, RangeTable, SamplerName, StudyFile
+from hpstudy.study.study import Choices, Dimension, FloatRange, Objective, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
+LOCAL = Path("studies")
+PACKAGE = Path(__file__).parents[1]
 
 
-def load_study(name_or_path: str, studies_dir: Path = Path("studies")) -> Study:
-    """Reads and validates `studies/NAME.toml`, or a path to a .toml file.
+def study_folders() -> list[Path]:
+    """Where a study is looked up by name: the local folder, then the studies that come with hpstudy."""
+    shipped = PACKAGE / "studies"  # in an installed package
+    return [LOCAL, shipped if shipped.is_dir() else PACKAGE.parent / "studies"]
+
+
+def load_study(name_or_path: str) -> Study:
+    """Reads and validates a study by name, or a path to a .toml file.
 
     Raises UserError with every problem of the file at once.
     """
-    path = _locate(name_or_path, studies_dir)
+    path = _locate(name_or_path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -45,14 +43,15 @@ def load_study(name_or_path: str, studies_dir: Path = Path("studies")) -> Study:
     return parse_study(text, name=path.stem, path=path)
 
 
-def list_studies(studies_dir: Path = Path("studies")) -> list[tuple[str, str]]:
-    """(name, question) of every study file in a folder, in order of name; a file that does not parse has its error."""
+def list_studies() -> list[tuple[str, str]]:
+    """(name, question) of every study that can be loaded by name, sorted; for a broken file its first error."""
+    paths = {path.stem: path for folder in reversed(study_folders()) for path in folder.glob("*.toml")}
     listed = []
-    for path in sorted(studies_dir.glob("*.toml")):
+    for name, path in sorted(paths.items()):
         try:
-            listed.append((path.stem, load_study(str(path)).question))
+            listed.append((name, load_study(str(path)).question))
         except UserError as error:
-            listed.append((path.stem, error.problems[0]))
+            listed.append((name, error.problems[0]))
     return listed
 
 
@@ -69,34 +68,39 @@ def parse_study(text: str, *, name: str, path: Path) -> Study:
 
 
 def study_name(name_or_path: str) -> str:
-    """The name of the study that a NAME on the command line means; raises UserError when it is none."""
+    """The name of the study that NAME on the command line means. Raises UserError if it is not a name."""
     is_path = name_or_path.endswith(".toml")
     name = Path(name_or_path).stem if is_path else name_or_path
     if not NAME.fullmatch(name):
-        remedy = "rename the file" if is_path else "give a path that ends in .toml for a study that lies elsewhere"
+        remedy = "rename the file" if is_path else "give a path that ends in .toml for a study in another folder"
         raise UserError(
             f'study "{name}": a name has at most 64 letters, digits, "-" and "_", a letter or digit first; {remedy}'
         )
     return name
 
 
-def _locate(name_or_path: str, studies_dir: Path) -> Path:
-    """The file that a NAME on the command line means."""
-    is_path, name = name_or_path.endswith(".toml"), study_name(name_or_path)
-    path = Path(name_or_path) if is_path else studies_dir / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(other.stem for other in path.parent.glob("*.toml"))
-        listed = f"known in {path.parent}: {', '.join(known)}" if known else f"{path.parent} holds no study"
-        raise UserError(f"{path}: no such study{did_you_mean(name, known)}; {listed}")
-    return path
+def _locate(name_or_path: str) -> Path:
+    name = study_name(name_or_path)
+    if name_or_path.endswith(".toml"):
+        paths = [Path(name_or_path)]
+    else:
+        paths = [folder / f"{name}.toml" for folder in study_folders()]
+    for path in paths:
+        if path.is_file():
+            return path
+    known = sorted({other.stem for path in paths for other in path.parent.glob("*.toml")})
+    folders = " and ".join(dict.fromkeys(str(path.parent) for path in paths if path.parent.is_dir())) or paths[0].parent
+    listed = f"known are {', '.join(known)}" if known else f"{folders} holds no study"
+    raise UserError(f"{paths[0]}: no such study{did_you_mean(name, known)}; {listed}")
 
 
 def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
     """The study that sound tables state, without its warnings."""
-    trainer, budget, confirm = file.trainer.model_dump(), file.budget, file.confirm
+    trainer = file.trainer.model_dump()
     trainer["model"] = ModelShape(**trainer["model"])
     micro_batches = {size for _, sizes in checks.batches(file).values() for size in sizes}
     space = {key: _dimension(key, table) for key, table in file.search.items()}
+    trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
     return Study(
         name=name,
         path=path,
@@ -107,22 +111,8 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches)),
         space=space,
         objectives=tuple(Objective(metric=m, direction=checks.GOALS[m]) for m in file.objective.metric),
-        budget=Budget(
-            trials=budget.trials or _default_trials(space, budget.sampler.name),
-            parallel=budget.parallel,
-            pack=budget.pack,
-            sampler=Sampler(**budget.sampler.model_dump()),
-            pruner=Pruner(**budget.pruner.model_dump()),
-            smaller_micro_batch=budget.smaller_micro_batch,
-            hang_seconds=budget.hang_seconds,
-        ),
-        confirm=Confirm(
-            seeds=tuple(confirm.seeds),
-            top=confirm.top,
-            margin=float(confirm.margin),
-            design=confirm.design,
-            speedup=confirm.speedup,
-        ),
+        budget=file.budget.model_copy(update={"trials": trials}),
+        confirm=file.confirm,
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
         entity=file.wandb.entity,
@@ -133,7 +123,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
 
 
 def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
-    """The baseline alone where nothing is searched, every point of a grid, else 16."""
+    """16; every point of a grid; the baseline alone if nothing is searched."""
     if space and sampler != "grid":
         return DEFAULT_TRIALS
     return math.prod(len(dimension.values) for dimension in space.values() if isinstance(dimension, Choices))
@@ -146,18 +136,17 @@ def _dimension(key: str, table: RangeTable | ChoicesTable) -> Dimension:
 
 
 def _typed(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Whole numbers as floats where the key's values are floats, so that `1` and `1.0` are one value."""
+    """Turns whole numbers into floats where a key's values are floats, so that `1` and `1.0` are one value."""
     whole = {*INTEGER_KEYS, "clip_mode"}
     return {key: value if key in whole else float(value) for key, value in values.items()}
 
 
 def _warnings(study: Study) -> Iterator[str]:
-    """What is legal but probably not meant."""
-    spec, metrics = study.spec, [objective.metric for objective in study.objectives]
-    if "micro_batch" in study.space and metrics == ["val/loss"] and spec.tokens is not None:
+    spec = study.spec
+    if "micro_batch" in study.space and study.metrics == ["val/loss"] and spec.tokens is not None:
         yield (
             "[search] micro_batch: changes speed and rounding only, never the loss; search it for train/tok_per_sec, "
-            "for both metrics, or under a budget in seconds"
+            "for both metrics, or with a budget in seconds"
         )
     if outside := study.baseline_outside():
         yield (
@@ -168,4 +157,4 @@ def _warnings(study: Study) -> Iterator[str]:
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
     if len(study.confirm.seeds) == 1:
-        yield "[confirm] seeds: a single one gives no error bar, so it cannot decide anything"
+        yield "[confirm] seeds: a single seed gives no error bar, so it cannot decide anything"

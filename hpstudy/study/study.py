@@ -6,30 +6,30 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
+from hpstudy.records import baseline_run_id
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.file import Design, Direction, MetricName, Opponent, PrunerName, SamplerName, Scale, Yes
+from hpstudy.study.schema import Budget, Confirm, Direction, MetricName, Opponent, Scale, Yes
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
 
-AUTO = "auto"  # [hparams] micro_batch: found on the device before anything is trained
-SEEDS_APART = 1_000_000  # of candidate and baseline, where the design is independent
-RANGE_TOLERANCE = 1e-9  # relative; a baseline on a range's end counts as inside
+AUTO = "auto"  # [hparams] micro_batch: measured on the device before anything is trained
+RANGE_TOLERANCE = 1e-9  # relative; a baseline at a range's end counts as inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatRange:
-    """A continuous dimension of the search: low < high; "log1m" is the log of 1 - value (for betas)."""
+    """A continuous dimension of the search, low < high. Scale "log1m" is the log of 1 - value, for betas."""
 
     low: float
     high: float
     scale: Scale
 
     def contains(self, value: Value) -> bool:
-        """Whether a number lies in the range, up to rounding at its ends."""
+        """Whether a number is in the range, up to rounding at its ends."""
         if isinstance(value, str):
             return False
         return self.low <= value <= self.high or any(
@@ -37,13 +37,13 @@ class FloatRange:
         )
 
     def nearest(self, value: Value) -> Value:
-        """A contained value, put right where rounding left it outside."""
+        """A contained value, moved to the range's end if rounding put it outside."""
         return value if isinstance(value, str) else min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """A dimension with a few values, at least two, all different."""
+    """A dimension with at least two values, all different."""
 
     values: tuple[Value, ...]
 
@@ -52,7 +52,7 @@ class Choices:
         return value in self.values
 
     def nearest(self, value: Value) -> Value:
-        """A contained value as it is."""
+        """A contained value, unchanged."""
         return value
 
 
@@ -61,63 +61,15 @@ Dimension = FloatRange | Choices
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A metric the search improves; loss goes down, tokens per second go up."""
+    """A metric that the search improves. Loss goes down, tokens per second go up."""
 
     metric: MetricName
     direction: Direction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampler:
-    """How Optuna proposes: name is tpe, gp, random, qmc or grid (every combination of choices, once)."""
-
-    name: SamplerName
-    startup: int  # random trials before tpe or gp start to learn
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruner:
-    """Which trials are stopped early; divergence is always stopped, whatever the name."""
-
-    name: PrunerName
-    startup: int  # median: trials that are never pruned
-    from_fraction: float  # of the evaluations; no trial is judged before
-    reduction: int  # successive halving: one trial in `reduction` goes on from each rung
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """How much the search may spend, and how far proposals run ahead of results."""
-
-    trials: int
-    parallel: int
-    pack: int | Literal["auto"]  # trials trained as one stacked model; auto: as many as measure fastest
-    sampler: Sampler
-    pruner: Pruner
-    smaller_micro_batch: bool = True  # after out of memory, where it is not searched; the loss stays the same
-    hang_seconds: float | None = None  # of silence before a worker is ended as hung; None: from the steps' own pace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirm:
-    """Winner and baseline again on fresh seeds, which alone make a verdict."""
-
-    seeds: tuple[int, ...]
-    top: int
-    margin: float  # nats; a smaller difference does not matter to the asker
-    design: Design
-    speedup: bool = False  # the winner at a half and three quarters of the budget too, with their own full schedules
-
-    @property
-    def baseline_seeds(self) -> tuple[int, ...]:
-        """The baseline's fresh seeds: the same where runs are paired, else as many others."""
-        return self.seeds if self.design == "paired" else tuple(map(other_seed, self.seeds))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A resolved study file: every default filled in, every value checked."""
+    """A study file with every default filled in and every value checked."""
 
     name: str
     path: Path
@@ -126,21 +78,32 @@ class Study:
     overrides: dict[str, Value]  # [baseline] overrides, over GPT-3 and [hparams]
     hparams: dict[str, Value]  # [hparams]: over GPT-3's values, for baseline and trials alike
     spec: TrainerSpec
-    space: dict[str, Dimension]  # exactly these vary
+    space: dict[str, Dimension]  # the keys that vary, and no others
     objectives: tuple[Objective, ...]  # one or two
     budget: Budget
     confirm: Confirm
-    vocab_size: int  # unpadded
-    project: str  # W&B
+    vocab_size: int  # without padding
+    project: str  # on W&B
     entity: str | None
     warnings: tuple[str, ...]  # what is legal but probably not meant
-    yes: tuple[Yes, ...] = ()  # the answers of the verdict that answer the question with yes; none: no yes or no
-    also: Opponent | None = None  # [baseline] also: GPT-3's values with only lr tuned
-    micro_batch_limit: int = GPT3.micro_batch  # where no key states one; under AUTO, what was found on the device
+    yes: tuple[Yes, ...] = ()  # the answers that mean yes; empty: the verdict says neither yes nor no
+    also: Opponent | None = None
+    micro_batch_limit: int = GPT3.micro_batch  # if no key states one; with AUTO, what was measured on the device
+
+    @property
+    def metrics(self) -> list[MetricName]:
+        """The metrics of the objectives, in the file's order."""
+        return [objective.metric for objective in self.objectives]
+
+    @property
+    def trials(self) -> int:
+        """Trials of the search, as the file states or implies."""
+        assert self.budget.trials is not None, "load.py fills it in"
+        return self.budget.trials
 
     @property
     def auto_micro_batch(self) -> bool:
-        """Whether the micro-batch is to be found on the device."""
+        """Whether the micro-batch is to be measured on the device."""
         return self.hparams.get("micro_batch") == AUTO
 
     @property
@@ -150,33 +113,40 @@ class Study:
         batches = searched.values if isinstance(searched, Choices) else (fixed,)
         return max(self.baseline_hparams(self.spec.tokens).batch_tokens, *(int(batch) for batch in batches))
 
+    @property
+    def baseline_run_id(self) -> str:
+        """The run that the search is compared with: trial 0, or a run of its own if the space cannot hold it."""
+        return "search-0000" if self.baseline_proposal() is not None else baseline_run_id(self.spec.seed)
+
     def trial_hparams(self, proposal: dict[str, Value], tokens: int | None) -> HParams:
-        """GPT-3's values under [hparams] under a proposal; warm-up scaled to a run of `tokens` where nobody set it."""
+        """GPT-3's values, overlaid with [hparams] and then a proposal.
+
+        Warm-up is scaled to a run of `tokens` tokens unless the file or the proposal states it.
+        """
         return self._over_gpt3({**self.hparams, **proposal}, tokens)
 
     def baseline_hparams(self, tokens: int | None) -> HParams:
-        """GPT-3's values under [hparams] under [baseline] overrides, warm-up scaled to a run of `tokens`."""
+        """GPT-3's values, overlaid with [hparams] and then [baseline] overrides; warm-up as in `trial_hparams`."""
         return self._over_gpt3({**self.hparams, **self.overrides}, tokens)
 
     def baseline_proposal(self) -> dict[str, Value] | None:
-        """The baseline as a point of the space, or None when it lies outside (then it is of phase `baseline` only)."""
+        """The baseline as a point of the space, or None if it lies outside."""
         baseline = self.baseline_hparams(self.spec.tokens)
         if self.baseline_outside():
             return None
         return {key: dimension.nearest(getattr(baseline, key)) for key, dimension in self.space.items()}
 
     def baseline_outside(self) -> list[str]:
-        """The keys whose baseline value no trial can have, searched or fixed at another value."""
+        """The keys whose baseline value no trial can have."""
         baseline = self.baseline_hparams(self.spec.tokens)
         trial = self.trial_hparams({key: getattr(baseline, key) for key in self.space}, self.spec.tokens)
         outside = [key for key, dimension in self.space.items() if not dimension.contains(getattr(baseline, key))]
         return outside + [key for key in RULES if getattr(trial, key) != getattr(baseline, key)]
 
     def resolved(self) -> dict[str, Any]:
-        """Every value that determines results as one flat {"section.key": JSON value}, defaults filled in.
+        """Every value that determines results, as one flat {"section.key": JSON value}.
 
-        A warm-up or micro-batch of None is derived from the run's size. Only "budget.trials" and "confirm.seeds"
-        may grow in a study that has begun.
+        A warm-up or micro-batch of None is derived from the run's size.
         """
         derived: dict[str, Value | None] = {**asdict(GPT3), "warmup_fraction": None, "micro_batch": None}
         fixed = derived | self.hparams
@@ -186,8 +156,8 @@ class Study:
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
             "objective": {objective.metric: objective.direction for objective in self.objectives},
-            "budget": {key: value for key, value in asdict(self.budget).items() if key != "hang_seconds"},
-            "confirm": asdict(self.confirm),
+            "budget": self.budget.model_dump(exclude={"hang_seconds"}),
+            "confirm": self.confirm.model_dump(),
         }
         search = {f"search.{key}": asdict(dimension) for key, dimension in self.space.items()}
         flat = {"question": self.question, "yes": self.yes, **_flat(sections), **search}
@@ -206,19 +176,14 @@ class Study:
         return HParams(**values)
 
 
-def other_seed(seed: int) -> int:
-    """The baseline's seed where a candidate has `seed` and the design is independent; it stays when seeds are added."""
-    return (seed + SEEDS_APART) % 2**32
-
-
 def default_micro_batch(batch_tokens: int, context: int, limit: int = GPT3.micro_batch) -> int:
-    """The largest divisor of the batch's sequences that is no larger than `limit`."""
+    """The largest divisor of the batch's sequences that is at most `limit`."""
     sequences = max(batch_tokens // context, 1)
     return max(size for size in range(1, limit + 1) if sequences % size == 0)
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, {"budget.sampler.name": "tpe"}."""
+    """Nested tables as one: {"budget.sampler.name": "tpe"}."""
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -1,13 +1,12 @@
-"""Weights & Biases as the second sink: a live view of the run store, never in the way of a run.
+"""Weights & Biases as the second sink: a view of the run store that never stops or slows a run.
 
-wandb is imported inside functions only: it takes a second, and the command line must answer at once.
+wandb is imported inside functions: it takes a second, and the command line must answer at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import queue
 import re
 import secrets
@@ -15,89 +14,69 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from hpstudy.errors import UserError
+from hpstudy.files import RUNS, finite, from_json, to_json, write_atomic
 from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, StepRecord, as_row
-from hpstudy.tracking.store import RunView, decode, encode, spelled, write_atomic
+from hpstudy.study import Study
+from hpstudy.tracking.store import RunView
+from hpstudy.tracking.wandb_settings import Mode, resolve_project, study_config
 
 if TYPE_CHECKING:
     import wandb
 
-Mode = Literal["online", "offline", "disabled"]
-ModeFlag = Literal["auto", "online", "offline", "disabled"]
-
-WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
-WANDB_MODES |= {"run": "online", "shared": "online", "dryrun": "offline"}  # older names
-BROKEN = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})  # red on W&B; pruned and diverged runs did their job
-DELIVERED = "wandb.json"  # in a run's folder, once W&B has all of the run
+BROKEN = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})  # red on W&B; pruned and diverged runs are not failures
+DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 MAX_ID = 128  # characters of a W&B run id
 
 
-def resolve_mode(flag: ModeFlag) -> Mode:
-    """What --wandb means here: `auto` follows WANDB_MODE, else is online with a key or a login and offline without.
-
-    Never prompts; raises UserError when WANDB_MODE is not a mode.
-    """
-    if flag != "auto":
-        return flag
-    asked = os.environ.get("WANDB_MODE")
-    if asked:
-        if asked not in WANDB_MODES:
-            raise UserError(f'WANDB_MODE: must be one of {", ".join(WANDB_MODES)}, but got "{asked}"; or pass --wandb')
-        return WANDB_MODES[asked]
-    return "online" if _has_login() else "offline"
-
-
-def _has_login() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import wandb
-    from wandb.sdk.lib import wbauth
-
-    try:
-        host = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-        return bool(wbauth.authenticate_session(host=host, source="hpstudy", prompt=False, update_session=False))
-    except Exception:  # a malformed key, settings that do not load: going online says what is wrong, and degrades
-        return True
-
-
-def resolve_project(project: str | None, entity: str | None) -> tuple[str, str | None]:
-    """The project and entity runs go to: WANDB_PROJECT and WANDB_ENTITY before the study's own."""
-    return os.environ.get("WANDB_PROJECT") or project or "hpstudy", os.environ.get("WANDB_ENTITY") or entity
-
-
 def new_wandb_id(study: str, run_id: str) -> str:
-    """A W&B run id drawn once per run folder: study, run and a random token, so that no old server row is met again."""
+    """A new W&B run id of study, run and a random token, so that it never matches an old run on the server."""
     tail = f"-{run_id}-{secrets.token_hex(4)}"
     return re.sub(r"[^A-Za-z0-9_-]+", "-", study)[: MAX_ID - len(tail)] + tail
 
 
 def whereabouts(root: Path, study: str) -> str:
-    """Where people find a study's W&B runs: their group's page, the offline files, or nowhere."""
+    """Where to find a study's W&B runs: the address of their group, the folder of offline files, or "none"."""
     deliveries = [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := _delivery(file.parent))]
     pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
     if pages:
         return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
-    sync = f"hpstudy sync {study}" + ("" if root.parent == Path("runs") else f" --runs {root.parent}")
+    sync = f"hpstudy sync {study}" + ("" if root.parent == RUNS else f" --runs {root.parent}")
     return f"{root / 'wandb'} (offline; `{sync}` sends them)" if deliveries else "none"
 
 
 def _delivery(folder: Path) -> dict[str, Any]:
-    """What W&B has of a run; nothing where that cannot be told, so that it is sent again, each row once."""
+    """What W&B has of a run. Empty if unknown: the run is then sent again, each row once."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        found = decode((folder / DELIVERED).read_bytes())
+        found = from_json((folder / DELIVERED).read_bytes())
         if isinstance(found, dict) and found.keys() >= {"mode", "url"}:
             return found
     return {}
 
 
+def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -> WandbSink:
+    """The sink of a study whose run folder is `root`."""
+    project, entity = resolve_project(study.project, study.entity)
+    return WandbSink(
+        mode=mode,
+        project=project,
+        entity=entity,
+        study=study.name,
+        directory=root,
+        extra=study_config(study),
+        say=say,
+        live=mode == "online",
+    )
+
+
 class WandbSink:
     """One W&B run per training, fed by a writer thread.
 
-    `begin`, `log`, `finish`, `abandon` and `replay` only append to a queue and return. The queue is unbounded: a row
-    is about a kilobyte, and the thread takes a thousand a second. When W&B fails, the thread calls `say` with one
-    line, leaves the runs then open to a replay, and goes from online to offline, from offline to disabled.
+    `begin`, `log`, `finish`, `abandon` and `replay` put a task into a queue and return at once. The queue is unbounded:
+    a row is about a kilobyte, and the thread takes a thousand a second. When W&B fails, the thread falls back from
+    online to offline and from offline to disabled, and calls `say` with one line. Runs open at that time are sent by a
+    later replay.
     """
 
     def __init__(
@@ -113,14 +92,14 @@ class WandbSink:
         live: bool = True,
         patience: float = 20.0,
     ) -> None:
-        """`directory` is the study's folder of runs, `extra` joins each config, `patience` is in seconds per answer."""
+        """`directory` is the study's run folder, `extra` joins each config, `patience` is the seconds per answer."""
         self.live = live and mode != "disabled"
-        """Whether steps are taken in as they come; otherwise `replay` sends whole runs from the store."""
+        """Whether steps are sent as they come; otherwise `replay` sends whole runs from the store."""
         self._hurried = False
         self._mode: Mode = mode
         self._project, self._entity, self._study = project, entity, study
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
-        self._open: dict[str, wandb.Run] = {}  # by run id; touched by the thread alone
+        self._open: dict[str, wandb.Run] = {}  # by run id; only the thread uses it
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if mode != "disabled":
@@ -129,17 +108,18 @@ class WandbSink:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is written at all."""
+        """Whether anything is written to W&B."""
         return self._thread is not None
 
     def begin(self, header: RunHeader) -> None:
-        """Opens a run. One that is resumed goes on after the server's last step, or offline is written anew:
-        the caller logs all of its records again, from step 1.
+        """Opens a run. The caller logs all of its records, from step 1, also for a resumed run.
+
+        A resumed run continues online after the server's last step, and offline is written anew.
         """
         self._put_live(self._begin, header)
 
     def log(self, run_id: str, record: StepRecord) -> None:
-        """Adds a row; steps of a run rise."""
+        """Adds a row. The steps of a run must rise."""
         self._put_live(self._log, run_id, record)
 
     def finish(self, run_id: str, result: RunResult) -> None:
@@ -147,34 +127,34 @@ class WandbSink:
         self._put_live(self._finish, run_id, result)
 
     def lacks(self, view: RunView) -> bool:
-        """Whether W&B does not have all of a finished run, in this mode or online."""
+        """Whether W&B lacks a part of a finished run, in this mode and online."""
         return _delivery(view.folder).get("mode") not in (self._mode, "online")
 
     def replay(self, view: RunView) -> None:
-        """Sends a finished run from the store; nothing happens where W&B has it."""
+        """Sends a finished run from the store, unless W&B has it."""
         self._put(self._replay, view)
 
     def abandon(self, run_id: str) -> None:
-        """Closes a run that is unfinished, as preempted."""
+        """Closes an unfinished run as preempted."""
         self._put_live(self._abandon, run_id)
 
     def drain(self, meanwhile: Callable[[], None]) -> None:
-        """Waits until everything put in so far is done; calls `meanwhile` several times a second."""
+        """Waits until every task so far is done. Calls `meanwhile` several times a second."""
         done = threading.Event()
         self._put(done.set)
         while self._thread is not None and self._thread.is_alive() and not done.wait(0.2):
             meanwhile()
 
     def close(self, timeout: float = 60.0, *, hurried: bool = False) -> None:
-        """Abandons what is still open and waits for the queue, at most `timeout` seconds; `hurried` drops replays."""
+        """Finishes the queue and abandons open runs, within `timeout` seconds. `hurried` drops replays."""
         if self._thread is None:
             return
         self._hurried = hurried
         self._queue.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
-            self._mode = "disabled"  # whatever answer the thread still waits for, all is said here
-            self._say(self._line(f"not everything was taken in within {timeout:g} s"))
+            self._mode = "disabled"  # the thread then reports no further failure
+            self._say(self._line(f"some rows were not delivered within {timeout:g} s"))
             _end_service()
 
     def _put_live(self, action: Callable[..., None], *args: Any) -> None:
@@ -186,7 +166,7 @@ class WandbSink:
             self._queue.put((action, args))
 
     def _write(self) -> None:
-        """The thread."""
+        """The thread's loop."""
         while (task := self._queue.get()) is not None:
             action, args = task
             try:
@@ -194,7 +174,7 @@ class WandbSink:
             except Exception as error:
                 self._degrade(error)
         for run_id in list(self._open):
-            with contextlib.suppress(Exception):  # the run store has it, and a replay sends it
+            with contextlib.suppress(Exception):  # the run store has the run, and a replay sends it
                 self._abandon(run_id)
 
     def _begin(self, header: RunHeader) -> None:
@@ -202,7 +182,7 @@ class WandbSink:
             try:
                 run = self._init(header)
             except Exception as error:
-                self._degrade(error)  # and once more in the weaker mode
+                self._degrade(error)  # and try again in the weaker mode
             else:
                 self._open[header.run.run_id] = run
                 return
@@ -211,8 +191,8 @@ class WandbSink:
         import wandb
 
         for fragment in (self._directory / "wandb").glob(f"*run-*-{header.wandb_id}*"):
-            shutil.rmtree(fragment)  # of a life that was cut short; its rows come again
-        wandb.setup(wandb.Settings(silent=True))  # init alone would greet on stderr
+            shutil.rmtree(fragment)  # of an interrupted attempt; its rows are logged again
+        wandb.setup(wandb.Settings(silent=True))  # otherwise init greets on stderr
         run = wandb.init(
             mode=self._mode,
             project=self._project,
@@ -222,7 +202,7 @@ class WandbSink:
             name=header.run.run_id,
             group=self._study,
             job_type=header.run.phase,
-            config=spelled(self._extra | _config(header)),
+            config=finite(self._extra | _config(header)),
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(
@@ -238,7 +218,7 @@ class WandbSink:
                 finish_timeout_raises=True,
             ),
         )
-        for metric in GLOSSARY.values():  # summary="none": one NaN would poison an automatic minimum for ever
+        for metric in GLOSSARY.values():  # summary="none": a single NaN would spoil an automatic minimum for good
             run.define_metric(metric.name, step_metric=None if metric.name == "tokens" else "tokens", summary="none")
         return run
 
@@ -251,10 +231,9 @@ class WandbSink:
         run = self._open.pop(run_id, None)
         if run:
             figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
-            run.summary.update({f"result/{key}": spelled(v) for key, v in figures.items() if v not in (None, "")})
+            run.summary.update({f"result/{key}": finite(v) for key, v in figures.items() if v not in (None, "")})
             run.finish(exit_code=int(result.outcome in BROKEN))
-            (self._directory / run_id).mkdir(exist_ok=True)
-            write_atomic(self._directory / run_id / DELIVERED, encode({"mode": self._mode, "url": run.url}))
+            write_atomic(self._directory / run_id / DELIVERED, to_json({"mode": self._mode, "url": run.url}))
 
     def _replay(self, view: RunView) -> None:
         assert view.result is not None
@@ -272,30 +251,30 @@ class WandbSink:
             run.finish(exit_code=1)
 
     def _degrade(self, error: Exception) -> None:
-        """Falls back one mode, and says so."""
+        """Falls back by one mode and says so."""
         if self._mode == "disabled":
             return
         import wandb
 
         if self._mode == "online":
-            self._mode, effect = "offline", f"goes on offline in {self._directory / 'wandb'}"
+            self._mode, effect = "offline", f"runs continue offline in {self._directory / 'wandb'}"
         else:
-            self._mode, effect = "disabled", "is left out from here"
+            self._mode, effect = "disabled", "W&B is left out from here"
         self._open.clear()
         with contextlib.suppress(Exception, SystemExit):
-            wandb.teardown(exit_code=1)  # a failed init keeps the run's id in use until its session has ended
+            wandb.teardown(exit_code=1)  # after a failed init the run's id is in use until its session has ended
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
-        self._say(self._line(f"{reason}; it {effect}"))
+        self._say(self._line(f"{reason}; {effect}"))
 
     def _line(self, what: str) -> str:
         return f"W&B: {what}; the run store has every step: `hpstudy sync {self._study}` sends what is missing"
 
 
 def _end_service() -> None:
-    """Ends wandb's own process, which waits for a hanging server half a minute, and is waited for at exit."""
+    """Ends wandb's own process, which would wait half a minute for a hanging server, and delay our exit."""
     import wandb
 
-    with contextlib.suppress(AttributeError):  # private to wandb; where they have gone, the exit only takes longer
+    with contextlib.suppress(AttributeError):  # private names of wandb; without them the exit only takes longer
         process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
         process.kill()
         process.wait()
@@ -313,6 +292,8 @@ def _config(header: RunHeader) -> dict[str, Any]:
         "trial": run.trial,
         "seed": run.seed,
         "phase": run.phase,
+        "of": run.of,
+        "fraction": run.fraction,
         "budget_tokens": run.tokens,
         "num_params": header.num_params,
         "started": header.started,

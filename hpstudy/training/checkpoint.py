@@ -1,4 +1,4 @@
-"""A training in the middle of a run: all that its next step depends on, in one file."""
+"""Checkpoints: all that the next step of a run depends on, in one file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MACHINE = ("device", "precision", "threads", "torch", "corpus_digest")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """A model and its optimizer after `step` steps. Data and schedule are functions of the step, so neither is kept."""
+    """A model and its optimizer after `step` steps. Data and schedule follow from the step, so neither is stored."""
 
     step: int
     weights: Tensor  # the flat buffer, fp32
@@ -33,21 +33,24 @@ class TrainingState:
 class Checkpoint:
     """What a file holds."""
 
-    fingerprint: str  # of what was trained, and where; another run's checkpoint is refused
+    fingerprint: str  # of what was trained, and where
     bad_steps: int  # of the divergence watch
     state: TrainingState
 
 
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:
-    """The same for two trainings exactly if they give the same numbers."""
-    told = [asdict(spec), asdict(run), {key: environment[key] for key in MACHINE}]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+    """Equal for two trainings exactly if they give the same numbers."""
+    trained = {key: value for key, value in asdict(run).items() if key not in ("of", "fraction")}  # only names
+    machine = {key: environment[key] for key in MACHINE}
+    return hashlib.sha256(
+        json.dumps([asdict(spec), trained, machine], sort_keys=True, default=repr).encode()
+    ).hexdigest()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the file and makes it durable; whoever reads `path` meanwhile may find a part of it.
+    """Writes the file durably, but not atomically: write to another name and rename.
 
-    Raises OSError or RuntimeError when it cannot be written.
+    Raises OSError or RuntimeError if it cannot be written.
     """
     state = {key: getattr(checkpoint.state, key) for key in ("step", "weights", "optimizer")}
     with path.open("wb") as file:
@@ -57,20 +60,20 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
-    """Reads a file that `save_checkpoint` wrote; nothing in it is ever executed.
+    """Reads a file that `save_checkpoint` wrote. Nothing in the file is executed.
 
-    Raises ValueError when it is damaged or belongs to another run, OSError when it cannot be read.
+    Raises ValueError if it is damaged or of another run or machine, OSError if it cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes checksums and does not look at them
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not check them
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(f"{damaged} does not have its checksum")
+            raise ValueError(f"{damaged} does not match its checksum")
         found = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = Checkpoint(**{**found, "state": TrainingState(**found["state"])})
     except OSError:
         raise
-    except Exception as error:  # of zipfile, torch and pickle, each by its own name
+    except Exception as error:  # zipfile, torch and pickle each raise their own
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from error
     if checkpoint.fingerprint != fingerprint:
         raise ValueError(f"{path}: belongs to another run, or to another machine")

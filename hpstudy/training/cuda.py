@@ -1,6 +1,6 @@
-"""What keeps a GPU busy: figures that are read while it works on, and micro-batches launched as one graph.
+"""What keeps a GPU busy: step figures read while it works on, and micro-batches launched as one CUDA graph.
 
-The maths is that of the plain path. On CPUs the readings work the same and nothing is captured.
+The maths is that of the plain path. On CPUs readings work the same way and nothing is captured.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-WARMUPS = 3  # before a capture: compilation, cuBLAS workspaces, autograd's buffers
-GRAPH_FLOPS = 2e12  # of a micro-batch: 3 to 10 ms of a large GPU, about what launching its kernels one by one takes
+WARMUPS = 3  # runs before a capture: compilation, cuBLAS workspaces, autograd's buffers
+GRAPH_FLOPS = 2e12  # of a micro-batch: 3 to 10 ms on a large GPU, about what launching its kernels singly takes
 
 log = logging.getLogger(__name__)
 
 
 class Reading:
-    """The figures of one step, on their way from the device while the host launches the next step.
+    """The figures of one step, copied from the device while the host launches the next step.
 
-    Built as the step begins. Its seconds are the device's own, from the moment this step could begin (the step before
-    it had ended and the host had come to it) to its end, so that the seconds of steps never overlap.
+    Create it when the step begins. The seconds are the device's own, from the moment the step could begin (the step
+    before had ended and the host had reached this one) to its end, so that the times of steps never overlap.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,19 +31,19 @@ class Reading:
         self._start = _Mark(device)
 
     def send(self, figures: Tensor) -> None:
-        """Ends the step: orders the copy of its figures, and waits for nothing."""
-        self._figures = figures.to("cpu", non_blocking=True)  # into pinned memory, where it comes from a GPU
+        """Ends the step: starts the copy of its figures without waiting for it."""
+        self._figures = figures.to("cpu", non_blocking=True)  # pinned memory if they come from a GPU
         self._end = _Mark(self._device)
 
     def read(self) -> tuple[list[float], float]:
-        """The figures and the step's seconds; waits until the device has come so far."""
+        """The figures and the step's seconds. Waits until the device has finished the step."""
         self._end.wait()
         figures: list[float] = self._figures.tolist()
         return figures, self._end.seconds_since(self._start)
 
 
 class _Mark:
-    """A moment in a device's work; on a CPU, which works as it is told, simply now."""
+    """A point in a device's work. On a CPU, which works synchronously, the current time."""
 
     def __init__(self, device: torch.device) -> None:
         self._time = time.perf_counter()
@@ -64,16 +64,17 @@ class _Mark:
 
 
 class Backward(Protocol):
-    """Adds `share` of the gradient of a micro-batch's mean loss to the gradients, and returns that share of it."""
+    """Adds `share` times the gradient of a micro-batch's mean loss to the gradients; returns `share` times the loss."""
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor, share: float | Tensor) -> Tensor: ...
 
 
 def captured(backward: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: Tensor) -> Backward:
-    """`backward` as one CUDA graph for inputs of this shape, or as it is, with a line in the log, where that fails.
+    """`backward` as one CUDA graph for inputs of this shape. If that fails, `backward` itself, and a log line.
 
-    A small model's kernels end before the host has launched the next; a graph launches them all at once. `grads` is
-    the one buffer that `backward` adds to. It is overwritten: a graph is taken only if it gives the same bits.
+    A small model's kernels end before the host has launched the next one; a graph launches them all at once.
+    `grads` is the buffer that `backward` adds to. It is overwritten here: the graph is used only if it gives the same
+    bits as `backward`.
     """
     x, y = inputs_BT.clone(), targets_BT.clone()  # the graph reads these and `factor` at every replay
     factor = torch.ones((), device=grads.device)
@@ -91,7 +92,7 @@ def captured(backward: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: T
         y.copy_(targets_BT)
         factor.fill_(share)
         graph.replay()
-        return loss  # until the next replay
+        return loss  # valid until the next replay
 
     if not same_bits(backward, replay, grads, inputs_BT, targets_BT):
         log.warning("micro-batches are launched kernel by kernel, which is slower: the CUDA graph gave other numbers")
@@ -100,7 +101,7 @@ def captured(backward: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: T
 
 
 def same_bits(one: Backward, other: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: Tensor) -> bool:
-    """Whether both give the same loss and the same gradients, to the last bit; `grads` is overwritten."""
+    """Whether both give the same loss and gradients to the last bit. Overwrites `grads`."""
     found = []
     for backward in (one, other):
         grads.zero_()
@@ -110,7 +111,7 @@ def same_bits(one: Backward, other: Backward, grads: Tensor, inputs_BT: Tensor, 
 
 
 def _on_a_side_stream(work: Callable[[], object]) -> None:
-    """As torch asks before a capture: nothing that the graph shall hold may be bound to the default stream."""
+    """Runs work on another stream, as torch requires before a capture."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

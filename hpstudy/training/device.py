@@ -1,4 +1,4 @@
-"""Where a training runs and in what precision, and why."""
+"""The device and the precision of a training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.spec import PrecisionChoice
-from hpstudy.training.memory import installed_gib, keep_freed_memory, peak_gib, room_gib
+from hpstudy.system import installed_gib, keep_freed_memory, peak_gib, room_gib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Placement:
 
     @property
     def kind(self) -> str:
-        """ "cpu" or "cuda"; which one of several like GPUs does not matter to the numbers."""
+        """ "cpu" or "cuda". Which of several equal GPUs it is does not change the numbers."""
         return self.device.partition(":")[0]
 
     @property
@@ -34,33 +34,18 @@ class Placement:
         """Whether the device is a CUDA GPU."""
         return self.kind == "cuda"
 
-    @property
-    def compiles(self) -> bool:
-        """Whether the model is compiled: on GPUs, where it fuses what would be many small kernels."""
-        return self.is_cuda
-
-    @property
-    def captures(self) -> bool:
-        """Whether the micro-batches of small models are launched as one graph."""
-        return self.is_cuda
-
-    @property
-    def steps_unread(self) -> int:
-        """How many steps may wait to be read while the next is launched: one on GPUs, or they would run dry."""
-        return 1 if self.is_cuda else 0
-
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass: bf16 matrix products, while weights, moments and the loss stay fp32."""
+        """The context of a forward pass: matrix products in bf16, while weights, moments and loss stay fp32."""
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
 
     def forget_memory(self) -> None:
-        """Gives unused memory of a GPU back and begins its peak anew; a CPU's peak is the process's and stays."""
+        """Frees a GPU's unused memory and resets its peak. On a CPU the peak is the process's and stays."""
         if self.is_cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def memory_gib(self) -> tuple[float, float]:
-        """(the most memory that training has taken, the most that it could: what is free and what it has)."""
+        """(peak memory of training, memory it could use at most: what it holds plus what is free)."""
         if not self.is_cuda:
             return peak_gib(), room_gib()
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -74,7 +59,7 @@ class Placement:
         return total / 2**30
 
     def environment(self) -> dict[str, Any]:
-        """What must stay the same for a study's numbers to stay the same on this machine, and what it runs on."""
+        """What this training runs on. Some of it must stay the same for the numbers to stay the same."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else _cpu_name()
         return {
             **asdict(self),
@@ -91,31 +76,31 @@ class Placement:
 
 
 def prepare_process(threads: int) -> None:
-    """Sets a process up for training, before its first large allocation: threads, determinism, memory."""
+    """Sets threads, determinism and memory of a process. Call it before the first large allocation."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    # fills every new tensor, a debugging aid that took 6% of a small step
+    # filling every new tensor is a debugging aid, and took 6% of a small step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def place(device: str, precision: PrecisionChoice) -> Placement:
-    """Resolves `auto|cpu|cuda[:N]` and `auto|bf16|fp32` on this machine.
+    """Resolves a device (auto, cpu, cuda, cuda:N) and a precision (auto, bf16, fp32) on this machine.
 
-    Raises UserError when the device or the precision asked for is not there.
+    Raises UserError if this machine does not have them.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return Placement(device="cpu", **_cpu_precision(precision))
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
+    kind, colon, index = device.partition(":")
+    if kind != "cuda" or (colon and not index.isdigit()):
         raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:N; use --device auto")
     count = torch.cuda.device_count()
     if int(index or 0) >= count:
         found = f"this machine has {count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA GPU was found"
         raise UserError(f"--device {device}: {found}; use --device cpu, or leave the flag out")
-    torch.cuda.set_device(int(index or 0))  # or every worker would hold memory on the first GPU
+    torch.cuda.set_device(int(index or 0))  # otherwise every worker would hold memory on the first GPU
     if precision == "fp32":
         return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="the study asks for it")
     if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -126,12 +111,12 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; the CPU allocator's is a plain RuntimeError."""
+    """Whether an error says that memory ran out. The CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _cpu_name() -> str:
-    """The processor's model, where the system tells; its architecture elsewhere."""
+    """The processor's model, or its architecture if the system does not name the model."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""When a run counts as lost: not finite, or worse than a uniform guess for good."""
+"""When a run counts as diverged."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ MARGIN_NATS = 1.0
 
 
 class DivergenceWatch:
-    """Follows one run; a run has diverged when its loss or gradient norm is not finite, or when its train loss stays
-    above ln(vocabulary) + 1 for 20 steps in a row after warm-up."""
+    """Watches one run for divergence.
+
+    A run has diverged if its loss or gradient norm is not finite, or if after warm-up its train loss stays above
+    ln(vocabulary) + 1 for 20 steps in a row.
+    """
 
     def __init__(self, vocab_size: int) -> None:
         self._limit = math.log(vocab_size) + MARGIN_NATS

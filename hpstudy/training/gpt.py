@@ -2,7 +2,7 @@
 
 Sources: Radford et al. 2019 (GPT-2) and Brown et al. 2020, arXiv:2005.14165, section 2.1. Parameter names and
 shapes follow GPT-2's (linear weights transposed: [out, in]).
-Every layer also takes parameters stacked along a leading K, for K models that train as one (training/pack.py).
+Every layer also takes parameters stacked along a leading K, for K models that train as one (pack.py).
 Shapes: K models, B sequences, T tokens of context, C width, H heads, D = C / H,
 V vocabulary padded to a multiple of 64.
 """
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpstudy.spec import ModelShape
-from hpstudy.training.kernels import attention, output_loss
+from hpstudy.training.kernels import attention, output_loss, prepare_attention
 
 INIT_STD = 0.02
-VOCAB_MULTIPLE = 64  # matrix kernels are fastest on aligned sizes; the padding is masked out of the softmax
+MAX_GRAPHS = 256  # of the blocks, one per shape of inputs
+VOCAB_MULTIPLE = 64  # matrix products are fastest on aligned sizes; the softmax masks the padding out
 
 
 class Linear(nn.Linear):
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(shape.width, shape.width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]; sequences of several models stand side by side."""
+        """[B, T, C] -> [B, T, C]; with stacked models the B dimension holds the sequences of all of them."""
         T, C = x_BTC.shape[-2:]
         q_BHTD, k_BHTD, v_BHTD = self.c_attn(x_BTC).view(-1, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         y_BHTD = attention(q_BHTD, k_BHTD, v_BHTD)
@@ -63,7 +64,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide inside."""
+    """Two linear layers with a hidden width of 4 C."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: both halves add to the residual stream, each behind its own LayerNorm."""
+    """One layer: attention and MLP, each with its LayerNorm before and its residual connection around."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer that returns its loss; the output layer shares the embedding's weights."""
+    """A decoder-only transformer that returns its loss. The output layer shares the embedding's weights."""
 
     def __init__(self, shape: ModelShape, vocab_size: int, context: int) -> None:
         super().__init__()
@@ -108,14 +109,25 @@ class GPT(nn.Module):
 
     @property
     def stacked(self) -> bool:
-        """Whether the parameters are those of several models."""
+        """Whether the parameters are stacked for several models."""
         return self.wte.weight.ndim == 3
 
     @property
     def num_params(self) -> int:
-        """Parameters with the vocabulary unpadded; the tied embedding counts once."""
+        """Parameters without the vocabulary's padding; the tied embedding counts once."""
         padding = (self.wte.num_embeddings - self.vocab_size) * self.shape.width
         return sum(p.numel() for p in self.parameters()) - padding
+
+    def compile_blocks(self) -> None:
+        """Compiles the blocks, with one graph for all of them, which torch keeps on disk.
+
+        The rest stays as it is: the output layer has its own kernel, and torch's own gradient of an embedding is faster
+        than the one that the compiler takes to be deterministic (tests/README.md).
+        """
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond its limit torch silently stops compiling
+        prepare_attention(self.wpe.num_embeddings, str(self.wpe.weight.device))
+        for block in self.h:
+            block.compile(dynamic=False)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> final hidden states [B, T, C]."""
@@ -131,7 +143,7 @@ class GPT(nn.Module):
             embedded: Tensor = self.wte(tokens) + positions
             return embedded
         K, V, _ = self.wte.weight.shape
-        first = V * torch.arange(K, device=tokens.device)[:, None, None]  # of each model's rows in one long table
+        first = V * torch.arange(K, device=tokens.device)[:, None, None]  # first row of each model in one long table
         return F.embedding(tokens + first, self.wte.weight.flatten(0, 1)) + positions[:, None]
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
@@ -139,9 +151,9 @@ class GPT(nn.Module):
         return F.linear(self.hidden(tokens_BT), self.wte.weight)[..., : self.vocab_size]
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, fp32, over all B * T predictions; targets are below vocab_size.
+        """Mean cross-entropy in nats, fp32, over all B * T predictions. Targets must be below vocab_size.
 
-        Of stacked parameters the loss of each model, [K], for tokens [K, B, T].
+        With stacked parameters, tokens are [K, B, T] and the result is the loss of each model, [K].
         """
         if self.stacked:
             lanes = zip(self.hidden(tokens_BT), self.wte.weight, targets_BT, strict=True)
@@ -153,14 +165,14 @@ class GPT(nn.Module):
 def initialize(model: GPT, seed: int) -> None:
     """Draws new weights in place: normal with std 0.02, residual projections scaled by 1/sqrt(2 * layers).
 
-    Biases and the padding rows of the embedding are 0, LayerNorm is the identity. Drawn on the CPU and without the
+    Biases and the embedding's padding are 0, LayerNorm is the identity. The weights are drawn on the CPU, without the
     padding, so that a seed gives the same weights on every device. Source: Radford et al. 2019, section 2.3.
     """
     generator = torch.Generator().manual_seed(seed)
     residual_std = INIT_STD / math.sqrt(2 * model.shape.layers)
     for name, param in model.named_parameters():
         if param.ndim < 2:
-            is_gain = name.endswith("weight")  # of a LayerNorm; everything else of one dimension is a bias
+            is_gain = name.endswith("weight")  # a LayerNorm's gain; other tensors of one dimension are biases
             param.fill_(1.0 if is_gain else 0.0)
             continue
         rows = model.vocab_size if name == "wte.weight" else param.shape[0]

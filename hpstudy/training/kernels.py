@@ -1,28 +1,42 @@
-"""The two places where a CPU needs another formulation to be fast. The maths is torch's; tests hold it to that.
+"""Attention and the output layer, formulated so that they are fast. Tests compare both with torch.
 
-On other devices each function is torch's own operation. Times are of one core with AVX512-BF16, torch 2.13.
+CPU times are from one core with AVX512-BF16 and torch 2.13, GPU times from an H100 with torch 2.11 (tests/README.md).
 Shapes: B sequences, T tokens, H heads, D head width, C width, N = B * T predictions, V padded vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-LOGITS_PER_CHUNK = 2**27  # of one matrix product of the output layer on a CPU: 256 MiB in bf16
-LOGITS_PER_BLOCK = 2**18  # of one softmax: 1 MiB in fp32, so that its passes stay in a core's cache
+LOGITS_PER_CHUNK = {"cpu": 2**27, "cuda": 2**30}  # of one matrix product of the output layer; 256 MiB, 2 GiB in bf16
+LOGITS_PER_BLOCK = 2**18  # of one softmax on a CPU: 1 MiB in fp32, so that its passes stay in a core's cache
+FLEX_MULTIPLE = 128  # tokens; the block size of FlexAttention
+# FlexAttention's blocks that were fastest for D = 64 on an H100, whose shared memory they need
+HOPPER_BLOCKS = {
+    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 128, "bwd_BLOCK_M2": 128, "bwd_BLOCK_N2": 32,
+    "bwd_num_warps": 4, "bwd_num_stages": 3,
+}  # fmt: skip
+
+HAS_TRITON = find_spec("triton") is not None  # torch's wheels for CUDA bring it
+
+_causal_masks: dict[int, BlockMask] = {}  # by T
+_has_hopper_blocks = False
 
 
 def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     """Causal softmax attention, [B, H, T, D].
 
-    torch's fused kernel has a slow backward for bf16 on CPUs: plain matrix products took a fifth of its time at
-    T = 128, 40% at 256 and 85% at 1024. In fp32 the fused one is as fast or faster. On a GPU nothing is left to
-    choose by time: with deterministic algorithms torch itself leaves cuDNN's kernel out, and takes flash in bf16.
+    On CPUs torch's fused kernel has a slow backward in bf16: plain matrix products took a fifth of its time at T = 128,
+    40% at 256 and 85% at 1024. In fp32 the fused kernel is as fast or faster.
+    On GPUs, in compiled code with a mask from `prepare_attention`, FlexAttention is deterministic and faster than the
+    deterministic flash attention that torch would take: 2.5 ms instead of 3.0 forward and backward.
     """
     if q_BHTD.is_cpu and q_BHTD.dtype is torch.bfloat16:
         B, H, T, D = q_BHTD.shape
@@ -30,41 +44,60 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
         future = torch.full((1, T, T), -math.inf, dtype=q.dtype).triu(1)
         weights = torch.softmax(torch.baddbmm(future, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)), dim=-1)
         return torch.bmm(weights, v).view(B, H, T, D)
+    T, D = q_BHTD.shape[-2:]
+    if torch.compiler.is_compiling() and q_BHTD.dtype is torch.bfloat16 and D >= 16 and T in _causal_masks:
+        options: Any = HOPPER_BLOCKS if D == 64 and _has_hopper_blocks else None
+        out = flex_attention(q_BHTD, k_BHTD, v_BHTD, block_mask=_causal_masks[T], kernel_options=options)
+        assert isinstance(out, Tensor)
+        return out
     return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
 
 
-def output_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
-    """Mean cross-entropy in nats, fp32, of the logits hidden @ weight.T with the rows from vocab_size on masked out.
+def prepare_attention(context: int, device: str) -> None:
+    """Builds the causal mask that `attention` uses in compiled code on a GPU, for sequences of `context` tokens."""
+    global _has_hopper_blocks
+    if context % FLEX_MULTIPLE or context in _causal_masks:
+        return
+    _has_hopper_blocks = device.startswith("cuda") and torch.cuda.get_device_capability(device) == (9, 0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # the mask's construction scatters ones, which repeats anyway
+    try:
+        _causal_masks[context] = create_block_mask(
+            lambda _b, _h, q, k: q >= k, None, None, context, context, device=device, BLOCK_SIZE=FLEX_MULTIPLE
+        )
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
 
-    On CPUs the forward takes the gradients too, chunk by chunk of predictions: one exponential, passes that stay in
-    the cache, no logits in fp32 and none kept for the backward. Elsewhere torch.compile keeps those of the product,
-    in bf16 under autocast, and takes the softmax in fp32 as it reads them.
+
+def output_loss(hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
+    """Mean cross-entropy in nats, fp32, of the logits hidden @ weight.T. Columns from vocab_size on are masked out.
+
+    The forward computes the gradients too, in chunks of predictions: one exponential, and no logits kept for the
+    backward. On a GPU without Triton it is torch's own operation.
     """
-    if hidden_NC.is_cpu:
-        if not torch.is_grad_enabled():  # of which an autograd.Function is not told
-            hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
-        out: Tensor = _OutputLoss.apply(hidden_NC, weight_VC, targets_N, vocab_size)  # type: ignore[no-untyped-call]
-        return out
-    logits_NV = F.linear(hidden_NC, weight_VC).float()
-    if logits_NV.shape[1] > vocab_size:  # not by assignment, which a compiler keeps in fp32 for the backward
-        padding_V = torch.arange(logits_NV.shape[1], device=logits_NV.device) >= vocab_size
-        logits_NV = logits_NV.masked_fill(padding_V, -torch.inf)
-    return F.cross_entropy(logits_NV, targets_N)
+    if hidden_NC.is_cuda and not HAS_TRITON:
+        logits_NV = F.linear(hidden_NC, weight_VC).float()[:, :vocab_size]
+        return F.cross_entropy(logits_NV, targets_N)
+    if not torch.is_grad_enabled():  # a custom Function cannot see no_grad
+        hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
+    out: Tensor = _OutputLoss.apply(hidden_NC, weight_VC, targets_N, vocab_size)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _OutputLoss(torch.autograd.Function):
-    """Forward turns the logits into their gradient, (softmax - onehot) / N, in place, and multiplies it out."""
+    """The forward turns the logits into their gradient, (softmax - onehot) / N, in place, and multiplies it out."""
 
     @staticmethod
     def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, vocab_size: int) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight_VC.dtype
+        kind = hidden_NC.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VC.dtype
         hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
         N, V = len(hidden), len(weight)
-        rows = max(1, LOGITS_PER_CHUNK // V)
-        loss = torch.zeros((), dtype=torch.float32)
+        rows = max(1, LOGITS_PER_CHUNK[kind] // V)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
         d_weight: Tensor | None = None
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(kind, enabled=False):
             for start in range(0, N, rows):
                 part = slice(start, start + rows)
                 logits = hidden[part] @ weight.T
@@ -80,6 +113,8 @@ class _OutputLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
+        if grads[0].is_cuda:  # reading the factor would wait for the device
+            return d_hidden.to(ctx.hidden_dtype) * grads[0], d_weight * grads[0], None, None
         factor = grads[0].item()
         if factor != 1.0:  # several micro-batches
             d_hidden, d_weight = d_hidden * factor, d_weight * factor
@@ -87,11 +122,15 @@ class _OutputLoss(torch.autograd.Function):
 
 
 def _softmax_gradient_(logits_NV: Tensor, targets_N: Tensor, vocab_size: int, factor: float) -> Tensor:
-    """Summed cross-entropy of logits, which become (softmax - onehot) * factor in place."""
+    """The summed cross-entropy of logits, fp32. Overwrites them with (softmax - onehot) * factor."""
+    if logits_NV.is_cuda:
+        from hpstudy.training.softmax_kernel import softmax_gradient_  # here: machines without a GPU have no Triton
+
+        return softmax_gradient_(logits_NV, targets_N, vocab_size, factor)
     total = torch.zeros((), dtype=torch.float32)
     rows = max(1, LOGITS_PER_BLOCK // logits_NV.shape[1])
     for block, targets in zip(torch.split(logits_NV, rows), torch.split(targets_N, rows), strict=True):
-        wide, index = block.float(), targets[:, None]  # in fp32 `wide` is the block itself
+        wide, index = block.float(), targets[:, None]  # for fp32 logits `wide` is the block itself
         wide[:, vocab_size:] = -torch.inf
         peak = wide.amax(dim=1, keepdim=True)
         total += (peak - wide.gather(1, index)).sum()

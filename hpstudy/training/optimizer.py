@@ -1,7 +1,7 @@
 """Weights in one flat buffer, grouped AdamW over it, and gradient clipping.
 
-With all weights in one buffer, AdamW, the norms and the update-to-weight ratio are each one pass over contiguous
-memory instead of a call per tensor. AdamW works element by element, so its numbers are those of the usual groups.
+In one buffer, AdamW, the norms and the update-to-weight ratio are each one pass over contiguous memory instead of a
+call per tensor. AdamW works element by element, so the numbers are those of the usual parameter groups.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from hpstudy.hparams import ClipMode, HParams
 
-NORM_CHUNK = 4096  # torch's fp32 norm of 124M numbers in one go was 1.3% too small on a CPU; of rows of 4096, 1e-7
+NORM_CHUNK = 4096  # torch's fp32 norm of 124M numbers at once was 1.3% too small on a CPU; by rows of 4096, 1e-7
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 def norm(flat: Tensor) -> Tensor:
-    """Euclidean norm of a flat fp32 tensor, or of each row, whose length is a multiple of NORM_CHUNK."""
+    """Euclidean norm of a flat fp32 tensor, or of each row. The length must be a multiple of NORM_CHUNK."""
     chunks = flat.view(*flat.shape[:-1], -1, NORM_CHUNK)
     total: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(chunks, dim=-1), dim=-1)
     return total
 
 
 class FlatParameters:
-    """A model's parameters and gradients as views of two flat fp32 buffers: the decayed tensors first, then the rest.
+    """A model's parameters and gradients as views of two flat fp32 buffers: decayed tensors first, then the rest.
 
-    Decayed are tensors of two or more dimensions only (matrices and embeddings, the tied one once), never biases and
-    LayerNorms. Both halves are padded with zeros to a multiple of NORM_CHUNK.
+    Decayed are the tensors of two or more dimensions (matrices and embeddings, the tied one once), never biases or
+    LayerNorms. Zeros pad both parts to a multiple of NORM_CHUNK.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -56,9 +56,9 @@ def _round_up(size: int) -> int:
 
 
 def make_adamw(flat: FlatParameters, hparams: HParams) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay on matrices only (Loshchilov and Hutter 2019, arXiv:1711.05101).
+    """Fused AdamW with decoupled weight decay of the decayed tensors.
 
-    Fused: one kernel per group, on CUDA and on CPUs.
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
     groups: list[dict[str, Any]] = [
         {"params": [flat.decayed], "weight_decay": hparams.weight_decay},
@@ -68,19 +68,19 @@ def make_adamw(flat: FlatParameters, hparams: HParams) -> torch.optim.AdamW:
 
 
 class Clipping(NamedTuple):
-    """What clipping found, and what the optimizer shall divide every gradient by."""
+    """What clipping measured, and the divisor of all gradients in the update."""
 
     norm: Tensor  # global, before clipping
-    clipped: Tensor  # bool: whether any gradient is scaled down
+    clipped: Tensor  # bool: whether any gradient was scaled down
     divisor: Tensor  # at least 1
 
 
 def clip_(flat: FlatParameters, mode: ClipMode, max_norm: float) -> Clipping:
-    """Clips gradients to `max_norm`; "global" leaves them and returns a divisor, "per_tensor" scales them in place.
+    """Clips gradients to `max_norm`.
 
-    "global" scales all by min(1, max_norm / norm) with one norm over all parameters, as
-    torch.nn.utils.clip_grad_norm_ does (Pascanu et al. 2013, arXiv:1211.5063); "per_tensor" does so with each
-    tensor's own norm; "none" leaves them alone.
+    "global" scales all gradients by min(1, max_norm / norm) with one norm over all parameters, as
+    torch.nn.utils.clip_grad_norm_ does. It only returns the divisor, which the update applies. "per_tensor" scales each
+    tensor in place by its own norm. "none" changes nothing. Source: Pascanu et al. 2013, arXiv:1211.5063.
     """
     total = norm(flat.grads)
     one = torch.ones_like(total)
@@ -98,7 +98,7 @@ def clip_(flat: FlatParameters, mode: ClipMode, max_norm: float) -> Clipping:
 def update_(optimizer: torch.optim.AdamW, lr: float, divisor: Tensor) -> None:
     """One AdamW step at rate `lr` with every gradient divided by `divisor`.
 
-    The fused kernel divides as it reads the gradients, by the hook it has for loss scaling: one pass less over them.
+    The fused kernel divides while it reads the gradients (its hook for loss scaling), which saves a pass over them.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -108,9 +108,9 @@ def update_(optimizer: torch.optim.AdamW, lr: float, divisor: Tensor) -> None:
 
 @torch.no_grad()
 def share_lost_to_bf16(before: Tensor, after: Tensor) -> Tensor:
-    """The share of non-zero updates that would leave a bf16 weight unchanged, which is why the weights stay fp32.
+    """The share of non-zero updates that would leave a bf16 weight unchanged. This is why the weights stay fp32.
 
-    A bf16 weight has 8 bits of mantissa: an update below about 1/512 of the weight rounds away.
+    A bf16 number has 8 significant bits: an update below about 1/512 of the weight rounds away.
     """
     stored = before.bfloat16()
     updated = (stored.float() + (after - before)).bfloat16()

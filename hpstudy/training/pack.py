@@ -1,7 +1,7 @@
 """Several runs of equal shape trained as one model whose parameters are stacked along a leading K.
 
-A small step is mostly the overhead of its operations, which a pack pays once. Each run keeps its own weights, data,
-schedule, AdamW and clipping; nothing is reduced over K, so that no run can disturb another.
+Small steps are mostly overhead of their operations, which a pack pays once. Each run keeps its own weights, data,
+schedule, AdamW and clipping. Nothing is reduced over K, so that no run can disturb another.
 Shapes: K runs, S numbers in the flat buffer of one run, B sequences, T tokens.
 """
 
@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpstudy.data.corpus import Corpus, WindowSampler
 from hpstudy.records import Run, StepRecord
 from hpstudy.spec import TrainerSpec
-from hpstudy.training.corpus import Corpus, WindowSampler
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import CLIP_EPS, Clipping, FlatParameters, norm, share_lost_to_bf16
 from hpstudy.training.schedule import plan
 
-LossFunction = Callable[[Tensor, Tensor], Any]
 ValBatches = Sequence[tuple[Tensor, Tensor]]
 
 
 class Pack:
-    """K models as one, built once and reset in place by every `train`."""
+    """K models as one. Built once, and reset in place by every `train`."""
 
     def __init__(
         self,
@@ -36,11 +35,11 @@ class Pack:
         corpus: Corpus,
         placement: Placement,
         num_runs: int,
-        prepared: Callable[[GPT], LossFunction],
+        compiles: bool,
         val_batches: ValBatches,
     ) -> None:
         self._spec, self._corpus, self._placement, self._val_batches = spec, corpus, placement, val_batches
-        self._solo = GPT(spec.model, corpus.vocab_size, spec.context)  # draws first weights, and is the rows' layout
+        self._solo = GPT(spec.model, corpus.vocab_size, spec.context)  # draws first weights, gives the rows' layout
         self._row = FlatParameters(self._solo)
         self._num_decayed = self._row.decayed.numel()
         self._weights_KS = torch.zeros(num_runs, len(self._row.weights), device=placement.device)
@@ -54,10 +53,12 @@ class Pack:
             param.data = self._weights_KS[:, span].view(num_runs, *row.shape)
             self._grads.append(self._grads_KS[:, span].view(num_runs, *row.shape))
         self._params = list(model.parameters())
-        self._loss = prepared(model)
+        self._model = model
+        if compiles:
+            model.compile_blocks()
 
     def train(self, runs: Sequence[Run], stopped: Container[str]) -> Iterator[tuple[str, StepRecord]]:
-        """Trains runs of equal shape in lockstep, each from its first step; see Trainer.train."""
+        """Trains runs of equal shape in lockstep from their first step; see Trainer.train."""
         spec = self._spec
         for row, run in zip(self._weights_KS, runs, strict=True):
             initialize(self._solo, run.seed)
@@ -78,7 +79,7 @@ class Pack:
                 torch.stack([torch.from_numpy(windows[run.seed][part]) for run in runs]).to(self._placement.device)
                 for part in (0, 1)
             )
-            micro_batch = math.gcd(runs[0].hparams.micro_batch, count)  # as Trainer takes it
+            micro_batch = math.gcd(runs[0].hparams.micro_batch, count)  # as in Trainer
             loss_K = self._accumulate_gradients(x_KBT, y_KBT, micro_batch)
             clipping = self._clip_(rows)
             self._before_KS.copy_(self._weights_KS)
@@ -111,19 +112,19 @@ class Pack:
                     )
 
     def _accumulate_gradients(self, x_KBT: Tensor, y_KBT: Tensor, micro_batch: int) -> Tensor:
-        """Mean loss of each run over its whole batch, [K], with the gradients in the buffer."""
+        """The mean loss of each run over its whole batch, [K], with the gradients in the buffer."""
         self._grads_KS.zero_()
         total_K = torch.zeros(len(x_KBT), device=x_KBT.device)
         share = micro_batch / x_KBT.shape[1]
         for x, y in zip(torch.split(x_KBT, micro_batch, 1), torch.split(y_KBT, micro_batch, 1), strict=True):
             with self._placement.autocast():
-                loss_K = self._loss(x, y) * share
+                loss_K = self._model(x, y) * share
             torch._foreach_add_(self._grads, torch.autograd.grad(loss_K.sum(), self._params))
             total_K += loss_K.detach()
         return total_K
 
     def _clip_(self, rows: _Rows) -> Clipping:
-        """Clips each run in its own way, as optimizer.clip_ does."""
+        """Clips each run by its own rule; see optimizer.clip_."""
         norm_K = norm(self._grads_KS)
         divisor_K = ((norm_K + CLIP_EPS) / rows.global_limit).clamp(min=1.0)
         clipped_K = norm_K > rows.global_limit
@@ -136,7 +137,7 @@ class Pack:
         return Clipping(norm=norm_K, clipped=clipped_K, divisor=divisor_K)
 
     def _update_(self, rows: _Rows, step: int, lrs: list[float], divisor_K: Tensor) -> None:
-        """One AdamW step of every run, with the roundings of torch's fused kernel as far as plain operations go."""
+        """One AdamW step of every run, rounded as in torch's fused kernel as far as plain operations allow."""
         lr = torch.tensor(lrs, dtype=torch.float64)
         step_size, root = (lr / (1 - rows.beta1**step)), (1 - rows.beta2**step).sqrt()
         decay, step_size, root = (
@@ -156,7 +157,7 @@ class Pack:
         total_K = torch.zeros(num_runs, dtype=torch.float64, device=self._placement.device)
         for x_BT, y_BT in self._val_batches:
             with self._placement.autocast():
-                losses_K = self._loss(x_BT.expand(num_runs, -1, -1), y_BT.expand(num_runs, -1, -1))
+                losses_K = self._model(x_BT.expand(num_runs, -1, -1), y_BT.expand(num_runs, -1, -1))
             total_K += losses_K.double() * y_BT.numel()
             count += y_BT.numel()
         lost_K = torch.stack(
@@ -171,11 +172,11 @@ class Pack:
 
 
 class _Rows:
-    """The runs' own hyperparameters as columns; what a run does not clip by has an infinite limit."""
+    """The runs' own hyperparameters as columns. A limit that a run does not clip by is infinite."""
 
     def __init__(self, runs: Sequence[Run], device: str) -> None:
         every = [run.hparams for run in runs]
-        # in float64 on the host, for what is taken to the power of the step
+        # in float64 on the host, because they are taken to the power of the step
         self.beta1, self.beta2, self.weight_decay = (
             torch.tensor([getattr(hparams, key) for hparams in every], dtype=torch.float64)
             for key in ("beta1", "beta2", "weight_decay")

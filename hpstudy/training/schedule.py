@@ -1,7 +1,7 @@
-"""The plan of a run: batch, learning rate and evaluation of every step, as pure arithmetic on tokens.
+"""The plan of a run: batch, learning rate and evaluation of every step, as arithmetic on tokens.
 
-Everything is stated in tokens, so that runs with different batches share one schedule. With a constant batch the
-learning rate is the familiar one in steps, with `it` from 0: (it + 1) / warmup_steps up to the peak, then
+Everything is in tokens, so that runs with different batches share one schedule. With a constant batch this is the usual
+schedule in steps, with `it` from 0: (it + 1) / warmup_steps up to the peak, then
 floor + (1 - floor) * (1 + cos(pi * (it - warmup_steps) / (decay_steps - warmup_steps))) / 2, then the floor.
 """
 
@@ -22,18 +22,18 @@ class StepPlan:
     tokens_before: int
     batch_tokens: int
     lr: float
-    eval_index: int | None  # point of the evaluation grid that this step reaches first, from 1
+    eval_index: int | None  # point of the evaluation grid that this step reaches, from 1; None: no evaluation
 
     @property
     def tokens(self) -> int:
-        """Tokens seen once the step is done."""
+        """Tokens seen after the step."""
         return self.tokens_before + self.batch_tokens
 
 
 def learning_rate(hparams: HParams, tokens_before: int, batch_tokens: int, budget: int) -> float:
-    """The rate of the step that starts at `tokens_before` of a run of `budget` tokens.
+    """The learning rate of the step that starts at `tokens_before` of a run of `budget` tokens.
 
-    Linear warm-up and cosine to a floor as in GPT-3 (Brown et al. 2020, appendix B), in tokens.
+    Linear warm-up, then cosine to a floor. Source: Brown et al. 2020, arXiv:2005.14165, appendix B.
     """
     warmup = hparams.warmup_fraction * budget
     decay_end = hparams.decay_fraction * budget
@@ -49,7 +49,7 @@ def learning_rate(hparams: HParams, tokens_before: int, batch_tokens: int, budge
 def ramped_batch(hparams: HParams, tokens_before: int, budget: int, unit: int) -> int:
     """Tokens of the step that starts at `tokens_before`: linear from batch_ramp_start to the full batch.
 
-    Rounded down to a multiple of `unit` tokens (a micro-batch of every size must fit), at least one unit.
+    Rounded down to a multiple of `unit` tokens, which every micro-batch divides, and at least one unit.
     """
     ramp = hparams.batch_ramp_fraction * budget
     if tokens_before >= ramp:
@@ -59,9 +59,9 @@ def ramped_batch(hparams: HParams, tokens_before: int, budget: int, unit: int) -
 
 
 def plan(hparams: HParams, *, budget: int, unit: int, evals: int) -> Iterator[StepPlan]:
-    """Every step of a run of `budget` tokens; without a ramp floor(budget / batch_tokens) of them.
+    """Every step of a run of `budget` tokens. Without a ramp there are floor(budget / batch_tokens) steps.
 
-    Evaluations lie on a grid of `evals` points equally spaced in tokens: the first step that reaches a point
+    Evaluations are due on a grid of `evals` points equally spaced in tokens. The first step that reaches a point
     evaluates, and the last step always does, as point `evals`. A step that reaches several points takes the last.
     """
     step, tokens, reached = 0, 0, 0

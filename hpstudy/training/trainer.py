@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpstudy.data.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.hparams import HParams
 from hpstudy.records import Run, Speed, StepRecord
 from hpstudy.spec import TrainerSpec
 from hpstudy.training.checkpoint import Checkpoint, TrainingState
-from hpstudy.training.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, captured
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
@@ -27,31 +27,45 @@ from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, 
 from hpstudy.training.pack import Pack
 from hpstudy.training.schedule import StepPlan, plan
 
-MAX_GRAPHS = 256
-EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter moves its rounding
+EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
 
 
 class Trainer:
-    """Trains runs of one spec, one after the other; model, buffers and corpus are built once and reset in place.
+    """Trains runs of one spec, one after the other. Model, buffers and corpus are built once and reset in place.
 
-    The record of a step depends on (spec, run, device, precision, threads) and on whether it trains alone or in a pack:
-    a run trained twice in the same way, after and beside any others, yields the same numbers bitwise. Times are the
-    exception.
+    A run trained twice gives the same numbers bitwise, whatever was trained before or beside it. They depend on the
+    spec, the run, the device, the precision, the threads, and whether the run trains alone or in a pack. Only times
+    differ.
     """
 
-    def __init__(self, spec: TrainerSpec, corpus: Corpus, placement: Placement) -> None:
+    def __init__(
+        self,
+        spec: TrainerSpec,
+        corpus: Corpus,
+        placement: Placement,
+        *,
+        steps_ahead: int | None = None,
+        capture: bool | None = None,
+        compile: bool | None = None,
+    ) -> None:
+        """`steps_ahead`: steps launched before the figures of the last one are read; by default 1 on GPUs, else 0.
+
+        `capture`: whether micro-batches of small models are launched as one graph; by default on GPUs.
+        `compile`: whether the model's blocks are compiled; by default on GPUs.
+        """
         self.spec = spec
         self.placement = placement
         self.vocab_size = corpus.vocab_size
+        self._steps_ahead = int(placement.is_cuda) if steps_ahead is None else steps_ahead
+        self._captures = placement.is_cuda if capture is None else capture
+        self._compiles = placement.is_cuda if compile is None else compile
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
-        self._prepared: Callable[[GPT], Callable[[Tensor, Tensor], Any]] = (
-            _compiled if placement.compiles else lambda model: model
-        )
-        self._loss = self._prepared(self._model)
+        if self._compiles:
+            self._model.compile_blocks()
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
-        self._graph: tuple[int, Backward] | None = None  # of the last micro-batch size: another one's memory is freed
+        self._graph: tuple[int, Backward] | None = None  # of the last micro-batch size; only one is kept in memory
         inputs, targets = val_windows(corpus, spec.context)
         rows = max(1, EVAL_TOKENS // spec.context)
         self._val_batches = [
@@ -59,15 +73,15 @@ class Trainer:
             for i in range(0, len(inputs), rows)
         ]
 
-        self._packed: tuple[int, Pack] | None = None  # of the last number of runs: another one's memory is freed
+        self._packed: tuple[int, Pack] | None = None  # of the last number of runs; only one is kept in memory
         self._optimizer: torch.optim.AdamW | None = None
-        self._step = 0  # the last one launched of a single run
-        self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yielded
+        self._step = 0  # the last step launched of a single run
+        self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yet yielded
         self._catching_up = False
 
     @property
     def num_params(self) -> int:
-        """Parameters of the model, the vocabulary unpadded."""
+        """Parameters of the model, without the vocabulary's padding."""
         return self._model.num_params
 
     def train(
@@ -78,16 +92,15 @@ class Trainer:
         *,
         packed: bool = False,
     ) -> Iterator[tuple[str, StepRecord]]:
-        """Trains runs from their first step and yields (run id, what the step measured), step by step.
+        """Trains runs from their first step and yields (run id, record) for every step.
 
-        A single run goes on after its `checkpoint`, with the same numbers as if it had never stopped.
+        A single run may resume after a `checkpoint`, with the same numbers as if it had never stopped.
 
-        Several runs must be of equal shape (see Run.packs_with) and train in lockstep as one stacked model: a step's
-        seconds are the wall time that they share, its tokens per second those of each run. Their losses are those of
-        one at a time to rounding, and to the last bit those of any other pack, be it of one run (`packed`).
-        A run yields no more once the caller has put its id into `stopped`.
-        On a GPU a record comes one step late, when the next one is under way, but at once where an evaluation
-        followed, as it does the last step.
+        Several runs must be of equal shape (see Run.packs_with). They train in lockstep as one stacked model and share
+        the wall time of a step; tokens per second are those of each run. Losses equal those of single runs up to
+        rounding, and those of any other pack, also of one run (`packed`), bitwise.
+        A run yields no more records after the caller has put its id into `stopped`.
+        On a GPU a record comes one step late, while the next step runs, except after an evaluation and at the end.
         """
         if packed or len(runs) > 1:
             assert all(runs[0].packs_with(run) for run in runs)
@@ -100,17 +113,17 @@ class Trainer:
 
     def _pack(self, num_runs: int) -> Pack:
         if self._packed is None or self._packed[0] != num_runs:
-            self._packed = None
+            self._packed = None  # frees the old one first
             self._packed = (
                 num_runs,
-                Pack(self.spec, self._corpus, self.placement, num_runs, self._prepared, self._val_batches),
+                Pack(self.spec, self._corpus, self.placement, num_runs, self._compiles, self._val_batches),
             )
         return self._packed[1]
 
     def state(self) -> TrainingState | None:
-        """What a single run goes on from after the step that `train` yielded last; read it before the next.
+        """The state of a single run after the step that `train` yielded last. Read it before the next step.
 
-        None where the device is ahead of that step. It then catches up, and a later call has it.
+        None if the device is ahead of that step. The trainer then catches up, and a later call has the state.
         """
         self._catching_up = bool(self._unread)
         if self._unread or self._optimizer is None:
@@ -118,37 +131,48 @@ class Trainer:
         return TrainingState(step=self._step, weights=self._flat.weights, optimizer=self._optimizer.state_dict())
 
     def _train_alone(self, run: Run, start: TrainingState | None) -> Iterator[StepRecord]:
+        # initialise weights and optimizer, or restore them
         hparams, spec = run.hparams, self.spec
         initialize(self._model, run.seed)
         optimizer = self._optimizer = make_adamw(self._flat, hparams)
         if start is not None:
             self._flat.weights.copy_(start.weights)
             optimizer.load_state_dict(start.optimizer)
+
+        # data and schedule are functions of the step alone
         sampler = WindowSampler(self._corpus, spec.context, run.seed)
         steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
         unread = self._unread
         unread.clear()
         self._catching_up = False
+
         for step in islice(steps, start.step if start else 0, None):
             reading = Reading(self._flat.weights.device)
+
+            # accumulate gradients over the micro-batches
             loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))
+
+            # clip by the norm, then update
             clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
             self._before.copy_(self._flat.weights)
             update_(optimizer, step.lr, clipping.divisor)
-            # ||update|| / ||weights||; about 1e-3 at a healthy rate
+
+            # ||update|| / ||weights||; about 1e-3 at a healthy learning rate
             ratio = norm(self._flat.weights - self._before) / norm(self._before)
             reading.send(torch.stack([loss, clipping.norm, clipping.clipped, ratio]))
             unread.append((step, reading))
             self._step = step.step
-            while len(unread) > (0 if step.eval_index or self._catching_up else self.placement.steps_unread):
+
+            # yield records, evaluating when due; a GPU's come one step late
+            while len(unread) > (0 if step.eval_index or self._catching_up else self._steps_ahead):
                 yield self._record(hparams, *unread.popleft())
 
     def _micro_batch(self, hparams: HParams, step: StepPlan) -> int:
-        """Sequences in a forward pass; a ramp's smaller batches need not hold a micro-batch found for the full one."""
+        """Sequences in one forward pass. The smaller batches of a ramp may not divide by the full micro-batch."""
         return math.gcd(hparams.micro_batch, step.batch_tokens // self.spec.context)
 
     def _record(self, hparams: HParams, step: StepPlan, reading: Reading) -> StepRecord:
-        """What a step measured; reading it is the only synchronisation of a step that does not evaluate."""
+        """What a step measured. Reading it is the only synchronisation of a step without an evaluation."""
         (loss, grad_norm, clipped, ratio), seconds = reading.read()
         micro_batch = self._micro_batch(hparams, step)
         return StepRecord(
@@ -168,30 +192,30 @@ class Trainer:
         )
 
     def measure(self, hparams: HParams, steps: int = 6, pack: int = 1) -> Speed:
-        """Times full-batch steps (the median, after two of warm-up) and one evaluation, without keeping a result.
+        """Times full-batch steps (the median, after two of warm-up) and one evaluation. Keeps no result.
 
-        Of a pack it times the steps of as many runs as one; the evaluation is always of one.
+        With `pack` > 1 it times the steps of so many runs as one; the evaluation is always of one run.
         """
         timed = self.time_steps(hparams, steps, pack)
-        self._evaluation(eval_index=1)  # compiles, where that is done
+        self._evaluation(eval_index=1)  # the first one may compile
         start = time.perf_counter()
         self._evaluation(eval_index=1)
         return Speed(step_seconds=statistics.median(timed), eval_seconds=time.perf_counter() - start)
 
     def time_steps(self, hparams: HParams, steps: int, pack: int = 1) -> list[float]:
-        """Seconds of each of some full-batch steps, after two of warm-up, without keeping a result."""
+        """Seconds of each of `steps` full-batch steps, after two of warm-up. Keeps no result."""
         full_batch = replace(hparams, batch_ramp_fraction=0.0)
-        far = 1000 * self.spec.evals * hparams.batch_tokens  # no point of the evaluation grid is reached
+        far = 1000 * self.spec.evals * hparams.batch_tokens  # long enough that no evaluation is due
         run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
         runs = [replace(run, run_id=f"measure-{number}") for number in range(pack)]
         records = islice(self.train(runs), 0, (2 + steps) * pack, pack)  # those of the first run
         return [record.step_seconds for _, record in records][2:]
 
     def _accumulate_gradients(self, sampler: WindowSampler, step: StepPlan, micro_batch: int) -> Tensor:
-        """Mean loss over the whole batch, with its gradient in the flat buffer.
+        """The mean loss over the whole batch, with its gradient in the flat buffer.
 
-        The batch is one range of windows whatever the micro-batch, and each equal micro-batch's loss is divided by
-        their number, so that the sum of gradients is the gradient of the batch's mean.
+        The batch is one range of windows, whatever the micro-batch. Each micro-batch's loss is weighted by its share of
+        the batch, so that the gradients add up to the gradient of the batch's mean.
         """
         context = self.spec.context
         first, count = step.tokens_before // context, step.batch_tokens // context
@@ -205,17 +229,17 @@ class Trainer:
 
     def _backward(self, inputs_BT: Tensor, targets_BT: Tensor, share: float | Tensor) -> Tensor:
         with self.placement.autocast():
-            loss: Tensor = self._loss(inputs_BT, targets_BT) * share
+            loss: Tensor = self._model(inputs_BT, targets_BT) * share
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _backward_of(self, inputs_BT: Tensor, targets_BT: Tensor) -> Backward:
-        """`_backward` for inputs of this shape, as a graph where launching its kernels would take longest."""
+        """`_backward` for inputs of this shape; as a graph if the model is so small that launches would dominate."""
         flops = 6 * self.num_params * inputs_BT.numel()
-        if not self.placement.captures or flops > GRAPH_FLOPS:
+        if not self._captures or flops > GRAPH_FLOPS:
             return self._backward
         if self._graph is None or self._graph[0] != len(inputs_BT):
-            self._graph = None
+            self._graph = None  # frees the old one first
             self._graph = len(inputs_BT), captured(self._backward, self._flat.grads, inputs_BT, targets_BT)
         return self._graph[1]
 
@@ -227,7 +251,7 @@ class Trainer:
         count = 0
         for x_BT, y_BT in self._val_batches:
             with self.placement.autocast():
-                total += self._loss(x_BT, y_BT).double() * y_BT.numel()
+                total += self._model(x_BT, y_BT).double() * y_BT.numel()
             count += y_BT.numel()
         val_loss, bf16_lost = torch.stack([total / count, lost.double()]).tolist()
         return {
@@ -242,10 +266,3 @@ class Trainer:
         if not self.placement.is_cuda:
             return tensor
         return tensor.pin_memory().to(self.placement.device, non_blocking=True)  # the host does not wait for the copy
-
-
-def _compiled(model: GPT) -> Callable[[Tensor, Tensor], Any]:
-    """The model with one graph per shape, which torch keeps on disk."""
-    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond it torch would go on uncompiled without a word
-    compiled: Callable[[Tensor, Tensor], Any] = torch.compile(model, dynamic=False)
-    return compiled

@@ -1,4 +1,4 @@
-"""The error rates and powers that the verdict promises, by simulation; every n and seed is stated."""
+"""The error rates and the power that the verdict promises, by simulation; every n and seed is stated."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from fresh_runs import stored
 
 from hpstudy.analysis import stats
 from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.verdict import decide, verdict
 from hpstudy.study import Study
-from hpstudy.study.file import Design
-from hpstudy.study.study import other_seed
+from hpstudy.study.schema import Design, other_seed
+from tests.helpers.stores import Ends, repeated, stored
 
 Shape = Literal["normal", "heavy"]
 
@@ -34,7 +34,7 @@ def noise(rng: np.random.Generator, size: tuple[int, ...], shape: Shape) -> stat
 def arms(
     rng: np.random.Generator, shape: Shape, *, n: int, r: float, candidates: int = 1, studies: int = STUDIES
 ) -> tuple[stats.Floats, stats.Floats]:
-    """Losses (study, candidate, seed) and (study, 1, seed) of the baseline: no true difference, correlated by seed."""
+    """Losses (study, candidate, seed), and the baseline's (study, 1, seed): no true difference, correlated by seed."""
     baseline = noise(rng, (studies, 1, n), shape)
     own = noise(rng, (studies, candidates, n), shape)
     return r * baseline + (1 - r**2) ** 0.5 * own, baseline
@@ -55,14 +55,16 @@ def false_difference(found: np.ndarray) -> float:
 @pytest.mark.parametrize("shape", ["normal", "heavy"])
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize(("design", "r"), DESIGNS)
-def test_no_true_difference_is_called_one_in_at_most_5_percent(design: Design, r: float, n: int, shape: Shape) -> None:
+def test_a_difference_that_does_not_exist_is_found_in_at_most_5_percent(
+    design: Design, r: float, n: int, shape: Shape
+) -> None:
     candidate, baseline = arms(np.random.default_rng(n), shape, n=n, r=r)
     # without a margin nothing is equivalent, so every study that could err does
     assert false_difference(answers(candidate, baseline, design=design, margin=0)) <= MOST
 
 
 @pytest.mark.parametrize("r", [-0.8, 0.0, 0.8])
-def test_an_a_a_study_ends_equivalent_or_undecided(r: float) -> None:
+def test_a_study_of_the_baseline_against_itself_ends_equivalent_or_undecided(r: float) -> None:
     found = answers(*arms(np.random.default_rng(1), "normal", n=5, r=r), design="paired", margin=2 * SIGMA)
     assert np.isin(found, [Answer.EQUIVALENT, Answer.UNDECIDED]).mean() >= 1 - MOST
     assert (found == Answer.EQUIVALENT).mean() > 0.2
@@ -70,7 +72,7 @@ def test_an_a_a_study_ends_equivalent_or_undecided(r: float) -> None:
 
 @pytest.mark.parametrize("candidates", [2, 5])
 @pytest.mark.parametrize("design", ["paired", "independent"])
-def test_several_candidates_together_are_falsely_called_different_in_at_most_5_percent(
+def test_several_candidates_together_are_falsely_different_in_at_most_5_percent(
     design: Design, candidates: int
 ) -> None:
     losses, baseline = arms(np.random.default_rng(2), "normal", n=5, r=0.0, candidates=candidates)
@@ -81,7 +83,7 @@ def test_several_candidates_together_are_falsely_called_different_in_at_most_5_p
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("candidates", [1, 3])
 @pytest.mark.parametrize("design", ["paired", "independent"])
-def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_percent(
+def test_a_difference_of_the_margin_is_equivalent_in_at_most_5_percent(
     design: Design, candidates: int, n: int, shape: Shape
 ) -> None:
     margin = 3 * SIGMA
@@ -91,7 +93,7 @@ def test_a_difference_of_the_margin_is_called_equivalent_in_at_most_5_percent(
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_a_detectable_difference_is_found_in_80_percent_by_pairs_and_in_more_by_welchs_test(n: int) -> None:
+def test_a_detectable_difference_is_found_in_80_percent_by_pairs_and_in_at_least_as_many_by_welchs_test(n: int) -> None:
     rng, difference = np.random.default_rng(n), stats.detectable(SIGMA * 2**0.5, n)
     candidate, baseline = difference + noise(rng, (STUDIES, n), "normal"), noise(rng, (STUDIES, n), "normal")
     paired = stats.difference(candidate, baseline, design="paired", margin=0).p <= stats.ALPHA
@@ -103,7 +105,7 @@ def test_a_detectable_difference_is_found_in_80_percent_by_pairs_and_in_more_by_
 
 @pytest.mark.parametrize("measured_by", [3, 5, 10])
 def test_power_at_the_promised_number_of_seeds_is_at_least_80_percent(measured_by: int) -> None:
-    """100 studies measure their noise by few seeds, run what they are told to 20 times, and seek 2 SIGMA."""
+    """100 studies measure their noise with few seeds, run the seeds that it asks for 20 times, and look for 2 SIGMA."""
     rng, studies, repeats, difference = np.random.default_rng(3), 100, 20, 2 * SIGMA
     chances = []
     for sd in noise(rng, (studies, measured_by), "normal").std(axis=-1, ddof=1):
@@ -116,7 +118,7 @@ def test_power_at_the_promised_number_of_seeds_is_at_least_80_percent(measured_b
 
 
 @pytest.mark.parametrize(("n", "true"), [(3, 0.0), (3, 0.5), (3, 1.0), (5, 0.5)])
-def test_undecided_studies_are_decided_by_the_seeds_they_ask_for_whatever_the_difference(n: int, true: float) -> None:
+def test_the_seeds_that_undecided_studies_ask_for_decide_them_whatever_the_difference(n: int, true: float) -> None:
     """80 studies; the difference is `true` margins, and a margin is SIGMA."""
     rng, decided = np.random.default_rng(4), []
     for gaps in rng.normal(true, SIGMA, (80, n)):
@@ -133,7 +135,7 @@ def test_undecided_studies_are_decided_by_the_seeds_they_ask_for_whatever_the_di
 
 
 @pytest.mark.parametrize("design", ["paired", "independent"])
-def test_the_verdict_itself_answers_as_these_simulations_do(
+def test_the_verdict_answers_as_these_simulations_do(
     design: Design, tiny: Callable[..., Study], tmp_path: Path
 ) -> None:
     """Ten studies of three candidates, whose answers are of all four kinds."""
@@ -141,8 +143,9 @@ def test_the_verdict_itself_answers_as_these_simulations_do(
     study = tiny(more=f'\n[confirm]\nseeds = {seeds}\ntop = 3\nmargin = {margin}\ndesign = "{design}"\n')
     others = seeds if design == "paired" else [*map(other_seed, seeds)]
     names = ["search-0001", "search-0002", "search-0003"]
-    ends = {f"baseline-s{seed}": 3.0 for seed in others}
-    ends |= {f"confirm-{name[-4:]}-s{seed}": 3.0 for name in names for seed in seeds}
+    ends: Ends = {f"baseline-s{seed}": 3.0 for seed in others}
+    for name in names:
+        ends |= repeated(name, [3.0] * len(seeds), seeds)
     template = stored(tmp_path, ends)
     candidates, baseline = arms(np.random.default_rng(5), "normal", n=4, r=0.3, candidates=3, studies=studies)
     losses, baseline = 3 + 0.08 * candidates + np.array([[-0.5], [0.0], [0.4]]), 3 + 0.08 * baseline
@@ -153,5 +156,6 @@ def test_the_verdict_itself_answers_as_these_simulations_do(
         for name, values in zip(names, ours, strict=True):
             by_run |= zip((f"confirm-{name[-4:]}-s{seed}" for seed in seeds), values, strict=True)
         trials = template.trials.assign(val_loss=template.trials["run_id"].astype("str").map(by_run))
-        told = verdict(StudyFrames(name="tiny", trials=trials, read_steps=template.read_steps), study)
-        assert {c.candidate: c.answer for c in told.contrasts} == dict(zip(names, row, strict=True))
+        frames = StudyFrames(name="tiny", trials=trials, read_steps=template.read_steps)
+        found = verdict(FreshRuns(frames=frames, study=study))
+        assert {c.candidate: c.answer for c in found.contrasts} == dict(zip(names, row, strict=True))

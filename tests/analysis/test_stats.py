@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from hpstudy.analysis import stats
-from hpstudy.study.file import Design
+from hpstudy.study.schema import Design
 
 A = [3.201, 3.214, 3.190, 3.222, 3.207]
 B = [3.215, 3.219, 3.209, 3.230, 3.206]
@@ -54,8 +54,8 @@ def test_equivalence_is_the_larger_of_scipys_two_one_sided_tests() -> None:
     assert independent.p_equivalent == pytest.approx(max(above, below), abs=1e-10)
 
 
-def test_two_runs_of_one_setting_lie_no_further_apart_than_said_in_95_percent() -> None:
-    """2,000 noises of 5 runs, and a pair each: seed 3."""
+def test_95_percent_of_the_pairs_of_runs_differ_by_less_than_the_largest_between_two() -> None:
+    """2,000 noises measured with 5 runs each, and a pair of runs for each; seed 3."""
     rng = np.random.default_rng(3)
     sds, pairs = rng.normal(0, 0.1, (2000, 5)).std(axis=1, ddof=1), rng.normal(0, 0.1, (2000, 2))
     apart = np.abs(pairs[:, 0] - pairs[:, 1])
@@ -83,7 +83,7 @@ def test_holm_is_the_hand_computation() -> None:
 
 
 @given(ps)
-def test_holm_lies_between_the_raw_value_and_bonferronis(p: list[float]) -> None:
+def test_holm_is_between_the_raw_value_and_bonferronis(p: list[float]) -> None:
     adjusted = stats.holm(p)
     assert (adjusted >= np.array(p)).all()
     assert (adjusted <= np.minimum(np.array(p) * len(p), 1)).all()
@@ -120,12 +120,12 @@ def test_more_candidates_need_more_seeds_to_be_decided() -> None:
     assert needed[0] != needed[2]
 
 
-def test_correlation_is_pearsons_and_none_where_nothing_varies() -> None:
+def test_correlation_is_pearsons_and_none_if_nothing_varies() -> None:
     assert stats.correlation(A, B) == pytest.approx(np.corrcoef(A, B)[0, 1], abs=1e-10)
     assert stats.correlation(A, [1.0] * 5) is None
     assert stats.correlation(A[:2], B[:2]) is None
 
 
-def test_seeds_for_an_interval_as_short_are_the_same_at_the_same_noise() -> None:
+def test_an_interval_of_the_same_width_takes_as_many_seeds_at_the_same_noise() -> None:
     half = reference.t.ppf(0.975, 6) * 0.01 / np.sqrt(7)
     assert stats.seeds_for_width(float(half), 0.01, 6, 7) == 7

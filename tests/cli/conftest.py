@@ -1,44 +1,16 @@
-"""Runs the command line: in this process, or as a program where the process is the point."""
+"""The tiny study after a run, and copies of it to change."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import shutil
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from hpstudy.cli import main
-from tests.report.conftest import confirmed, searched, write_run  # noqa: F401  fixtures of studies without training
-
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / "hpstudy")
-
-
-class Told(NamedTuple):
-    """What a command left behind."""
-
-    code: int | str | None
-    out: str
-    err: str
-
-
-@pytest.fixture
-def hpstudy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
-    """Calls `hpstudy ARGS` in this process."""
-
-    def call(*args: object) -> Told:
-        monkeypatch.setattr(sys, "argv", ["hpstudy", *map(str, args)])
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main()
-        return Told(ended.value.code, out.getvalue(), err.getvalue())
-
-    return call
+from tests.helpers.command_line import PROGRAM, Result
 
 
 class Finished(NamedTuple):
@@ -46,7 +18,7 @@ class Finished(NamedTuple):
 
     path: Path
     runs: Path
-    told: Told
+    result: Result
 
 
 @pytest.fixture(scope="session")
@@ -60,14 +32,15 @@ def finished(
     finished_once: list[Finished], tiny_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Finished:
     if not finished_once:
-        path, runs = tiny_file(), tmp_path_factory.mktemp("finished") / "runs"
+        folder = tmp_path_factory.mktemp("finished")
+        path, runs = Path(shutil.copy(tiny_file(), folder)), folder / "runs"
         command = [PROGRAM, "run", str(path), "--runs", str(runs), "--wandb", "offline"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        finished_once.append(Finished(path, runs, Told(done.returncode, done.stdout, done.stderr)))
+        finished_once.append(Finished(path, runs, Result(done.returncode, done.stdout, done.stderr)))
     return finished_once[0]
 
 
 @pytest.fixture
-def program() -> str:
-    """The installed program, for tests in which the process is the point."""
-    return PROGRAM
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished study's runs folder that a test may change."""
+    return Path(shutil.copytree(finished.runs, tmp_path / "copied"))

@@ -1,4 +1,4 @@
-"""Wrong input is one message that names place, rule and remedy, exit code 2, and nothing that began is touched."""
+"""Wrong input gives one message that names place, rule and remedy, and exit code 2; recorded runs stay as they are."""
 
 from __future__ import annotations
 
@@ -12,30 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpstudy.study import list_studies
+from tests.helpers.command_line import PROGRAM, contents, hpstudy
+
 
 @pytest.fixture
-def refused(hpstudy, tmp_path: Path) -> Callable[..., None]:
-    """Runs `hpstudy ARGS` and asserts one refusal whose message holds all of `parts`, and an untouched runs folder."""
+def refused(tmp_path: Path) -> Callable[..., None]:
+    """Runs `hpstudy ARGS` and asserts one message that holds all of `parts`, and an unchanged runs folder."""
     runs = tmp_path / "runs"
 
     def check(*args: object, parts: tuple[str, ...]) -> None:
         before = contents(runs)
-        told = hpstudy(*args, "--runs", runs)
-        assert (told.code, told.out) == (2, "")
-        *before_it, message = told.err.splitlines()
-        assert all(part in message for part in parts), told.err
-        assert all(line == "tiny: Does the smallest study there is run?" for line in before_it)
-        assert "Traceback" not in told.err
+        result = hpstudy(*args, "--runs", runs)
+        assert (result.code, result.out) == (2, "")
+        *earlier, message = result.err.splitlines()
+        assert all(part in message for part in parts), result.err
+        assert all(line == "tiny: Does the smallest study there is run?" for line in earlier)
+        assert "Traceback" not in result.err
         assert contents(runs) == before
 
     return check
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below a folder, but for the lock and the logs of workers."""
-    passing = {".lock", ".log"}
-    files = (path for path in folder.rglob("*") if path.is_file() and not {path.suffix, path.name} & passing)
-    return {path: path.read_bytes() for path in files}
 
 
 STUDY_MISTAKES = {
@@ -62,58 +58,59 @@ STUDY_MISTAKES = {
         {"batch_tokens = 256": "batch_tokens = 300"},
         ("[hparams] batch_tokens", "multiple of micro_batch x context", "300", "the nearest that work: 256, 512"),
     ),
-    "no TOML": ({"format = 1": "format ="}, ("line 3",)),
+    "not TOML": ({"format = 1": "format ="}, ("line 3",)),
 }
 
 
 @pytest.mark.parametrize(("replace", "parts"), STUDY_MISTAKES.values(), ids=STUDY_MISTAKES)
-def test_a_mistake_in_a_study_file_is_told_with_place_rule_and_remedy(refused, tiny_file, replace, parts) -> None:
+def test_a_mistake_in_a_study_file_is_reported_with_place_rule_and_remedy(refused, tiny_file, replace, parts) -> None:
     path = tiny_file(replace=replace)
     refused("run", path, parts=(f"{path}: ", *parts))
 
 
-def test_all_mistakes_of_a_file_are_told_together(hpstudy, tiny_file) -> None:
+def test_all_mistakes_of_a_file_are_reported_together(tiny_file) -> None:
     path = tiny_file(replace={"low = 1e-4": "low = 0", "high = 0.999": "high = 1.0", "evals = 4": "eval = 4"})
-    told = hpstudy("check", path)
-    assert (told.code, told.out) == (2, "")
-    assert [line.partition(": ")[0] for line in told.err.splitlines()] == [str(path)] * 3
+    result = hpstudy("check", path)
+    assert (result.code, result.out) == (2, "")
+    assert [line.partition(": ")[0] for line in result.err.splitlines()] == [str(path)] * 3
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_an_unknown_study_lists_the_known_ones(hpstudy, tiny_file, tmp_path, monkeypatch, command: str) -> None:
+def test_an_unknown_study_lists_the_known_ones(tiny_file, tmp_path, monkeypatch, command: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("studies").mkdir()
     tiny_file().rename("studies/tiny.toml")
-    told = hpstudy(command, "tinny")
-    assert (told.code, told.out) == (2, "")
-    message = 'studies/tinny.toml: no such study; did you mean "tiny"?; known in studies: tiny\n'
-    assert told.err == message
+    result = hpstudy(command, "tinny")
+    assert (result.code, result.out) == (2, "")
+    known = ", ".join(name for name, _ in list_studies())
+    assert known.endswith(", tiny, warmup, weight-decay")  # the folder's own study and those that hpstudy ships
+    assert result.err == f'studies/tinny.toml: no such study; did you mean "tiny"?; known are {known}\n'
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("command", ["status", "export"])
-def test_a_study_that_never_began_lists_those_that_did(refused, finished, tmp_path, command: str) -> None:
+def test_a_study_that_has_not_begun_lists_those_that_have(refused, finished, tmp_path, command: str) -> None:
     shutil.copytree(finished.runs, tmp_path / "runs")
     refused(command, "tinny", parts=('no study "tinny" has begun', 'did you mean "tiny"?', "begun are tiny"))
 
 
-def test_a_dashboard_before_the_search_says_how_to_begin_it(refused, tmp_path) -> None:
+def test_dashboard_before_the_search_names_the_command_that_begins_it(refused, tmp_path) -> None:
     place = str(tmp_path / "runs" / "tiny" / "optuna.journal")
     refused("dashboard", "tiny", parts=(place, "no search has begun; start it with `hpstudy run tiny`"))
 
 
 @pytest.mark.parametrize("name", ["../tiny", "a/b", "..", ".", "", "a b", "tiny\n"])
 @pytest.mark.parametrize("command", ["run", "status", "export"])
-def test_a_name_never_leaves_its_folder(hpstudy, tmp_path, monkeypatch, command: str, name: str) -> None:
+def test_a_name_never_leaves_its_folder(tmp_path, monkeypatch, command: str, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    told = hpstudy(command, name)
-    assert (told.code, told.out) == (2, "")
-    assert "study" in told.err
-    assert "Traceback" not in told.err
+    result = hpstudy(command, name)
+    assert (result.code, result.out) == (2, "")
+    assert "study" in result.err
+    assert "Traceback" not in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_whose_stem_is_no_name_is_refused_with_the_rule(refused, tiny_file) -> None:
+def test_a_file_whose_stem_is_not_a_name_is_refused_with_the_rule(refused, tiny_file) -> None:
     refused("run", tiny_file("ti ny"), parts=('study "ti ny"', "at most 64 letters, digits", "rename the file"))
 
 
@@ -127,7 +124,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("content", "parts"), TEXTS.values(), ids=TEXTS)
-def test_a_text_that_cannot_be_trained_on_is_told(refused, tiny_file, tmp_path, content: bytes | None, parts) -> None:
+def test_a_text_too_small_or_damaged_is_refused(refused, tiny_file, tmp_path, content: bytes | None, parts) -> None:
     text = tmp_path / "corpus.txt"
     if content is not None:
         text.write_bytes(content)
@@ -136,14 +133,17 @@ def test_a_text_that_cannot_be_trained_on_is_told(refused, tiny_file, tmp_path, 
 
 
 def shard(magic: int = 20240520, version: int = 1, num_tokens: int = 2000) -> bytes:
-    """A file in the format of the public GPT-2 corpora, of 2000 tokens whatever its header says."""
+    """A file in the format of the public GPT-2 corpora that has 2000 tokens, whatever number its header states."""
     header = np.zeros(256, "<i4")
     header[:3] = magic, version, num_tokens
     return header.tobytes() + np.full(2000, 65, "<u2").tobytes()
 
 
 SHARDS = {
-    "magic": (shard(magic=1), ("magic number 20240520, but got 1", "is it a shard")),
+    "magic": (
+        shard(magic=1),
+        ("must begin with the number 20240520, but got 1; give files of token ids in that format",),
+    ),
     "version": (shard(version=2), ("version must be 1, but got 2", "write it again")),
     "truncated": (shard()[:-500], ("must have 5,024 bytes for 2,000 tokens, but has 4,524", "fetch or write it again")),
     "no header": (shard()[:100], ("must hold a header of 1,024 bytes", "has 100 bytes")),
@@ -151,20 +151,20 @@ SHARDS = {
 
 
 @pytest.mark.parametrize(("content", "parts"), SHARDS.values(), ids=SHARDS)
-def test_a_file_that_is_no_whole_shard_is_told(refused, tiny_file, tmp_path, content: bytes, parts) -> None:
+def test_a_file_that_is_not_a_whole_shard_is_refused(refused, tiny_file, tmp_path, content: bytes, parts) -> None:
     file = tmp_path / "train.bin"
     file.write_bytes(content)
     refused("run", tiny_file(replace={'"asv"': f'"shards:{file}"'}), parts=(f"{file}: ", *parts))
 
 
 @pytest.mark.parametrize("place", ["tiny.toml", "/proc"])
-def test_a_runs_folder_that_cannot_be_written_is_told(hpstudy, tiny_file, tmp_path, place: str) -> None:
-    path, runs = tiny_file(), tmp_path / place  # an absolute place stands for itself
-    told = hpstudy("run", path, "--runs", runs)
-    assert (told.code, told.out) == (2, "")
-    assert f"{runs / 'tiny'}: the folder of runs must be writable" in told.err
-    assert "name another with --runs" in told.err
-    assert "Traceback" not in told.err
+def test_a_runs_folder_that_is_not_writable_is_refused(tiny_file, tmp_path, place: str) -> None:
+    path, runs = tiny_file(), tmp_path / place  # an absolute place replaces tmp_path
+    result = hpstudy("run", path, "--runs", runs)
+    assert (result.code, result.out) == (2, "")
+    assert f"{runs / 'tiny'}: the folder of runs must be writable" in result.err
+    assert "name another with --runs" in result.err
+    assert "Traceback" not in result.err
 
 
 def has_gpu() -> bool:
@@ -173,19 +173,17 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def test_cuda_without_a_gpu_is_told_and_leaves_nothing(refused, tiny_file) -> None:
+def test_cuda_without_a_gpu_is_refused_and_leaves_no_files(refused, tiny_file) -> None:
     if has_gpu():
         pytest.skip("this machine has a GPU")
     remedy = "use --device cpu, or leave the flag out"
     refused("run", tiny_file(), "--device", "cuda", parts=("--device cuda: no CUDA GPU was found", remedy))
 
 
-def test_an_unknown_wandb_mode_is_told_and_leaves_nothing(program: str, tiny_file, tmp_path: Path) -> None:
+def test_an_unknown_wandb_mode_is_refused_and_leaves_no_files(tiny_file, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    command, environment = (
-        [program, "run", str(tiny_file()), "--runs", str(runs)],
-        os.environ | {"WANDB_MODE": "ofline"},
-    )
+    command = [PROGRAM, "run", str(tiny_file()), "--runs", str(runs)]
+    environment = os.environ | {"WANDB_MODE": "ofline"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "WANDB_MODE: must be one of online, offline, disabled" in done.stderr
@@ -193,19 +191,7 @@ def test_an_unknown_wandb_mode_is_told_and_leaves_nothing(program: str, tiny_fil
     assert contents(runs) == {}
 
 
-def test_a_study_edited_after_it_began_is_told_the_keys_and_loses_nothing(hpstudy, finished, tiny_file, tmp_path):
-    runs = Path(shutil.copytree(finished.runs, tmp_path / "runs"))
-    before = contents(runs)
-    path = tiny_file(replace={"batch_tokens = 256": "batch_tokens = 512", "low = 1e-4": "low = 2e-4"})
-    told = hpstudy("run", path, "--runs", runs)
-    assert (told.code, told.out) == (2, "")
-    assert f"{path}: changed after its study began: [hparams] batch_tokens: was 256, is 512; put" in told.err
-    assert "[search] lr: was " in told.err
-    assert "or copy the file under another name for another study" in told.err
-    assert contents(runs) == before
-
-
-def test_resuming_in_another_environment_is_told_what_differs_and_loses_nothing(refused, finished, tmp_path) -> None:
+def test_resuming_in_another_environment_is_refused_with_all_that_differs(refused, finished, tmp_path) -> None:
     runs = Path(shutil.copytree(finished.runs, tmp_path / "runs"))
     path = runs / "tiny" / "environment.json"
     environment = json.loads(path.read_text())
@@ -226,17 +212,17 @@ def test_resuming_in_another_environment_is_told_what_differs_and_loses_nothing(
         (["export", "quickstart", "--format", "xlsx"], "'xlsx' is not one of 'parquet', 'csv'"),
     ],
 )
-def test_a_command_line_that_does_not_parse_names_the_word(hpstudy, tmp_path, monkeypatch, args, part: str) -> None:
+def test_a_command_line_that_does_not_parse_names_the_wrong_part(tmp_path, monkeypatch, args, part: str) -> None:
     monkeypatch.chdir(tmp_path)
-    told = hpstudy(*args)
-    assert (told.code, told.out) == (2, "")
-    assert part in " ".join(told.err.replace("│", " ").split())
-    assert "--help' for help" in told.err
+    result = hpstudy(*args)
+    assert (result.code, result.out) == (2, "")
+    assert part in " ".join(result.err.replace("│", " ").split())
+    assert "-h' for help" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_itself_ends_with_exit_code_2_and_no_traceback(program: str, tmp_path: Path) -> None:
-    command = [program, "check", "nowhere"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+def test_the_program_itself_ends_with_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run([PROGRAM, "check", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "studies/nowhere.toml: no such study; studies holds no study\n"
+    known = ", ".join(name for name, _ in list_studies())
+    assert done.stderr == f"studies/nowhere.toml: no such study; known are {known}\n"

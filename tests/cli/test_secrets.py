@@ -1,4 +1,4 @@
-"""No secret of the environment is written anywhere, and files of a study are data for their owner to write."""
+"""No secret of the environment is written or printed, and only the owner can write the files of a study."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.command_line import PROGRAM
+
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdefcafecafe",  # of the length that W&B takes
     "HF_TOKEN": "hf_canaryCANARYcanary",
@@ -24,21 +26,21 @@ FORBIDDEN = PLAIN + [base64.b64encode(secret).rstrip(b"=") for secret in PLAIN]
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, program: str, tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts `hpstudy ARGS` with every secret in its environment, in the folder that is searched for them."""
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts `hpstudy ARGS` in the test's folder, with every secret in its environment."""
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
 
     def start(*args: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([program, *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen([PROGRAM, *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     return start
 
 
-def kill_a_worker(driver: subprocess.Popen[bytes], once: Path) -> None:
-    """Kills a worker of the driver as soon as a file has content."""
+def kill_a_worker(driver: subprocess.Popen[bytes], file: Path) -> None:
+    """Kills a worker of the driver as soon as `file` has content."""
     deadline = time.monotonic() + 60
-    while not (once.exists() and once.stat().st_size):
+    while not (file.exists() and file.stat().st_size):
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -47,42 +49,42 @@ def kill_a_worker(driver: subprocess.Popen[bytes], once: Path) -> None:
     os.kill(workers[0], signal.SIGKILL)
 
 
-def leaks(folder: Path, *told: bytes) -> list[str]:
-    """Where a secret stands: files below a folder, or what commands said."""
+def leaks(folder: Path, *printed: bytes) -> list[str]:
+    """Files below a folder and printed outputs that contain a secret."""
     contents = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    contents |= {f"output {number}": text for number, text in enumerate(told)}
+    contents |= {f"output {number}": text for number, text in enumerate(printed)}
     return [place for place, content in contents.items() if any(secret in content for secret in FORBIDDEN)]
 
 
-def test_the_search_for_leaks_finds_one(tmp_path: Path) -> None:
+def test_leaks_finds_a_secret_in_a_file_and_in_an_output(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_bytes(b"password " + PLAIN[0])
     assert leaks(tmp_path, b"", base64.b64encode(PLAIN[1])) == [str(tmp_path / "netrc"), "output 1"]
 
 
-def test_no_secret_is_written_by_a_study_whose_worker_dies_and_whose_key_is_refused(
+def test_a_study_whose_worker_dies_and_whose_key_is_refused_writes_no_secret(
     started, tiny_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_file(replace={"trials = 5": "trials = 1", "tokens = 5120": "tokens = 25600"})
     run = started("run", str(path), "--wandb", "offline", "--workers", "1")
     kill_a_worker(run, tmp_path / "runs" / "tiny" / "search-0000" / "steps.jsonl")
-    told = [*run.communicate(timeout=120)]
-    assert run.returncode == 0, told
-    assert b"exit code -9" in told[1]
+    printed = [*run.communicate(timeout=120)]
+    assert run.returncode == 0, printed
+    assert b"exit code -9" in printed[1]
     monkeypatch.setenv("WANDB_API_KEY", SHORT_KEY)
     for args in (("export", "tiny", "--format", "csv"), ("sync", "tiny")):
-        told += started(*args).communicate(timeout=60)
-    assert b"WANDB_API_KEY invalid" in told[-1]
+        printed += started(*args).communicate(timeout=60)
+    assert b"WANDB_API_KEY invalid" in printed[-1]
     written = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
     kinds = {file.name if file.suffix in (".json", ".jsonl", ".log") else file.suffix for file in written}
     assert {"header.json", "environment.json", "steps.jsonl", "worker-0.log", ".wandb", ".csv", ".journal"} <= kinds
-    assert leaks(tmp_path, *told) == []
+    assert leaks(tmp_path, *printed) == []
     others = stat.S_IWGRP | stat.S_IWOTH | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
     assert [str(file) for file in written if file.stat().st_mode & others] == []
 
 
-def test_no_secret_is_told_by_a_worker_that_cannot_be_built(started, tiny_file, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_built_prints_no_secret(started, tiny_file, tmp_path: Path) -> None:
     run = started("run", str(tiny_file(replace={"width = 16": f"width = {2**36}"})), "--wandb", "offline")
-    told = run.communicate(timeout=60)
+    printed = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert b"allocate" in told[1]
-    assert leaks(tmp_path, *told) == []
+    assert b"allocate" in printed[1]
+    assert leaks(tmp_path, *printed) == []

@@ -1,6 +1,6 @@
-"""The runs whose loss curves are recorded in this folder, which every speed-up is held against.
+"""The runs whose loss curves are recorded in this folder; no speed-up may change them.
 
-`make golden` records them anew. That is right only when the maths was meant to change, and the commit says why.
+`make golden` records them anew. That is right only if the maths was meant to change, and the commit says why.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from hpstudy.data.corpus import load_corpus
 from hpstudy.hparams import GPT3
 from hpstudy.records import Run
 from hpstudy.spec import PRESETS, TrainerSpec
-from hpstudy.training.corpus import load_corpus
 from hpstudy.training.device import place
 from hpstudy.training.trainer import Trainer
 
@@ -32,7 +32,7 @@ PRECISIONS = ("fp32", "bf16")
 KEYS = ("loss", "grad_norm", "update_to_weight", "val_loss")
 
 
-def train(name: str, precision: str) -> list[dict[str, float | None]]:
+def train(name: str, precision: str, device: str = "cpu") -> list[dict[str, float | None]]:
     """The figures of every step of one of RUNS."""
     spec = TrainerSpec(
         model=PRESETS["gpt-2x64"],
@@ -49,13 +49,13 @@ def train(name: str, precision: str) -> list[dict[str, float | None]]:
         ramp_multiple=4,
     )
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
-    trainer = Trainer(spec, corpus, place("cpu", spec.precision))
+    trainer = Trainer(spec, corpus, place(device, spec.precision))
     run = Run(run_id=name, phase="search", trial=None, seed=0, tokens=40 * 1024, hparams=RUNS[name])
     return [{key: getattr(record, key) for key in KEYS} for _, record in trainer.train([run])]
 
 
 def path(name: str, precision: str) -> Path:
-    """Where a curve is recorded."""
+    """The file of a curve."""
     return FOLDER / f"{name}.{precision}.json"
 
 

@@ -1,26 +1,59 @@
-"""The tiny study, run once without interruption."""
+"""Studies that run once, without interruption, for all tests of this folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpstudy.records import StepRecord
-from studies import curves, go, trials
+from hpstudy.study import Study
+from hpstudy.tracking.store import RunStore
+from tests.bench.faults import run_without_faults
+from tests.helpers.running import curves, run_here, trials
+
+CONFIRM = '[baseline]\nalso = "tuned-lr"\n[confirm]\nspeedup = true\nseeds = {}\n'
 
 
 @pytest.fixture(scope="session")
-def reference() -> dict[str, Any]:
-    """What the uninterrupted tiny study gave, filled by the first test that runs it."""
+def run_once() -> dict[str, Any]:
+    """What the studies that run once gave, filled by the first test that needs them."""
     return {}
 
 
 @pytest.fixture
-def uninterrupted(tiny, tmp_path: Path, reference: dict[str, Any]) -> tuple[list[Any], dict[str, list[StepRecord]]]:
-    if "trials" not in reference:
+def uninterrupted(tiny, tmp_path: Path, run_once: dict[str, Any]) -> tuple[list[Any], dict[str, list[StepRecord]]]:
+    """The trials and the curves of the tiny study, run without interruption."""
+    if "uninterrupted" not in run_once:
         study = tiny()
-        store = go(study, tmp_path / "reference")
-        reference["trials"], reference["curves"] = trials(study, store), curves(store)
-    return reference["trials"], reference["curves"]
+        store = run_here(study, tmp_path / "uninterrupted")
+        run_once["uninterrupted"] = trials(study, store), curves(store)
+    return run_once["uninterrupted"]
+
+
+@pytest.fixture
+def confirmable(tiny) -> Callable[..., Study]:
+    """The tiny study with three trials, a tuned-lr opponent and runs on fresh seeds."""
+    return lambda seeds=(7, 8): tiny(replace={"trials = 5": "trials = 3"}, more=CONFIRM.format(list(seeds)))
+
+
+@pytest.fixture
+def confirmed_runs(
+    confirmable: Callable[..., Study], run_once: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of runs of a study that ran to its verdict without interruption."""
+    if "confirmed" not in run_once:
+        runs = tmp_path_factory.mktemp("confirmed")
+        run_here(confirmable(), runs)
+        run_once["confirmed"] = runs
+    return run_once["confirmed"]
+
+
+@pytest.fixture
+def whole(run_once: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """The tiny study of tests.bench.faults, run without a fault."""
+    if "whole" not in run_once:
+        run_once["whole"] = run_without_faults(tmp_path_factory.mktemp("whole"))
+    return run_once["whole"]

@@ -1,133 +1,170 @@
-"""Whole studies to their verdict: real trainings on fresh seeds, stopped and gone on with."""
+"""Which runs are confirmed, on which seeds, at which budgets."""
 
 from __future__ import annotations
 
-import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scipy import stats
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hpstudy import load
-from hpstudy.analysis.answers import Answer
-from hpstudy.analysis.results import StudyResults
-from hpstudy.records import Run, StepRecord
-from hpstudy.running.interface import Interrupted, StopRequest
-from hpstudy.tracking.store import RunStore
-from studies import Watch, curves, go
+from hpstudy.errors import MachineError, UserError
+from hpstudy.records import Outcome, Run
+from hpstudy.running.confirm import (
+    Selection,
+    confirm_runs,
+    eligible,
+    planned,
+    read_selections,
+    select,
+    update_selections,
+)
+from hpstudy.study import Confirm, Study, parse_study
+from hpstudy.tracking.store import RunStore, RunView
+from tests.helpers.stores import header_of, result_of
+from tests.helpers.tiny import TINY
 
-CONFIRM = '[baseline]\nalso = "tuned-lr"\n[confirm]\nspeedup = true\nseeds = {}\n'
-SHORT = {"trials = 5": "trials = 3"}
-
-
-@pytest.fixture
-def study(tiny):
-    return lambda seeds=(7, 8): tiny(replace=SHORT, more=CONFIRM.format(list(seeds)))
-
-
-@pytest.fixture(scope="session")
-def confirmed_once() -> list[Path]:
-    """Filled by the first test that asks for `confirmed`."""
-    return []
+BOTH = '[objective]\nmetric = ["val/loss", "train/tok_per_sec"]'
+TWO_OBJECTIVES = parse_study(TINY.format(more=BOTH), name="tiny", path=Path("tiny.toml"))
 
 
-@pytest.fixture
-def confirmed(study, confirmed_once: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that ran to its verdict without interruption."""
-    if not confirmed_once:
-        runs = tmp_path_factory.mktemp("confirmed")
-        go(study(), runs)
-        confirmed_once.append(runs)
-    return confirmed_once[0]
+def a_trial(study: Study, trial: int) -> Run:
+    """Trial 0 is the baseline, each other one has its own lr."""
+    values = study.baseline_hparams(study.spec.tokens)
+    if trial:
+        values = replace(values, lr=1e-3 * trial)
+    return Run(run_id=f"search-{trial:04d}", phase="search", trial=trial, seed=0, tokens=5120, hparams=values)
 
 
-def loss(results: StudyResults, run_id: str) -> float:
-    return results.trials.set_index("run_id").loc[run_id, "val_loss"]
+def a_view(run: Run, loss: float, speed: float = 1000.0, outcome: Outcome = Outcome.COMPLETE) -> RunView:
+    result = result_of(outcome, steps=20, val_loss=loss, tok_per_sec=speed)
+    return RunView(folder=Path(run.run_id), header=header_of(run), result=result)
 
 
-def test_a_study_runs_winner_tuned_lr_and_baseline_on_the_fresh_seeds_and_shorter(confirmed, uninterrupted):
-    steps = curves(RunStore(confirmed / "tiny"))
-    (look,) = json.loads((confirmed / "tiny" / "confirm.json").read_text())
-    winner, opponent = (name.removeprefix("search-") for name in look["candidates"])
-    full = {f"{who}-s{seed}" for who in ("baseline", f"confirm-{winner}", f"confirm-{opponent}") for seed in (7, 8)}
-    shorter = {f"confirm-{winner}-s{seed}-{share}" for seed in (7, 8) for share in ("t50", "t75")}
-    trials = {f"{phase}-000{n}" for phase in ("search", "tuned-lr") for n in range(3)}
-    assert steps.keys() == full | shorter | trials
-    assert {name: len(records) for name, records in steps.items() if len(records) != 20} == {
-        name: 10 if name.endswith("t50") else 15 for name in shorter
+def views(study: Study, *points: tuple[float, float]) -> list[RunView]:
+    """Trials 0, 1, 2… with these losses and speeds."""
+    return [a_view(a_trial(study, trial), loss, speed) for trial, (loss, speed) in enumerate(points)]
+
+
+def test_candidates_are_the_complete_trials_of_lowest_loss_each_values_once_and_never_the_baseline(tiny):
+    study = tiny(more="[confirm]\ntop = 3")
+    runs = [a_trial(study, trial) for trial in range(8)]
+    runs[4] = replace(runs[4], hparams=runs[0].hparams)  # the sampler proposed the baseline again
+    runs[5] = replace(runs[5], hparams=runs[3].hparams)  # and trial 3
+    losses = [3.0, 2.5, 1.0, 2.1, 1.5, 2.2, 2.3, 2.9]
+    found = [a_view(run, loss) for run, loss in zip(runs, losses, strict=True)]
+    found[2] = a_view(runs[2], 1.0, outcome=Outcome.PRUNED)
+    assert select(study, found).candidates == ("search-0003", "search-0006", "search-0001")
+
+
+def test_the_fastest_is_confirmed_if_speed_is_the_objective(tiny):
+    study = tiny(more='[objective]\nmetric = "train/tok_per_sec"')
+    assert eligible(study, views(study, (3, 100), (2, 300), (1, 200)), "search") == ["search-0001", "search-0002"]
+
+
+@given(points=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=9))
+def test_with_two_objectives_candidates_are_unbeaten_no_slower_than_the_baseline_and_by_loss(points):
+    study = TWO_OBJECTIVES
+    losses, speeds = zip(*points, strict=True)
+    found = [int(name[-4:]) for name in eligible(study, views(study, *points), "search")]
+
+    def beaten(n: int) -> bool:
+        return any(loss <= losses[n] and speed >= speeds[n] and (loss, speed) != points[n] for loss, speed in points)
+
+    wanted = {points[n] for n in range(len(points)) if not beaten(n) and speeds[n] >= speeds[0]} - {points[0]}
+    assert {points[n] for n in found} == wanted
+    assert [losses[n] for n in found] == sorted(losses[n] for n in found)
+
+
+@given(seeds=st.lists(st.integers(1, 999_999), unique=True, min_size=1), more=st.integers(0, 9))
+def test_an_independent_baseline_has_as_many_other_seeds_which_stay_when_seeds_are_added(seeds, more):
+    confirm = Confirm(seeds=tuple(seeds), design="independent")
+    longer = confirm.model_copy(update={"seeds": (*seeds, *range(1_500_000, 1_500_000 + more))})
+    assert len(set(confirm.baseline_seeds)) == len(seeds)
+    assert not {0, *longer.seeds} & set(longer.baseline_seeds)
+    assert longer.baseline_seeds[: len(seeds)] == confirm.baseline_seeds
+    assert confirm.model_copy(update={"design": "paired"}).baseline_seeds == confirm.seeds
+
+
+def test_confirm_runs_repeat_the_trials_values_and_shorter_ones_have_their_own_full_schedule(tiny):
+    study = tiny(more="[confirm]\nseeds = [7, 8]\nspeedup = true")
+    begun = {run.run_id: run for run in (a_trial(study, 0), a_trial(study, 3))}
+    runs = confirm_runs(study, [Selection(trials=5, seeds=(7, 8), candidates=("search-0003",))], begun)
+    names = ["baseline-s{}", "confirm-0003-s{}", "confirm-0003-s{}-t50", "confirm-0003-s{}-t75"]
+    assert [run.run_id for run in runs] == [name.format(seed) for seed in (7, 8) for name in names]
+    baseline, full, half, most = runs[:4]
+    assert baseline == replace(begun["search-0000"], run_id="baseline-s7", phase="baseline", trial=None, seed=7)
+    repeated = begun["search-0003"]
+    assert full == replace(repeated, run_id="confirm-0003-s7", phase="confirm", seed=7, of="search-0003", fraction=1.0)
+    assert [(run.of, run.fraction) for run in (half, most)] == [("search-0003", 0.5), ("search-0003", 0.75)]
+    assert [half.tokens, most.tokens] == [2560, 3840]
+    # 10 steps of warm-up in 20, 15 and 10 steps, and never longer than the decay
+    assert [full.hparams.warmup_fraction, most.hparams.warmup_fraction] == [0.5, 10 / 15]
+    assert half.hparams.warmup_fraction == half.hparams.decay_fraction
+    assert replace(half.hparams, warmup_fraction=0.5) == full.hparams
+
+
+def test_an_extended_search_adds_its_winner_and_an_unchanged_one_adds_nothing(tiny, tmp_path: Path):
+    study, store, lines = tiny(more="[confirm]\nseeds = [7, 8]"), RunStore(tmp_path), []
+    found = views(study, (3.0, 1.0), (2.0, 1.0), (1.0, 1.0))
+    for finished in (found[:2], [], found[2:], []):
+        for view in finished:
+            store.begin(view.header).finish(view.result)
+        selections = update_selections(study, store, lines.append)
+    assert [(selection.trials, selection.candidates) for selection in selections] == [
+        (2, ("search-0001",)),
+        (3, ("search-0002",)),
+    ]
+    assert lines == [
+        "confirm: after 3 trials the choice is search-0002, after 2 it was search-0001; all are confirmed, and the "
+        "verdict is adjusted for all"
+    ]
+    runs = confirm_runs(study, selections, {view.run_id: view.header.run for view in found})
+    assert {run.run_id for run in runs if run.phase == "confirm"} == {
+        f"confirm-000{trial}-s{seed}" for trial in (1, 2) for seed in (7, 8)
     }
-    searched = {name: records for name, records in steps.items() if name.startswith("search")}
-    assert searched == {name: uninterrupted[1][name] for name in searched}  # what follows changes no trial
-    assert steps["tuned-lr-0000"] == steps["search-0000"]  # both begin with GPT-3's values
-    assert steps["baseline-s7"] != steps["baseline-s8"]
 
 
-def test_the_verdict_is_scipys_on_the_losses_that_were_recorded(confirmed):
-    results = load("tiny", confirmed)
-    told = results.verdict()
-    assert [c.candidate.rpartition("-")[0] for c in told.contrasts] == ["search", "tuned-lr"]
-    baseline = [loss(results, f"baseline-s{seed}") for seed in (7, 8)]
-    tests = []
-    for c in told.contrasts:
-        ours = [loss(results, f"confirm-{c.candidate.removeprefix('search-')}-s{seed}") for seed in (7, 8)]
-        tests.append(stats.ttest_rel(ours, baseline))
-        low, high = tests[-1].confidence_interval()
-        assert [c.difference, c.low, c.high] == pytest.approx([sum(ours) / 2 - sum(baseline) / 2, low, high], abs=1e-10)
-        assert c.optimism == pytest.approx(loss(results, c.candidate) - sum(ours) / 2)
-        assert (c.n, c.baseline_n, c.left_out) == (2, 2, ())
-    small, large = sorted(test.pvalue for test in tests)
-    holm = min(1, 2 * small), max(min(1, 2 * small), large)
-    assert sorted(c.p for c in told.contrasts) == pytest.approx(holm, abs=1e-10)
-    assert results.noise.sd == pytest.approx(stats.tstd(baseline))
-    assert set(results.confirmed["fraction"]) == {0.5, 0.75, 1.0}
-    assert results.halflives.loc[0, "beta1_halflife_tokens"] == pytest.approx(256 * 6.5788, rel=1e-4)  # ln .5 / ln .9
+def test_the_plan_counts_every_run_that_a_study_may_need(tiny):
+    study = tiny(more="[confirm]\nseeds = [7, 8, 9]\nspeedup = true\ntop = 2\n[baseline]\nalso = 'tuned-lr'")
+    assert {phase: len(runs) for phase, runs in planned(study, None).items()} == {
+        "search": 5,
+        "baseline": 3,
+        "tuned-lr": 5,
+        "confirm": 3 * (2 + 2 + 1),
+    }
+    assert sum(planned(study, 9)["confirm"]) == 3 * (3 + 0.5 + 0.75)
 
 
-def test_a_study_stopped_on_its_way_to_the_verdict_goes_on_to_the_same_one(study, confirmed, tmp_path):
-    stop, runs = StopRequest(), tmp_path / "runs"
-
-    def ask(run: Run, record: StepRecord) -> None:
-        stop.requested = stop.requested or (run.phase, run.seed, record.step) == ("confirm", 7, 3)
-
-    with pytest.raises(Interrupted):
-        go(study(), runs, watch=Watch(ask), stop=stop)
-    store = go(study(), runs)
-    assert curves(store) == curves(RunStore(confirmed / "tiny"))
-    assert load("tiny", runs).verdict() == load("tiny", confirmed).verdict()
-
-
-def test_added_seeds_train_what_is_new_alone_and_count_as_another_look(study, confirmed, tmp_path):
-    runs = tmp_path / "runs"
-    shutil.copytree(confirmed, runs)
-    watch = Watch()
-    go(study([7, 8, 9]), runs, watch=watch)
-    assert watch.started
-    assert all("-s9" in run_id for run_id in watch.started)
-    told = load("tiny", runs).verdict()
-    assert {c.n for c in told.contrasts} == {3}
-    assert "This is look 2 at fresh seeds" in told.sentence
-    assert "look" not in load("tiny", confirmed).verdict().sentence
-
-
-def test_a_study_of_the_baseline_against_itself_is_not_decided_either_way(tiny, tmp_path):
-    """Micro-batches change nothing but rounding, and the seeds are others: 5 a side, a false answer in 5% of draws."""
-    space = {
-        'lr = { low = 1e-4, high = 3e-2, scale = "log" }': "micro_batch = { choices = [16, 8] }",
-        'beta2 = { low = 0.9, high = 0.999, scale = "log1m" }': "",
-        "micro_batch = 16": "",
+def test_the_plan_of_a_grid_counts_its_points(tiny):
+    grid = {
+        'lr = { low = 1e-4, high = 3e-2, scale = "log" }': "lr = { choices = [6e-4, 1e-3] }",
+        'beta2 = { low = 0.9, high = 0.999, scale = "log1m" }': "beta2 = { choices = [0.9, 0.95] }",
         'sampler = { name = "tpe", startup = 2 }': 'sampler = "grid"',
-        "trials = 5": "trials = 2",
     }
-    seeds = [7, 8, 9, 10, 11]
-    study = tiny(replace=space, more=f'[confirm]\ndesign = "independent"\nmargin = 0.1\nseeds = {seeds}')
-    store = go(study, tmp_path)
-    fresh = {view.header.run.seed for view in store.runs() if view.header.run.phase == "baseline"}
-    assert fresh == {seed + 1_000_000 for seed in seeds}
-    results = load("tiny", tmp_path)
-    (contrast,) = results.verdict().contrasts
-    assert contrast.answer in (Answer.EQUIVALENT, Answer.UNDECIDED)
-    ours = [loss(results, f"confirm-0001-s{seed}") for seed in seeds]
-    theirs = [loss(results, f"baseline-s{seed + 1_000_000}") for seed in seeds]
-    expected = stats.ttest_ind(ours, theirs, equal_var=False)
-    assert contrast.p == pytest.approx(expected.pvalue, abs=1e-10)
+    study = tiny(replace=grid, more="[baseline]\nalso = 'tuned-lr'")
+    assert {phase: len(runs) for phase, runs in planned(study, None).items()} == {"search": 4, "tuned-lr": 2}
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (
+            "[baseline]\nalso = 'tuned-beta'",
+            """[baseline] also: must be 'tuned-lr', but got "tuned-beta"; did you mean "tuned-lr"?""",
+        ),
+        ("[confirm]\nspeedup = 1", "[confirm] speedup: must be a valid boolean, but got 1"),
+    ],
+)
+def test_what_cannot_be_confirmed_is_refused(tiny, tmp_path: Path, more: str, problem: str):
+    with pytest.raises(UserError) as refused:
+        tiny(more=more)
+    assert str(refused.value) == f"{tmp_path / 'tiny.toml'}: {problem}"
+
+
+@pytest.mark.parametrize("text", ["", "null", '"x"', "[1]", '[{"trials": 3, "seedr": [101], "candidates": []}]'])
+def test_damaged_selections_are_an_error_and_never_count_as_none(tmp_path: Path, text: str):
+    (tmp_path / "confirm.json").write_text(text)
+    with pytest.raises(MachineError, match=r"confirm\.json: must be a file that hpstudy wrote"):
+        read_selections(RunStore(tmp_path))

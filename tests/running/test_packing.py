@@ -1,4 +1,6 @@
-"""Trials that train as one: which go together, how many, and what a study of packs keeps."""
+"""Trials that train as one: which train together, how many, and what a study of packs keeps."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -9,20 +11,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_interruptions import AWAITED, DEADLY, kill_workers, workers_of
 
 from hpstudy.hparams import GPT3, HParams
 from hpstudy.records import Outcome, Run, Speed, StepRecord
 from hpstudy.running.cost import measure
-from hpstudy.running.crew import Crew
 from hpstudy.running.driver import run_study
-from hpstudy.running.interface import Interrupted, Options, StopRequest
+from hpstudy.running.interface import Options, StopRequest
+from hpstudy.running.messages import Measured
 from hpstudy.running.packing import best_pack, take_pack
+from hpstudy.running.pool import WorkerPool
 from hpstudy.running.replay import replay
-from hpstudy.running.workers import Measured, Worker
-from studies import Watch, curves, go, inherit, trials
+from hpstudy.running.worker import Worker
+from tests.helpers.running import (
+    AWAITED,
+    DEADLY,
+    Watch,
+    curves,
+    interrupt,
+    kill_workers,
+    run_at_start,
+    run_here,
+    trials,
+    workers_of,
+)
 
-RANDOM = {  # blind to the rounding of results
+RANDOM = {  # a sampler that does not depend on the rounding of results
     "parallel = 2": "parallel = 4",
     "trials = 5": "trials = 6",
     'sampler = { name = "tpe", startup = 2 }': 'sampler = "random"',
@@ -65,28 +78,28 @@ def test_the_best_pack_is_the_one_with_the_most_tokens_per_second(seconds, best)
 
 
 @pytest.mark.parametrize(
-    ("pack", "timed", "workers", "said"),
+    ("pack", "timed", "workers", "lines"),
     [('"auto"', [1, 2], 2, []), ("4", [], 1, ["1 worker of 2: [budget] parallel is 4, 4 trials a worker"])],
 )
-def test_a_chosen_pack_leaves_no_core_idle_and_a_given_one_says_so(
-    tiny, tmp_path: Path, monkeypatch, pack: str, timed: list[int], workers: int, said: list[str]
+def test_a_measured_pack_leaves_no_core_idle_and_a_stated_one_that_does_is_reported(
+    tiny, tmp_path: Path, monkeypatch, pack: str, timed: list[int], workers: int, lines: list[str]
 ):
-    welcome, sizes = Crew.welcome_first, list[int]()
+    start, sizes = WorkerPool.start, list[int]()
 
     def measured(*_: object, pack: int) -> Measured:
         sizes.append(pack)
         return Measured(speed=Speed(step_seconds=1.0, eval_seconds=1.0))
 
-    monkeypatch.setattr(Crew, "welcome_first", lambda crew: welcome(crew) | {"num_gpus": 0, "cores": 2})
+    monkeypatch.setattr(WorkerPool, "start", lambda pool: start(pool) | {"num_gpus": 0, "cores": 2})
     monkeypatch.setattr("hpstudy.running.calibration.measure", measured)
     study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more=f"pack = {pack}"), Watch()
     store = run_study(study, Options(runs=tmp_path, device="cpu", wandb="disabled"), watch, StopRequest())
     assert sizes == timed
     assert len(list(store.root.glob("worker-*.log"))) == workers
-    assert [line for line in watch.said if "worker" in line] == said
+    assert [line for line in watch.lines if "worker" in line] == lines
 
 
-def test_a_pack_under_which_the_worker_dies_does_not_run_and_the_study_does(tiny, tmp_path: Path, monkeypatch):
+def test_a_pack_size_that_kills_the_worker_is_not_used_and_the_study_runs(tiny, tmp_path: Path, monkeypatch):
     def killing(worker: Worker, hparams: HParams, meanwhile: Callable[[], None], pack: int) -> Measured:
         if pack == 2:
             kill_workers()
@@ -95,7 +108,7 @@ def test_a_pack_under_which_the_worker_dies_does_not_run_and_the_study_does(tiny
     monkeypatch.setattr("hpstudy.running.calibration.measure", killing)
     monkeypatch.setattr("hpstudy.running.driver.trainings_at_once", lambda *_: 1)
     study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more='pack = "auto"'), Watch()
-    store = go(study, tmp_path, watch=watch)
+    store = run_here(study, tmp_path, watch=watch)
     assert store.read_json("calibration.json") == {"pack": 1}
     assert len(watch.finished) == 2
 
@@ -107,16 +120,16 @@ def close(packed: dict[str, list[StepRecord]], alone: dict[str, list[StepRecord]
 
 def test_a_packed_study_has_the_proposals_and_losses_of_one_trial_at_a_time(tiny, tmp_path: Path):
     alone_study, study = tiny(replace=RANDOM), tiny(replace=RANDOM, more="pack = 2")
-    alone = go(alone_study, tmp_path / "alone")
-    packed = go(study, tmp_path / "packed", workers=2)
+    alone = run_here(alone_study, tmp_path / "alone")
+    packed = run_here(study, tmp_path / "packed", workers=2)
     assert [t.values for t in trials(study, packed)] == [t.values for t in trials(alone_study, alone)]
     assert close(curves(packed), curves(alone))
-    assert curves(packed) != curves(alone)  # they did train as one
+    assert curves(packed) != curves(alone)  # the last bits show that they trained as one
 
 
 def test_the_number_of_workers_changes_neither_trials_nor_curves_of_packs(tiny, tmp_path: Path):
     study = tiny(replace={"parallel = 2": "parallel = 4", "trials = 5": "trials = 11"}, more="pack = 2")
-    alone, together = (go(study, tmp_path / str(n), workers=n) for n in (1, 2))
+    alone, together = (run_here(study, tmp_path / str(n), workers=n) for n in (1, 2))
     assert len(list(together.root.glob("worker-*.log"))) == 2
     assert trials(study, together) == trials(study, alone)
     assert curves(together) == curves(alone)
@@ -125,7 +138,7 @@ def test_the_number_of_workers_changes_neither_trials_nor_curves_of_packs(tiny, 
 def test_a_trial_of_a_pack_is_pruned_alone(tiny, tmp_path: Path):
     pruner = 'pack = 4\npruner = { name = "median", startup = 1, from_fraction = 0.25 }'
     study = tiny(replace=RANDOM | {"trials = 5": "trials = 12"}, more=pruner)
-    store = go(study, tmp_path)
+    store = run_here(study, tmp_path)
     outcomes = {view.header.run.trial: view.result.outcome for view in store.runs()}
     assert set(outcomes.values()) == {Outcome.PRUNED, Outcome.COMPLETE}
     for view in store.runs():
@@ -134,15 +147,10 @@ def test_a_trial_of_a_pack_is_pruned_alone(tiny, tmp_path: Path):
         assert (last.step == 20) == (view.result.outcome is Outcome.COMPLETE)
 
 
-def test_a_packed_study_goes_on_after_a_stop_and_after_a_dead_worker(tiny, tmp_path: Path):
-    study, stop = tiny(replace=RANDOM, more="pack = 4"), StopRequest()
-    expected = go(study, tmp_path / "expected")
-
-    def ask(run: Run, record: StepRecord) -> None:
-        stop.requested = stop.requested or (run.trial, record.step) == (2, 5)
-
-    with pytest.raises(Interrupted):
-        go(study, tmp_path / "broken", watch=Watch(ask), stop=stop)
+def test_a_packed_study_resumes_after_a_stop_and_after_a_dead_worker(tiny, tmp_path: Path):
+    study = tiny(replace=RANDOM, more="pack = 4")
+    expected = run_here(study, tmp_path / "expected")
+    interrupt(study, tmp_path / "broken", "search-0002", 5)
     killed: list[int] = []
 
     def kill(run: Run, record: StepRecord) -> None:
@@ -151,14 +159,14 @@ def test_a_packed_study_goes_on_after_a_stop_and_after_a_dead_worker(tiny, tmp_p
             os.kill(killed[0], signal.SIGKILL)
 
     watch = Watch(kill)
-    store = go(study, tmp_path / "broken", watch=watch)
+    store = run_here(study, tmp_path / "broken", watch=watch)
     assert len(killed) == 1
-    assert any("they begin again" in line for line in watch.said)
+    assert any("they start again" in line for line in watch.lines)
     assert curves(store) == curves(expected)
     assert trials(study, store) == trials(study, expected)
 
 
-def test_a_pack_whose_workers_die_goes_on_as_long_as_each_brings_new_steps(tiny, tmp_path: Path):
+def test_a_pack_whose_workers_die_continues_as_long_as_each_brings_new_steps(tiny, tmp_path: Path):
     study, deadly = tiny(replace=RANDOM, more=f"pack = 4\n{AWAITED}"), {5, 10, 15}
 
     def kill(run: Run, record: StepRecord) -> None:
@@ -167,15 +175,15 @@ def test_a_pack_whose_workers_die_goes_on_as_long_as_each_brings_new_steps(tiny,
             kill_workers()
 
     watch = Watch(kill)
-    store = go(study, tmp_path, watch=watch)
+    store = run_here(study, tmp_path, watch=watch)
     assert watch.started.count("search-0001") == 4
     assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
 
 
-def test_a_run_under_which_a_packs_workers_always_die_fails_alone(tiny, tmp_path: Path, monkeypatch):
-    inherit(tmp_path / "site", DEADLY, monkeypatch)
+def test_a_run_that_kills_the_workers_of_its_pack_fails_alone(tiny, tmp_path: Path, monkeypatch):
+    run_at_start(tmp_path / "site", DEADLY, monkeypatch)
     study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 3"}, more="pack = 2"), Watch()
-    store = go(study, tmp_path, watch=watch)
+    store = run_here(study, tmp_path, watch=watch)
     assert watch.started.count("search-0001") == 6
     assert [t.state for t in trials(study, store)] == ["complete", "failed", "complete"]
 
@@ -183,10 +191,10 @@ def test_a_run_under_which_a_packs_workers_always_die_fails_alone(tiny, tmp_path
 def test_any_run_of_a_packed_study_is_replayed_within_a_tolerance(tiny, tmp_path: Path):
     outside = {"lr = { low = 1e-4": "lr = { low = 1e-3", "trials = 5": "trials = 1"}
     study = tiny(replace=outside, more="pack = 2")
-    store = go(study, tmp_path)
+    store = run_here(study, tmp_path)
     again = replay(study, store, "baseline-s0", "cpu")
     assert again.good
-    assert again.elsewhere == ("it may have been trained in a pack, and is trained alone now",)
+    assert again.changed == ("it may have been trained in a pack, and is trained alone now",)
 
 
 CRAMPED = """
@@ -212,21 +220,21 @@ def test_a_pack_that_does_not_fit_trains_one_at_a_time_at_the_same_micro_batch(
 ):
     searched = {"micro_batch = 16\n\n[search]": f"\n[search]\n{micro_batch}"} if micro_batch else {}
     study, watch = tiny(replace=RANDOM | searched, more="pack = 4"), Watch()
-    inherit(tmp_path / "site", CRAMPED, monkeypatch)
-    store = go(study, tmp_path, watch=watch)
-    (line,) = [line for line in watch.said if "out of memory" in line]
+    run_at_start(tmp_path / "site", CRAMPED, monkeypatch)
+    store = run_here(study, tmp_path, watch=watch)
+    (line,) = [line for line in watch.lines if "out of memory" in line]
     assert line.endswith(": out of memory as one; tried again one at a time")
     assert {view.result.outcome for view in store.runs()} == {Outcome.COMPLETE}
     assert {view.header.run.hparams.micro_batch for view in store.runs()} <= ({8, 16} if micro_batch else {16})
 
 
-def test_auto_measures_once_and_a_resumed_study_keeps_it(tiny, tmp_path: Path):
+def test_an_automatic_pack_is_measured_once_and_kept_by_a_resumed_study(tiny, tmp_path: Path):
     study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more='pack = "auto"'), Watch()
-    store = go(study, tmp_path, watch=watch)
-    assert [line for line in watch.said if line.startswith("pack: ")]
+    store = run_here(study, tmp_path, watch=watch)
+    assert [line for line in watch.lines if line.startswith("pack: ")]
     assert json.loads((store.root / "calibration.json").read_text())["pack"] in (1, 2, 4)
     assert json.loads((store.root / "study.json").read_text())["budget.pack"] == "auto"
     again = Watch()
-    go(study, tmp_path, watch=again, trials=3)
-    assert not [line for line in again.said if line.startswith("pack: ")]
+    run_here(study, tmp_path, watch=again, trials=3)
+    assert not [line for line in again.lines if line.startswith("pack: ")]
     assert len(again.finished) == 3

@@ -1,123 +1,43 @@
-"""The W&B sink against the real wandb: its offline files, and a server on 127.0.0.1."""
+"""The W&B sink while runs train, against the real wandb: its offline files, and a server on 127.0.0.1."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Loopback
-from tracking_samples import header, record, result
 
-from hpstudy.errors import UserError
 from hpstudy.hparams import GPT3
-from hpstudy.records import Outcome, StepRecord, as_row
-from hpstudy.tracking.store import RunStore, restored
-from hpstudy.tracking.wandb_sink import Mode, WandbSink, new_wandb_id, resolve_mode, resolve_project, whereabouts
-
-KEY = "0" * 40
-STEPS = [record(step, evaluated=step == 10) for step in range(1, 21)]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user without login or settings, and a wandb session that ends with the test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    yield tmp_path
-    end_session()
-
-
-@pytest.fixture
-def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
-    with Loopback() as server:
-        monkeypatch.setenv("WANDB_DIR", str(home))
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield server
-        server.status = None  # nothing that is still open may wait for an answer
-        end_session()
-
-
-def end_session() -> None:
-    import wandb
-
-    wandb.teardown()
-
-
-def new_sink(home: Path, mode: Mode, said: list[str], patience: float = 10.0) -> WandbSink:
-    return WandbSink(
-        mode=mode,
-        project="p",
-        entity=None,
-        study="quickstart",
-        directory=home,
-        extra={"corpus": "asv"},
-        say=said.append,
-        patience=patience,
-    )
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def offline_records(home: Path, wandb_id: str) -> list[dict[str, Any]]:
-    """What one offline file holds, by W&B's own reader."""
-    end_session()  # the file is whole once the session has ended
-    (path,) = (home / "wandb").glob(f"offline-run-*-{wandb_id}/*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def rows_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """History rows without wandb's own keys."""
-    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
-
-
-def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return restored(rows_of([line["history"]["item"] for line in records if line["type"] == "history"]))
-
-
-def offline_rows(home: Path, wandb_id: str) -> list[dict[str, Any]]:
-    return history(offline_records(home, wandb_id))
-
-
-def same(rows: list[dict[str, Any]], steps: list[StepRecord]) -> bool:
-    """Equal row by row; through repr of floats, because NaN differs from itself, whatever the order of keys."""
-
-    def comparable(row: dict[str, Any]) -> list[tuple[str, str]]:
-        return sorted((key, repr(float(value))) for key, value in row.items())
-
-    return [comparable(row) for row in rows] == [comparable(as_row(step)) for step in steps]
+from hpstudy.records import Outcome
+from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_sink import new_wandb_id
+from tests.helpers.command_line import run_python
+from tests.helpers.loopback import Loopback
+from tests.helpers.samples import header, record, result
+from tests.helpers.wandb_rows import (
+    KEY,
+    STEPS,
+    end_session,
+    history,
+    inspected,
+    new_sink,
+    offline_rows,
+    own_keys,
+    same,
+    wait_until,
+)
 
 
 def test_an_offline_run_holds_every_step_of_the_store(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    store, said = RunStore(home / "store"), []
+    store, messages = RunStore(home / "store"), []
     store.create()
     steps = [*STEPS, record(21, loss=math.nan), record(22, loss=math.inf)]
     ended = result(Outcome.DIVERGED, steps=22, train_loss=math.inf)
-    sink, writer = new_sink(home, "offline", said), store.begin(header())
+    sink, writer = new_sink(home, "offline", messages), store.begin(header())
     sink.begin(header())
     for step in steps:
         writer.append(step)
@@ -126,9 +46,10 @@ def test_an_offline_run_holds_every_step_of_the_store(home: Path, capfd: pytest.
     sink.finish("search-0007", ended)
     sink.close(30)
 
-    assert said == []
+    assert messages == []
     (run,) = store.runs()
-    records = offline_records(home, "id")
+    end_session()
+    records = inspected(home, "id")
     assert same(history(records), list(run.records()))
     assert [line["exit"]["exit_code"] for line in records if line["type"] == "exit"] == [0]
     updates = [line["summary"]["update"] for line in records if line["type"] == "summary"]
@@ -148,7 +69,7 @@ def test_an_offline_run_holds_every_step_of_the_store(home: Path, capfd: pytest.
 
 
 def test_an_offline_run_that_begins_again_discards_its_fragment(home: Path) -> None:
-    for steps in (STEPS[:5], STEPS):  # a driver that is killed, and its second life
+    for steps in (STEPS[:5], STEPS):  # a driver that is killed, and the one that resumes the run
         sink = new_sink(home, "offline", [])
         sink.begin(header())
         for step in steps:
@@ -161,8 +82,8 @@ def test_an_offline_run_that_begins_again_discards_its_fragment(home: Path) -> N
 def test_the_server_receives_each_row_of_parallel_runs_once(
     home: Path, server: Loopback, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    sink = new_sink(home, "online", said)
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages)
     runs = {"search-0001": "a", "baseline-s101": "b"}
     sink.begin(header("search-0001", wandb_id="a", trial=1))
     sink.begin(header("baseline-s101", wandb_id="b", phase="baseline", trial=None, seed=101))
@@ -173,9 +94,9 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     sink.finish("baseline-s101", result(Outcome.FAILED))
     sink.close(30)
 
-    assert said == []
+    assert messages == []
     for run_id, wandb_id in runs.items():
-        assert same(rows_of(server.runs[wandb_id].history), STEPS)
+        assert same(own_keys(server.runs[wandb_id].history), STEPS)
         delivery = json.loads((home / run_id / "wandb.json").read_text())
         assert delivery == {"mode": "online", "url": f"{server.url}/e/p/runs/{wandb_id}"}
     assert (server.runs["a"].exitcode, server.runs["b"].exitcode) == (0, 1)
@@ -202,31 +123,52 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_online_run_goes_on_after_the_servers_last_step(home: Path, server: Loopback) -> None:
-    for steps in (STEPS[:12], STEPS):  # the second life logs everything again
+def test_the_config_of_a_confirm_run_has_the_trial_that_it_repeats_and_its_share_of_the_budget(
+    home: Path, server: Loopback
+) -> None:
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages)
+    sink.begin(header(wandb_id="search"))
+    confirm = header(
+        "confirm-0007-s101-t75", phase="confirm", seed=101, of="search-0007", fraction=0.75, wandb_id="confirm"
+    )
+    sink.begin(confirm)
+    sink.abandon("search-0007")
+    sink.abandon("confirm-0007-s101-t75")
+    sink.close(30)
+    assert messages == []
+    configs = {wandb_id: run.config for wandb_id, run in server.runs.items()}
+    assert {name: (config["of"], config["fraction"]) for name, config in configs.items()} == {
+        "search": (None, 1),
+        "confirm": ("search-0007", 0.75),
+    }
+
+
+def test_a_resumed_online_run_continues_after_the_servers_last_step(home: Path, server: Loopback) -> None:
+    for steps in (STEPS[:12], STEPS):  # the driver that resumes the run logs everything again
         sink = new_sink(home, "online", [])
         sink.begin(header())
         for step in steps:
             sink.log("search-0007", step)
         sink.abandon("search-0007")
         sink.close(30)
-    assert same(rows_of(server.runs["id"].history), STEPS)
+    assert same(own_keys(server.runs["id"].history), STEPS)
 
 
-@pytest.mark.parametrize("status", [401, 500, None], ids=["refuses", "fails", "hangs-up"])
-def test_a_server_that_does_not_answer_sends_the_run_offline(
+@pytest.mark.parametrize("status", [401, 500, None], ids=["refuses", "fails", "closes the connection"])
+def test_a_run_whose_server_does_not_answer_continues_offline(
     home: Path, server: Loopback, capfd: pytest.CaptureFixture[str], status: int | None
 ) -> None:
     server.status = status
-    said: list[str] = []
-    sink = new_sink(home, "online", said, patience=1.0)
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages, patience=1.0)
     sink.begin(header())
     for step in STEPS:
         sink.log("search-0007", step)
     sink.finish("search-0007", result())
     sink.close(30)
 
-    (line,) = said
+    (line,) = messages
     assert "\n" not in line
     assert line.startswith("W&B: CommError: ")
     assert "offline" in line
@@ -235,19 +177,19 @@ def test_a_server_that_does_not_answer_sends_the_run_offline(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_missing_key_sends_the_run_offline_without_a_prompt(home: Path) -> None:
-    said: list[str] = []
-    sink = new_sink(home, "online", said)
+def test_a_run_without_a_key_is_offline_and_nothing_prompts(home: Path) -> None:
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages)
     sink.begin(header())
     sink.close(30)
-    assert len(said) == 1
-    assert said[0].startswith("W&B: UsageError: No API key configured")
+    assert len(messages) == 1
+    assert messages[0].startswith("W&B: UsageError: No API key configured")
     assert offline_rows(home, "id") == []
 
 
-def test_a_server_lost_in_mid_run_is_said_once_and_later_runs_are_offline(home: Path, server: Loopback) -> None:
-    said: list[str] = []
-    sink = new_sink(home, "online", said, patience=1.0)
+def test_a_server_lost_in_mid_run_is_reported_once_and_later_runs_are_offline(home: Path, server: Loopback) -> None:
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages, patience=1.0)
     sink.begin(header(wandb_id="lost"))
     sink.log("search-0007", STEPS[0])
     wait_until(lambda: "lost" in server.runs)
@@ -260,18 +202,17 @@ def test_a_server_lost_in_mid_run_is_said_once_and_later_runs_are_offline(home: 
         sink.log("search-0008", step)
     sink.finish("search-0008", result())
     sink.close(30)
-    assert len(said) == 1
-    assert "TimeoutError" in said[0]
+    assert len(messages) == 1
+    assert "TimeoutError" in messages[0]
     assert same(offline_rows(home, "next"), STEPS)
 
 
-def test_the_death_of_wandbs_own_process_costs_only_the_view(home: Path) -> None:
+def test_a_run_continues_without_wandb_after_wandbs_own_process_died(home: Path) -> None:
     program = f"""
-import os, signal, subprocess, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os, signal, subprocess, time
 from pathlib import Path
-from tracking_samples import header, record, result
-from hpstudy.tracking.wandb_sink import whereabouts, WandbSink
+from hpstudy.tracking.wandb_sink import WandbSink
+from tests.helpers.samples import header, record, result
 here = Path({str(home)!r})
 sink = WandbSink(mode="offline", project="p", entity=None, study="quickstart", directory=here, extra={{}}, say=print)
 sink.begin(header())
@@ -287,33 +228,33 @@ for step in range(1, 21):
 sink.finish("search-0007", result())
 sink.close(30)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = run_python(program, check=True, timeout=60)
     (line,) = done.stdout.splitlines()
     assert line.startswith("W&B: ")
     assert "is left out from here" in line
     assert done.stderr == ""
 
 
-def test_closing_waits_no_longer_than_it_was_told(home: Path, server: Loopback) -> None:
-    said: list[str] = []
-    sink = new_sink(home, "online", said, patience=2.0)
+def test_close_waits_no_longer_than_its_timeout(home: Path, server: Loopback) -> None:
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages, patience=2.0)
     server.status = None
     sink.begin(header())
     began = time.monotonic()
     sink.close(0.3)
     assert time.monotonic() - began < 1.0
-    assert "within 0.3 s" in said[0]
-    assert "`hpstudy sync quickstart`" in said[0]
+    assert "within 0.3 s" in messages[0]
+    assert "`hpstudy sync quickstart`" in messages[0]
     sink.close(30)
 
 
-def test_disabled_does_not_even_import_wandb(tmp_path: Path) -> None:
+def test_a_disabled_sink_does_not_import_wandb(tmp_path: Path) -> None:
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from tracking_samples import header, record, result
-from hpstudy.tracking.wandb_sink import whereabouts, WandbSink, new_wandb_id, resolve_mode
+from hpstudy.tracking.wandb_settings import resolve_mode
+from hpstudy.tracking.wandb_sink import WandbSink
+from tests.helpers.samples import header, record, result
 assert resolve_mode("disabled") == "disabled"
 here = Path({str(tmp_path)!r})
 sink = WandbSink(mode="disabled", project="p", entity=None, study="s", directory=here, extra={{}}, say=print)
@@ -323,11 +264,11 @@ sink.finish("search-0007", result())
 sink.close(1)
 assert "wandb" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run_python(program, check=True)
     assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == ("", "", [])
 
 
-def test_logging_costs_the_driver_next_to_nothing(home: Path) -> None:
+def test_logging_a_step_takes_microseconds(home: Path) -> None:
     sink = new_sink(home, "offline", [])
     sink.begin(header())
     began = time.perf_counter()
@@ -338,54 +279,6 @@ def test_logging_costs_the_driver_next_to_nothing(home: Path) -> None:
     assert mean < 1e-3  # some 2 µs on a quiet core
 
 
-@pytest.mark.usefixtures("home")
-@pytest.mark.parametrize(
-    ("environment", "mode"),
-    [
-        ({}, "offline"),
-        ({"WANDB_API_KEY": KEY}, "online"),
-        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
-        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "dryrun"}, "offline"),
-        ({"WANDB_MODE": "online"}, "online"),
-        ({"WANDB_MODE": "disabled"}, "disabled"),
-    ],
-)
-def test_auto_follows_wandb_mode_then_the_key(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert resolve_mode("auto") == mode
-
-
-@pytest.mark.parametrize("key", [KEY, "malformed"])
-def test_auto_is_online_with_a_login(home: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    (home / "netrc").write_text(f"machine 127.0.0.1:9 login user password {key}\n")
-    assert resolve_mode("auto") == "online"
-
-
-@pytest.mark.parametrize("flag", ["online", "offline", "disabled"])
-def test_a_flag_that_says_what_it_wants_is_obeyed(monkeypatch: pytest.MonkeyPatch, flag: Mode) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert resolve_mode(flag) == flag
-
-
-def test_an_unknown_wandb_mode_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "ofline")
-    with pytest.raises(UserError, match=r'WANDB_MODE: must be one of online, .*but got "ofline"'):
-        resolve_mode("auto")
-
-
-@pytest.mark.usefixtures("home")
-def test_the_environment_names_the_project_before_the_study_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_project(None, None) == ("hpstudy", None)
-    assert resolve_project("mine", "me") == ("mine", "me")
-    monkeypatch.setenv("WANDB_PROJECT", "ours")
-    monkeypatch.setenv("WANDB_ENTITY", "us")
-    assert resolve_project("mine", "me") == ("ours", "us")
-
-
 @given(st.text(max_size=300))
 def test_ids_suit_wandb_and_differ_each_time(study: str) -> None:
     first, second = new_wandb_id(study, "confirm-0007-s101"), new_wandb_id(study, "confirm-0007-s101")
@@ -393,154 +286,3 @@ def test_ids_suit_wandb_and_differ_each_time(study: str) -> None:
     assert len(first) <= 128
     assert not set(first) & set(":;,#?/'")
     assert "confirm-0007-s101" in first
-
-
-def stored(home: Path) -> RunStore:
-    """A study of one finished run, with the steps that W&B is sent."""
-    store = RunStore(home / "quickstart")
-    store.create()
-    writer = store.begin(header())
-    for step in STEPS:
-        writer.append(step)
-    writer.finish(result())
-    return store
-
-
-def send_live(store: RunStore, said: list[str], patience: float, meanwhile: Callable[[], None] = lambda: None) -> float:
-    """Sends the run as it comes, `meanwhile` after its fifth step; the longest time that it kept the caller waiting."""
-    sink, longest = new_sink(store.root, "online", said, patience=patience), 0.0
-    sink.begin(header())
-    for step in STEPS:
-        began = time.monotonic()
-        sink.log("search-0007", step)
-        longest = max(longest, time.monotonic() - began)
-        if step.step == 5:
-            meanwhile()
-    sink.finish("search-0007", result())
-    sink.close(60)
-    return longest
-
-
-def deliver(store: RunStore) -> None:
-    """What `hpstudy sync` does, twice."""
-    said: list[str] = []
-    for _ in range(2):
-        sink = new_sink(store.root, "online", said)
-        for view in store.runs():
-            sink.replay(view)
-        sink.close(60)
-    assert said == []
-
-
-def kill_wandb() -> None:
-    """Kills wandb's own process."""
-    import wandb
-
-    process = wandb.setup()._connection._proc._process
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, None, "hang"])
-def test_what_a_failing_server_missed_is_delivered_once(home: Path, server: Loopback, status: int | str | None) -> None:
-    store, said = stored(home), list[str]()
-    server.status = status
-    waited = send_live(store, said, patience=1.0)
-    assert waited < 0.1
-    assert len(said) == 1
-    end_session()
-    server.status = 200
-    deliver(store)
-    assert same(rows_of(server.runs["id"].history), STEPS)
-
-
-@pytest.mark.parametrize("at_once", [True, False], ids=["from the start", "in mid-run"])
-def test_a_server_that_recovers_gets_each_row_once(home: Path, server: Loopback, at_once: bool) -> None:
-    store, said = stored(home), list[str]()
-
-    def fail() -> None:
-        server.status = 503
-        threading.Timer(0.5, setattr, (server, "status", 200)).start()
-
-    def fail_once_begun() -> None:
-        wait_until(lambda: "id" in server.runs)
-        fail()
-
-    if at_once:
-        fail()
-    send_live(store, said, 20.0, (lambda: None) if at_once else fail_once_begun)
-    assert said == []
-    deliver(store)
-    assert same(rows_of(server.runs["id"].history), STEPS)
-
-
-def test_a_server_that_goes_in_mid_run_is_delivered_the_rest_once(home: Path, server: Loopback) -> None:
-    store, said = stored(home), list[str]()
-
-    def go() -> None:
-        wait_until(lambda: "id" in server.runs)
-        server.status = None
-
-    send_live(store, said, 1.0, go)
-    assert len(said) == 1
-    end_session()
-    server.status = 200
-    deliver(store)
-    assert same(rows_of(server.runs["id"].history), STEPS)
-
-
-def test_the_death_of_wandbs_own_process_loses_no_row_for_good(home: Path, server: Loopback) -> None:
-    store, said = stored(home), list[str]()
-
-    def kill() -> None:
-        wait_until(lambda: "id" in server.runs)
-        kill_wandb()
-
-    send_live(store, said, 2.0, kill)
-    assert len(said) == 1
-    deliver(store)
-    assert same(rows_of(server.runs["id"].history), STEPS)
-
-
-def test_deleted_wandb_files_are_no_loss(home: Path, server: Loopback) -> None:
-    store, said = stored(home), list[str]()
-    sink = new_sink(store.root, "offline", said)
-    for view in store.runs():
-        sink.replay(view)
-    sink.close(30)
-    shutil.rmtree(store.root / "wandb")
-    deliver(store)
-    assert same(rows_of(server.runs["id"].history), STEPS)
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"mode": "online"}', "\xff"])
-def test_a_run_whose_delivery_cannot_be_told_is_sent_again_without_a_row_twice(home: Path, server, damage: str) -> None:
-    store = stored(home)
-    deliver(store)
-    (view,) = store.runs()
-    (view.folder / "wandb.json").write_bytes(damage.encode("latin-1"))
-    assert whereabouts(store.root, "quickstart") == "none"
-    deliver(store)
-    assert same(rows_of(server.runs["id"].history), STEPS)
-    assert json.loads((view.folder / "wandb.json").read_text())["mode"] == "online"
-
-
-def test_a_replayed_store_reaches_the_server_once_however_often_it_is_replayed(home: Path, server: Loopback) -> None:
-    store = RunStore(home / "quickstart")
-    store.create()
-    for trial in range(2):
-        writer = store.begin(header(f"search-000{trial}", wandb_id=f"id-{trial}", trial=trial))
-        for step in STEPS:
-            writer.append(step)
-        writer.finish(result())
-    said: list[str] = []
-    for mode in ("offline", "online", "online", "offline"):
-        sink = new_sink(store.root, mode, said)
-        for view in store.runs():
-            sink.replay(view)
-        sink.close(30)
-    assert said == []
-    assert set(server.runs) == {"id-0", "id-1"}
-    assert all(same(rows_of(run.history), STEPS) for run in server.runs.values())
-    assert list((store.root / "wandb").glob("offline-run-*")) == []
-    assert whereabouts(store.root, "quickstart").endswith("/p/groups/quickstart")

@@ -1,4 +1,6 @@
-"""Trainings in tests run on one thread, as a worker's do: the numbers depend on it."""
+"""Trainings in tests use one thread, as a worker does: the numbers depend on it."""
+
+from __future__ import annotations
 
 import os
 

@@ -1,3 +1,7 @@
+"""Which losses count as divergence."""
+
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -19,7 +23,7 @@ def test_twenty_steps_in_a_row_above_the_limit_are_divergence_and_nineteen_are_n
     assert seen == [False] * 19 + [True]
 
 
-def test_one_good_step_starts_the_count_again():
+def test_one_good_step_restarts_the_count():
     watch = DivergenceWatch(256)
     losses = [LIMIT + 1] * 19 + [LIMIT] + [LIMIT + 1] * 19
     assert not any(watch.diverged(loss=loss, grad_norm=1.0, warming_up=False) for loss in losses)

@@ -1,5 +1,7 @@
 """Losses are what they were: every curve against its record in tests/golden."""
 
+from __future__ import annotations
+
 import json
 
 import pytest
@@ -8,8 +10,8 @@ from hpstudy.errors import UserError
 from hpstudy.training.device import place
 from tests.golden.curves import KEYS, PRECISIONS, RUNS, path, train
 
-# Rounding differs between CPUs and between kernels, and 40 steps let it grow; a change of the maths is far larger.
-# Seen between kernels on one CPU: 2e-7 of the loss in fp32 and 3e-5 in bf16, 2e-3 of a norm.
+# Rounding differs between CPUs and between kernels, and grows over 40 steps; a change of the maths is far larger.
+# Measured between kernels on one CPU: 2e-7 of the loss in fp32 and 3e-5 in bf16, 2e-3 of a norm.
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-4}
 NORM_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 

@@ -1,5 +1,7 @@
 """The model against transformers' GPT-2, and its initialisation."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

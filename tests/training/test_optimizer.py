@@ -1,5 +1,7 @@
 """Clipping, groups and AdamW against hand computations and torch's own."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """Runs trained as one stacked model against the same runs one at a time."""
 
+from __future__ import annotations
+
 import gc
 import math
 import weakref
@@ -9,8 +11,9 @@ import pytest
 
 from hpstudy.hparams import HParams
 from hpstudy.records import Run, StepRecord
+from hpstudy.training.pack import Pack
 from hpstudy.training.trainer import Trainer
-from tests.training.test_trainer import BATCH, HPARAMS, SPEC, TIMES, make_trainer, run
+from tests.helpers.training import BATCH, HPARAMS, SPEC, curve, make_trainer, run, timeless
 
 OTHERS = {  # each differs from the next in everything that members of a pack may differ in
     "plain": HPARAMS,
@@ -18,7 +21,7 @@ OTHERS = {  # each differs from the next in everything that members of a pack ma
     "unclipped": replace(HPARAMS, clip_mode="none", beta2=0.999, weight_decay=1.0, decay_fraction=0.5),
     "warm": replace(HPARAMS, warmup_fraction=0.5, min_lr_fraction=0.0, eps=1e-4, weight_decay=0.0, grad_clip=2.0),
 }
-# Relative, as for the golden curves. Seen: 2e-7 in fp32; in bf16 2e-5 of a loss and 2e-4 of a norm.
+# relative, as for the golden curves; measured: 2e-7 in fp32; in bf16 2e-5 of a loss and 2e-4 of a norm.
 LOSS, NORM = {"fp32": 1e-5, "bf16": 5e-4}, {"fp32": 1e-4, "bf16": 1e-2}
 
 
@@ -29,7 +32,7 @@ def members(hparams: dict[str, HParams]) -> list[Run]:
 def packed(trainer: Trainer, runs: list[Run]) -> dict[str, list[StepRecord]]:
     curves: dict[str, list[StepRecord]] = {each.run_id: [] for each in runs}
     for run_id, record in trainer.train(runs):
-        curves[run_id].append(replace(record, **TIMES))
+        curves[run_id].append(timeless(record))
     return curves
 
 
@@ -47,7 +50,7 @@ def test_each_run_of_a_pack_has_the_curve_it_has_alone(trainer: Trainer, micro_b
     curves = packed(trainer, runs)
     precision = trainer.placement.precision
     for each in runs:
-        alone = [replace(record, **TIMES) for _, record in trainer.train([each])]
+        alone = curve(trainer, each)
         mine = curves[each.run_id]
         assert [r.loss for r in mine] == pytest.approx([r.loss for r in alone], rel=LOSS[precision])
         assert [r.grad_norm for r in mine] == pytest.approx([r.grad_norm for r in alone], rel=NORM[precision])
@@ -65,21 +68,21 @@ def test_each_run_of_a_pack_has_the_curve_it_has_alone(trainer: Trainer, micro_b
 
 def test_a_run_that_diverges_disturbs_no_other_bitwise(trainer: Trainer):
     runs = members(OTHERS)
-    hopeless = replace(OTHERS["plain"], lr=1e30, clip_mode="none", warmup_fraction=0.0)
+    diverging = replace(OTHERS["plain"], lr=1e30, clip_mode="none", warmup_fraction=0.0)
     expected = packed(trainer, runs)
-    curves = packed(trainer, [replace(runs[0], hparams=hopeless), *runs[1:]])
+    curves = packed(trainer, [replace(runs[0], hparams=diverging), *runs[1:]])
     assert not math.isfinite(curves["plain"][-1].loss)
     assert all(curves[each.run_id] == expected[each.run_id] for each in runs[1:])
 
 
-def test_a_stopped_run_yields_no_more_and_the_others_go_on_unchanged(trainer: Trainer):
+def test_a_stopped_run_yields_no_more_and_the_others_continue_unchanged(trainer: Trainer):
     runs = members(OTHERS)
     expected = packed(trainer, runs)
     stopped: set[str] = set()
     curves: dict[str, list[StepRecord]] = {each.run_id: [] for each in runs}
     for run_id, record in trainer.train(runs, stopped):
         assert run_id not in stopped
-        curves[run_id].append(replace(record, **TIMES))
+        curves[run_id].append(timeless(record))
         if run_id == "unclipped" and record.step == 7:
             stopped.add(run_id)
     assert len(curves["unclipped"]) == 7
@@ -106,17 +109,23 @@ def test_a_pack_of_one_has_the_bits_of_any_other(trainer: Trainer):
     runs = members(OTHERS)
     expected = packed(trainer, runs)
     for each in runs:
-        records = [replace(record, **TIMES) for _, record in trainer.train([each], packed=True)]
+        records = [timeless(record) for _, record in trainer.train([each], packed=True)]
         assert records == expected[each.run_id]
 
 
-def test_a_pack_of_another_size_frees_the_one_before(trainer: Trainer):
-    runs = members(OTHERS)
-    packed(trainer, runs)
-    before = weakref.ref(trainer._packed[1])
-    packed(trainer, runs[:2])
+def test_a_pack_of_another_size_frees_the_one_before(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
+    made: list[weakref.ref[Pack]] = []
+
+    def make(*args: object) -> Pack:
+        pack = Pack(*args)
+        made.append(weakref.ref(pack))
+        return pack
+
+    monkeypatch.setattr("hpstudy.training.trainer.Pack", make)
+    for count in (3, 2):
+        packed(trainer, members(OTHERS)[:count])
     gc.collect()
-    assert before() is None
+    assert [pack() is None for pack in made] == [True, False]
 
 
 def test_only_runs_of_equal_batches_pack():

@@ -1,4 +1,6 @@
-"""The plan of a run against the notebook's formulas, at their corners."""
+"""The plan of a run against the founding notebook's formulas, at their corners."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import replace
@@ -86,7 +88,9 @@ def test_ramp_rounds_to_no_ramp_when_one_unit_is_the_batch():
     st.integers(1, 30),
     st.sampled_from([512, 1024, 2048]),
 )
-def test_plans_keep_their_promises(budget: int, fraction: float, start: float, evals: int, unit: int):
+def test_a_plan_is_whole_growing_batches_within_the_budget_and_evaluates_at_its_end(
+    budget: int, fraction: float, start: float, evals: int, unit: int
+):
     hparams = replace(STEADY, batch_tokens=8192, batch_ramp_fraction=fraction, batch_ramp_start=start)
     steps = list(plan(hparams, budget=budget, unit=unit, evals=evals))
     assert steps

@@ -1,61 +1,24 @@
 """The trainer against a plain torch loop, and its promises of determinism."""
 
+from __future__ import annotations
+
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from hpstudy.hparams import GPT3, HParams
-from hpstudy.records import Run, StepRecord
-from hpstudy.spec import ModelShape, TrainerSpec
-from hpstudy.training.corpus import WindowSampler, load_corpus, val_windows
-from hpstudy.training.device import Placement, place
+from hpstudy.data.corpus import WindowSampler, load_corpus, val_windows
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.optimizer import make_adamw
 from hpstudy.training.trainer import Trainer
-
-CONTEXT, BATCH = 32, 256
-SPEC = TrainerSpec(
-    model=ModelShape(layers=2, heads=2, width=32),
-    corpus="asv",
-    tokenizer="gpt2:512",
-    context=CONTEXT,
-    tokens=20 * BATCH,
-    seconds=None,
-    evals=4,
-    val_tokens=1024,
-    seed=0,
-    threads=1,
-    precision="fp32",
-    ramp_multiple=1,
-)
-HPARAMS = replace(
-    GPT3, lr=3e-3, batch_tokens=BATCH, micro_batch=8, warmup_fraction=0.25, batch_ramp_fraction=0.0, grad_clip=0.5
-)
-TIMES = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds": None}
+from tests.helpers.training import BATCH, CONTEXT, HPARAMS, SPEC, curve, make_trainer, run
 
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
-    return make_trainer(SPEC)
-
-
-def make_trainer(spec: TrainerSpec) -> Trainer:
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=Path())
-    return Trainer(spec, corpus, place("cpu", spec.precision))
-
-
-def run(hparams: HParams = HPARAMS, *, seed: int = 0, tokens: int = 20 * BATCH) -> Run:
-    return Run(run_id="search-0000", phase="search", trial=0, seed=seed, tokens=tokens, hparams=hparams)
-
-
-def curve(trainer: Trainer, of: Run) -> list[StepRecord]:
-    """The records without their times."""
-    return [replace(record, **TIMES) for _, record in trainer.train([of])]
+    return make_trainer()
 
 
 def test_twenty_steps_equal_a_plain_torch_loop(trainer: Trainer):
@@ -118,11 +81,11 @@ def test_another_seed_gives_another_curve(trainer: Trainer):
     assert [r.loss for r in curve(trainer, run())] != [r.loss for r in curve(trainer, run(seed=1))]
 
 
-def test_a_run_that_is_broken_off_leaves_no_trace_in_the_next(trainer: Trainer):
+def test_a_run_that_is_stopped_early_leaves_no_trace_in_the_next(trainer: Trainer):
     expected = curve(trainer, run())
-    broken = trainer.train([run(seed=3)])
-    next(broken)
-    broken.close()
+    stopped = trainer.train([run(seed=3)])
+    next(stopped)
+    stopped.close()
     assert curve(trainer, run()) == expected
 
 
@@ -138,13 +101,17 @@ def test_training_learns_and_evaluates_on_the_grid(trainer: Trainer):
 
 
 def test_update_to_weight_is_the_relative_change_of_all_weights(trainer: Trainer):
-    *_, (_, last) = trainer.train([run()])
-    after = trainer._flat.weights.double()
-    before = trainer._before.double()
-    assert last.update_to_weight == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-5)
+    weights, ratios = [], []
+    for _, record in trainer.train([run()]):
+        state = trainer.state()
+        assert state is not None
+        weights.append(state.weights.double().clone())
+        ratios.append(record.update_to_weight)
+    before, after = weights[-2:]
+    assert ratios[-1] == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-5)
 
 
-def test_ramp_trains_the_same_tokens_in_smaller_first_batches():
+def test_a_ramp_trains_the_same_tokens_in_smaller_first_batches():
     spec = replace(SPEC, ramp_multiple=2)
     ramped = replace(HPARAMS, micro_batch=2, batch_ramp_fraction=0.5, batch_ramp_start=0.25)
     records = curve(make_trainer(spec), run(ramped))
@@ -157,26 +124,26 @@ def test_ramp_trains_the_same_tokens_in_smaller_first_batches():
 def test_a_micro_batch_larger_than_a_ramp_changes_none_of_its_tokens():
     spec = replace(SPEC, ramp_multiple=2)
     small = replace(HPARAMS, micro_batch=2, batch_ramp_fraction=0.5, batch_ramp_start=0.25)
-    expected, got = (curve(make_trainer(spec), run(replace(small, micro_batch=size))) for size in (2, 8))
-    assert (got[0].micro_batch, got[-1].micro_batch) == (got[0].batch_tokens // CONTEXT, 8)
-    assert [r.tokens for r in got] == [r.tokens for r in expected]
-    assert [r.loss for r in got] == pytest.approx([r.loss for r in expected], rel=1e-5)
-    assert all(r.accumulation * r.micro_batch * CONTEXT == r.batch_tokens for r in got)
+    expected, found = (curve(make_trainer(spec), run(replace(small, micro_batch=size))) for size in (2, 8))
+    assert (found[0].micro_batch, found[-1].micro_batch) == (found[0].batch_tokens // CONTEXT, 8)
+    assert [r.tokens for r in found] == [r.tokens for r in expected]
+    assert [r.loss for r in found] == pytest.approx([r.loss for r in expected], rel=1e-5)
+    assert all(r.accumulation * r.micro_batch * CONTEXT == r.batch_tokens for r in found)
 
 
-def test_weights_and_moments_stay_fp32_under_autocast(monkeypatch: pytest.MonkeyPatch):
+def test_weights_and_moments_stay_fp32_under_autocast():
     trainer = make_trainer(replace(SPEC, precision="auto"))
     if trainer.placement.precision != "bf16":
         pytest.skip("this CPU has no bf16 arithmetic")
-    made: list[torch.optim.AdamW] = []
-    monkeypatch.setattr("hpstudy.training.trainer.make_adamw", lambda *args: made.append(make_adamw(*args)) or made[-1])
     next(trainer.train([run()]))
-    moments = [state[name] for state in made[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
+    state = trainer.state()
+    assert state is not None
+    moments = [group[name] for group in state.optimizer["state"].values() for name in ("exp_avg", "exp_avg_sq")]
     assert len(moments) == 4
-    assert {tensor.dtype for tensor in (*moments, *trainer._model.parameters())} == {torch.float32}
+    assert {tensor.dtype for tensor in (*moments, state.weights)} == {torch.float32}
 
 
-def test_a_hopeless_rate_is_recorded_and_not_hidden(trainer: Trainer):
+def test_a_rate_that_diverges_is_recorded_to_the_last_step(trainer: Trainer):
     records = curve(trainer, run(replace(HPARAMS, lr=1e6, clip_mode="none", warmup_fraction=0.0)))
     assert len(records) == 20
     assert not all(math.isfinite(r.loss) and r.loss < math.log(512) + 1 for r in records)
@@ -193,10 +160,9 @@ def test_measured_speed_is_positive_and_changes_nothing(trainer: Trainer):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_model_has_the_same_curve(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
-    """As on a GPU, where the model is compiled; here with the CPU's compiler, as far as that goes."""
+def test_a_compiled_model_has_the_same_curve(trainer: Trainer):
+    """The blocks of a GPU's model are compiled; here the CPU's compiler does it."""
     expected = curve(trainer, run())
-    monkeypatch.setattr(Placement, "compiles", property(lambda _: True))
-    compiled = curve(make_trainer(SPEC), run())
-    assert [r.loss for r in compiled] == pytest.approx([r.loss for r in expected], rel=1e-5)
-    assert [r.grad_norm for r in compiled] == pytest.approx([r.grad_norm for r in expected], rel=1e-4)
+    found = curve(make_trainer(compile=True), run())
+    assert [r.loss for r in found] == pytest.approx([r.loss for r in expected], rel=1e-5)
+    assert [r.grad_norm for r in found] == pytest.approx([r.grad_norm for r in expected], rel=1e-4)

@@ -1,0 +1,37 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+
+def short(value: float) -> str:
+    """3,451,204 as 3.45M: three digits and a unit."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:  # 999,600 rounds to 1M
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def plain(value: Any) -> str:
+    """A value with four digits (five between 0.9 and 1), text as it is, "-" for a missing value."""
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
+        return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
+    return short(value) if math.isfinite(value) else "infinite"
+
+
+def decimals(width: float) -> int:
+    """The decimals that show two digits of an error."""
+    return min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 6
+
+
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)

@@ -1,0 +1,160 @@
+"""Shows how far a study is: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
+from hpstudy.study import Study
+from hpstudy.study.ranking import Score, best_first, front, ranks_by_loss
+
+PLAIN_SECONDS = 10.0  # between two lines about active runs
+RECENT_STEPS = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class _Active:
+    run: Run
+    last: StepRecord | None = None
+    val_loss: float | None = None
+    speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+
+class StudyProgress:
+    """A `Progress` that shows the phase, the active runs, the best trial so far and the baseline."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        self._study, self._console = study, console
+        self._baseline: RunResult | None = None
+        self._complete: list[Score] = []  # trials of the search
+        self._phase, self._num_runs, self._done, self._earlier = "starting", 0, 0, 0
+        self._active: dict[str, _Active] = {}
+        self._phase_start = time.monotonic()
+        self._last_line = 0.0
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def shown(self) -> AbstractContextManager[object]:
+        """The context in which the view is live. It does nothing outside a terminal."""
+        return self._live if self._console.is_terminal else nullcontext()
+
+    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
+        self._phase, self._num_runs, self._done = name, num_runs, len(finished)
+        self._earlier, self._phase_start = len(finished), time.monotonic()
+        for run, result in finished:
+            self._rank(run, result)
+        if finished:
+            self.say(f"{name}: {len(finished)} of {num_runs} are done from an earlier session")
+
+    def start(self, run: Run) -> None:
+        self._active[run.run_id] = _Active(run=run)
+
+    def step(self, run: Run, record: StepRecord) -> None:
+        active = self._active[run.run_id]
+        active.last = record
+        active.speeds.append(record.tok_per_sec)
+        if record.val_loss is not None:
+            active.val_loss = record.val_loss
+        if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self.say(f"{run.run_id}: {self._describe(active)}")
+
+    def finish(self, run: Run, result: RunResult) -> None:
+        del self._active[run.run_id]
+        self._done += 1
+        self._rank(run, result)
+        name = f"{run.run_id} (baseline)" if run.run_id == self._study.baseline_run_id else run.run_id
+        what = f"val loss {_loss(result.val_loss)}" if result.outcome is Outcome.COMPLETE else result.outcome.value
+        speed = f"{result.tok_per_sec:,.0f} tok/s" if result.tok_per_sec else "no steps"
+        self.say(
+            f"{self._phase} {self._done}/{self._num_runs}  {name}: {what}, {speed} in {duration(result.train_seconds)}"
+        )
+        if result.message:
+            self.say(f"  {result.message.splitlines()[-1]}")
+
+    def say(self, line: str) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(line, highlight=False, markup=False)
+
+    def _rank(self, run: Run, result: RunResult) -> None:
+        if run.run_id == self._study.baseline_run_id:
+            self._baseline = result
+        if run.phase == "search" and result.outcome is Outcome.COMPLETE:
+            self._complete.append(_score(run.run_id, result))
+
+    def _best(self) -> str:
+        """The best complete trial, by the same ranking as in the report."""
+        metrics = self._study.metrics
+        ranked = front(metrics, best_first(metrics, self._complete))
+        return f"{self._shown(ranked[0])} ({ranked[0].run_id})" if ranked else "-"
+
+    def _shown(self, score: Score) -> str:
+        if ranks_by_loss(self._study.metrics):
+            return _loss(score.val_loss)
+        return f"{score.tok_per_sec:,.0f} tok/s"
+
+    def _describe(self, active: _Active) -> str:
+        if active.last is None:
+            return "starting"
+        share = active.last.tokens / active.run.tokens
+        speed = sum(active.speeds) / len(active.speeds)
+        val = f", val {active.val_loss:.4f}" if active.val_loss is not None else ""
+        return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
+
+    def _time_left(self) -> str:
+        """From the pace of this phase: its finished runs and the shares of its active ones."""
+        shares = self._shares()
+        trained = self._done - self._earlier + shares
+        if trained < 0.05:
+            return "?"
+        pace = (time.monotonic() - self._phase_start) / trained
+        return duration(pace * max(0.0, self._num_runs - self._done - shares))
+
+    def _shares(self) -> float:
+        """The trained shares of the active runs, added up."""
+        return sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+
+    def _render(self) -> Group:
+        shares = self._shares()
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        bar = ProgressBar(total=max(1, self._num_runs), completed=self._done + shares)
+        head.add_row(
+            Text(f"{self._study.name} · {self._phase} {self._done}/{self._num_runs}", style="bold"),
+            bar,
+            f"{self._time_left()} left",
+        )
+        lines = [Text(f"  {run_id}  {self._describe(active)}") for run_id, active in self._active.items()]
+        baseline = self._shown(_score("", self._baseline)) if self._baseline else "-"
+        lines.append(Text(f"  best {self._best()} · baseline {baseline}", style="dim"))
+        return Group(head, *lines)
+
+
+def _score(run_id: str, result: RunResult) -> Score:
+    loss = math.nan if result.val_loss is None else result.val_loss
+    return Score(run_id, loss, result.tok_per_sec or 0.0)
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None or math.isnan(loss) else f"{loss:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 20s`, `1h 05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

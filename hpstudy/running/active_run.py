@@ -1,0 +1,198 @@
+"""A run in training: what its worker reports on the way to the sinks, and what is known of earlier attempts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hpstudy.errors import MachineError
+from hpstudy.hparams import derived
+from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
+from hpstudy.running.interface import Progress
+from hpstudy.running.summary import RunSummary
+from hpstudy.running.worker import AwakeClock
+from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id
+from hpstudy.training.divergence import DivergenceWatch
+
+CHECKPOINT_SHARE = 0.02  # of a run's time that its checkpoints may take
+
+
+class ActiveRun:
+    """One run between its worker and the sinks: first the run store, then W&B and the live view.
+
+    A run of a pack (`alone` is False) repeats to rounding only, so it always starts again from step 1 and writes no
+    checkpoints.
+    """
+
+    def __init__(
+        self,
+        header: RunHeader,
+        store: RunStore,
+        wandb: WandbSink,
+        progress: Progress,
+        *,
+        clock: AwakeClock,
+        deaths: int,
+        furthest: int,
+        alone: bool,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.header = header
+        self.run: Run = header.run
+        self.deaths = deaths
+        """Worker deaths since the last new step."""
+        self.furthest = furthest
+        """The last step that any attempt has recorded."""
+        self.shared = False
+        """Whether it trains with others as one, so that it may fail because of them."""
+        self.saving = False
+        """Whether its worker has an order to write a checkpoint; at most one at a time."""
+        self._store, self._wandb, self._progress = store, wandb, progress
+        self._summary = RunSummary()
+        folder = store.folder(self.run.run_id)
+        self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
+        self._alone, self._checkpoint_seconds = alone, checkpoint_seconds
+        self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
+        self._warned = False
+
+    def begin(self) -> None:
+        """Opens the run in all sinks. The intact steps of earlier attempts pass through W&B and the view again."""
+        self._writer = self._store.begin(self.header, anew=not self._alone)
+        if not self._alone:
+            self._checkpoint.unlink(missing_ok=True)
+        self._wandb.begin(self.header)
+        self._progress.start(self.run)
+        if self._writer.cut:
+            self._progress.say(
+                f"{self.run.run_id}: {self._writer.cut} damaged bytes at the end of its steps were cut off"
+            )
+        for record in self.recorded:
+            self._pass_on(record)
+        self.furthest = max(self.furthest, len(self.recorded))
+
+    @property
+    def recorded(self) -> list[StepRecord]:
+        """The intact steps of earlier attempts."""
+        return self._writer.recorded
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file to resume from, if there is one."""
+        return self._checkpoint if self._checkpoint.exists() else None
+
+    def record(self, record: StepRecord) -> None:
+        """Takes a step. Raises MachineError if it was recorded before with other figures."""
+        if record.step > self.furthest:
+            self.furthest, self.deaths = record.step, 0
+        if self._writer.append(record):
+            self._pass_on(record)
+
+    def _pass_on(self, record: StepRecord) -> None:
+        self._summary.add(record)
+        self._wandb.log(self.run.run_id, record)
+        self._progress.step(self.run, record)
+
+    def silent_seconds(self) -> float:
+        """Seconds since its worker's last report."""
+        return self._clock.seconds() - self._last_report
+
+    def on_report(self) -> float:
+        """Notes a report of its worker and returns the seconds of silence before it."""
+        silent = self.silent_seconds()
+        self._last_report += silent
+        return silent
+
+    def wants_checkpoint(self, *, now: bool = False) -> bool:
+        """Whether to order a checkpoint: once per interval, or `now`. Call it only to order one."""
+        due = now or time.monotonic() - self._last_order >= self._checkpoint_seconds
+        if not self._alone or self.saving or not due:
+            return False
+        self._last_order, self.saving = time.monotonic(), True
+        return True
+
+    def on_saved(self, seconds: float, problem: str) -> None:
+        """Makes a new checkpoint the current one, once its steps are durable."""
+        self.saving = False
+        if problem:
+            if not self._warned:
+                self._progress.say(f"{self.run.run_id}: no checkpoint could be written ({problem}); training continues")
+            self._warned = True
+            return
+        self._writer.sync()
+        with contextlib.suppress(FileNotFoundError):
+            self.part.replace(self._checkpoint)
+        if self._checkpoint_seconds:
+            self._checkpoint_seconds = max(self._checkpoint_seconds, seconds / CHECKPOINT_SHARE)
+
+    def finish(self, outcome: Outcome, message: str) -> RunResult:
+        """Writes the result and removes the checkpoint."""
+        result = self._summary.result(outcome, message)
+        self._writer.finish(result)
+        self._remove_checkpoints()
+        self._wandb.finish(self.run.run_id, result)
+        self._progress.finish(self.run, result)
+        return result
+
+    def abandon(self) -> None:
+        """Leaves the run unfinished."""
+        self._writer.close()
+        self._wandb.abandon(self.run.run_id)
+
+    def restart_with(self, run: Run) -> None:
+        """Leaves the run unfinished and without steps or checkpoint, to be trained as `run` from step 1."""
+        self.abandon()
+        self._remove_checkpoints()
+        self._store.begin(replace(self.header, run=run), anew=True).close()
+
+    def _remove_checkpoints(self) -> None:
+        for path in (self._checkpoint, self.part):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHeader:
+    """The header of a run that begins now, or the one that it began with.
+
+    Raises MachineError if the run began with other hyperparameters; only its micro-batch may have become smaller.
+    """
+    known = store.header(run.run_id)
+    if known and replace(known.run.hparams, micro_batch=run.hparams.micro_batch) != run.hparams:
+        raise MachineError(
+            f"{store.folder(run.run_id)}: began with {known.run.hparams}, and is now to have {run.hparams}; "
+            "remove the folder to train the run again from step 1"
+        )
+    return known or RunHeader(
+        run=run,
+        study=study,
+        wandb_id=new_wandb_id(study, run.run_id),
+        derived=derived(run.hparams),
+        num_params=num_params,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def recorded_outcome(run: Run, recorded: list[StepRecord], vocab_size: int, evals: int) -> Outcome | None:
+    """How a run without a result ended, or None if its last step is not recorded.
+
+    The records do not show whether a run was pruned.
+    """
+    watch = DivergenceWatch(vocab_size)
+    for record in recorded:
+        if watch.diverged(
+            loss=record.loss,
+            grad_norm=record.grad_norm,
+            warming_up=record.tokens <= run.hparams.warmup_fraction * run.tokens,
+        ):
+            return Outcome.DIVERGED
+    return Outcome.COMPLETE if recorded and recorded[-1].eval_index == evals else None
+
+
+def with_smaller_micro_batch(run: Run, context: int) -> Run | None:
+    """The run at the next smaller divisor of its batch, which needs less memory for the same loss; None below 1."""
+    sequences = run.hparams.batch_tokens // context
+    size = max((size for size in range(1, run.hparams.micro_batch) if sequences % size == 0), default=None)
+    return None if size is None else replace(run, hparams=replace(run.hparams, micro_batch=size))

@@ -1,0 +1,49 @@
+"""How many trainings fit on this machine at once, and how many workers a study gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hpstudy.running.interface import Options
+from hpstudy.study import Study
+
+
+def trainings_per_device(study: Study, environment: Mapping[str, Any]) -> int:
+    """Trainings that share a device and its memory: one on a GPU, on a CPU one per `threads` cores.
+
+    At most `parallel`. --workers does not change it, so that no flag changes what is measured for a device.
+    """
+    if environment["num_gpus"]:
+        return 1
+    cores: int = environment["cores"]
+    return min(max(1, cores // study.spec.threads), study.budget.parallel)
+
+
+def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str) -> int:
+    """Trainings that run side by side on all devices that `device` names, at most `parallel`."""
+    num_gpus: int = 1 if device.startswith("cuda:") else environment["num_gpus"]
+    return min(max(1, num_gpus) * trainings_per_device(study, environment), study.budget.parallel)
+
+
+def num_workers(
+    study: Study, environment: Mapping[str, Any], options: Options, pack: int, say: Callable[[str], None]
+) -> int:
+    """Workers to start: as many as asked for, else as many as trainings fit at once.
+
+    A study that measures speed gets one worker per device, or one in all if its budget is in seconds, because trainings
+    side by side slow each other. There are never more workers than packs among the trials that may be proposed ahead.
+    """
+    at_once = trainings_at_once(study, environment, options.device)
+    if study.spec.seconds is not None or "train/tok_per_sec" in study.metrics:
+        devices = at_once if environment["num_gpus"] and study.spec.seconds is None else 1
+        if (options.workers or 1) > devices:
+            alone = "one worker" if devices == 1 else "one worker per device"
+            say(f"{alone}: this study measures speed, and trainings side by side slow each other")
+        return min(options.workers or devices, devices)
+    wanted = options.workers or at_once
+    most = max(1, study.budget.parallel // pack)
+    if wanted > most and (options.workers or pack > 1):
+        packed = f", {pack} trials a worker" if pack > 1 else ""
+        say(f"{most} worker{'s' if most > 1 else ''} of {wanted}: [budget] parallel is {study.budget.parallel}{packed}")
+    return min(wanted, most)

@@ -1,0 +1,157 @@
+"""Which runs train on fresh seeds. confirm.json keeps each selection of candidates and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from hpstudy.files import read_json
+from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
+from hpstudy.running.tuned_lr import tuned_lr
+from hpstudy.search import num_trials
+from hpstudy.study import MetricName, Study
+from hpstudy.study.ranking import Score, best_first, front
+from hpstudy.tracking.store import RunStore, RunView
+
+FILE = "confirm.json"
+SHORTER = (0.5, 0.75)  # budgets, as shares of the full one, of the runs that measure a speed-up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A choice of candidates and seeds that a verdict may have followed. It never changes once it is written."""
+
+    trials: int  # of the search at that time
+    seeds: tuple[int, ...]
+    candidates: tuple[str, ...]  # run ids, best first; those of tuned-lr after those of the search
+
+
+def read_selections(store: RunStore) -> list[Selection]:
+    """The selections of earlier sessions, in order."""
+    return read_json(store.root / FILE, lambda raw: list(map(_selection, raw))) or []
+
+
+def _selection(raw: dict[str, Any]) -> Selection:
+    return Selection(trials=raw["trials"], seeds=tuple(raw["seeds"]), candidates=tuple(raw["candidates"]))
+
+
+def update_selections(study: Study, store: RunStore, say: Callable[[str], None]) -> list[Selection]:
+    """All selections, with a new one if the search or the file has changed what is to be confirmed.
+
+    What was confirmed stays: an extended search adds its new winner.
+    """
+    selections, now = read_selections(store), select(study, store.runs())
+    if not now.seeds:
+        return selections
+    before = selections[-1] if selections else None
+    if before is None or (before.candidates, before.seeds) != (now.candidates, now.seeds):
+        selections.append(now)
+        store.write_json(FILE, [asdict(selection) for selection in selections])
+    if before is not None and before.candidates != now.candidates:
+        say(
+            f"confirm: after {now.trials} trials the choice is {_named(now)}, after {before.trials} it was "
+            f"{_named(before)}; all are confirmed, and the verdict is adjusted for all"
+        )
+    return selections
+
+
+def _named(selection: Selection) -> str:
+    return " and ".join(selection.candidates) or "no trial"
+
+
+def select(study: Study, views: Sequence[RunView]) -> Selection:
+    """The candidates among the runs so far: the best `[confirm] top` of the search, and the best of tuned-lr."""
+    candidates = eligible(study, views, "search")[: study.confirm.top]
+    if study.also == "tuned-lr":
+        candidates += eligible(study, views, "tuned-lr")[:1]
+    return Selection(
+        trials=sum(view.header.run.phase == "search" for view in views),
+        seeds=study.confirm.seeds,
+        candidates=tuple(candidates),
+    )
+
+
+def eligible(study: Study, views: Sequence[RunView], phase: Literal["search", "tuned-lr"]) -> list[str]:
+    """The complete trials of a phase other than the baseline, best first, each set of values once.
+
+    With two objectives only those on the Pareto front that are no slower than the baseline.
+    """
+    metrics: list[MetricName] = ["val/loss"] if phase == "tuned-lr" else study.metrics
+    by_id = {view.run_id: view for view in views}
+    baseline = by_id[study.baseline_run_id]
+    measured = [_score(view) for view in views if view.header.run.phase == phase and _is_complete(view)]
+    ranked = front(metrics, best_first(metrics, measured))
+    if len(metrics) > 1:
+        ranked = [score for score in ranked if score.tok_per_sec >= _score(baseline).tok_per_sec]
+    distinct: dict[Any, str] = {}
+    for score in ranked:
+        distinct.setdefault(by_id[score.run_id].header.run.hparams, score.run_id)
+    distinct.pop(baseline.header.run.hparams, None)
+    return list(distinct.values())
+
+
+def _is_complete(view: RunView) -> bool:
+    return view.result is not None and view.result.outcome is Outcome.COMPLETE
+
+
+def _score(view: RunView) -> Score:
+    loss = view.result.val_loss if view.result else None
+    speed = view.result.tok_per_sec if view.result else None
+    return Score(view.run_id, math.nan if loss is None else loss, speed or 0.0)
+
+
+def confirm_runs(study: Study, selections: Sequence[Selection], begun: Mapping[str, Run]) -> list[Run]:
+    """Every run on fresh seeds, seed by seed, so that a stopped study has whole pairs.
+
+    `begun` holds the runs of trials and baseline by id. With `[confirm] speedup` the first candidate of each selection
+    also runs at the SHORTER budgets.
+    """
+    if not selections:
+        return []
+    baseline = begun[study.baseline_run_id]
+    candidates = dict.fromkeys(name for selection in selections for name in selection.candidates)
+    searched = [[name for name in s.candidates if begun[name].phase == "search"] for s in selections]
+    winners = {names[0] for names in searched if names} if study.confirm.speedup else set()
+    runs = []
+    for seed, other in zip(study.confirm.seeds, study.confirm.baseline_seeds, strict=True):
+        runs.append(replace(baseline, run_id=baseline_run_id(other), phase="baseline", trial=None, seed=other))
+        for name in candidates:
+            full = replace(begun[name], run_id=confirm_run_id(name, seed), phase="confirm", seed=seed, of=name)
+            runs.append(full)
+            runs += [_shorter(study, full, fraction) for fraction in SHORTER if name in winners]
+    return runs
+
+
+def _shorter(study: Study, full: Run, fraction: float) -> Run:
+    """A run with a fraction of the budget and its own full schedule: whole steps, at least one."""
+    assert full.of is not None
+    batch = full.hparams.batch_tokens
+    tokens = max(int(full.tokens * fraction) // batch, 1) * batch
+    values = {key: getattr(full.hparams, key) for key in study.space}
+    return replace(
+        full,
+        run_id=confirm_run_id(full.of, full.seed, fraction),
+        fraction=fraction,
+        tokens=tokens,
+        hparams=study.trial_hparams(values, tokens),
+    )
+
+
+def planned(study: Study, trials: int | None) -> dict[Phase, list[float]]:
+    """Each phase's runs as shares of the full budget. An upper bound, because there may be fewer candidates.
+
+    `trials` is the number of trials if it is not the file's.
+    """
+    searched, is_trial = num_trials(study, trials), study.baseline_proposal() is not None
+    tuned = num_trials(tuned_lr(study), searched) if study.also == "tuned-lr" else 0
+    seeds, candidates = len(study.confirm.seeds), min(study.confirm.top, searched - is_trial)
+    shorter = list(SHORTER) if study.confirm.speedup and candidates else []
+    plan: dict[Phase, list[float]] = {
+        "search": [1.0] * searched,
+        "baseline": [1.0] * (seeds + (not is_trial)),
+        "tuned-lr": [1.0] * tuned,
+        "confirm": [*[1.0] * (candidates + (tuned > 1)), *shorter] * seeds,
+    }
+    return {phase: shares for phase, shares in plan.items() if shares}

@@ -1,0 +1,155 @@
+"""What the driver and a worker send each other: plain picklable values.
+
+The driver sends orders, the worker sends reports. Nothing here depends on where the worker runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpstudy.hparams import HParams
+from hpstudy.records import BenchmarkFigures, Outcome, Run, Speed, StepRecord
+from hpstudy.spec import TrainerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Order: build a trainer once and keep it warm."""
+
+    spec: TrainerSpec
+    device: str  # as given on the command line: auto, cpu, cuda, cuda:N
+    base: Path  # where relative corpus paths start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Order: train one run, or several of equal shape as one model. Runs that end together share one Finished."""
+
+    runs: tuple[Run, ...]
+    awaits_decision: bool  # after each evaluation of a run but the last, wait for a StopDecision
+    packed: bool = False  # use pack arithmetic even for one run (the last bits differ)
+    checkpoint: Path | None = None  # where a single run resumes from
+    recorded: int = 0  # its steps in the run store; a checkpoint ahead of them is not used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopDecision:
+    """Order: stop or continue a run that awaits it."""
+
+    run_id: str
+    stop: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Order: write a checkpoint of the single run in training after its next step, unless it has ended."""
+
+    run_id: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """Order: time a few steps and an evaluation, and keep no result."""
+
+    hparams: HParams
+    pack: int = 1  # runs trained as one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSteps:
+    """Order: run a few steps, time them and measure their memory, and keep no result."""
+
+    hparams: HParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """Order: time training steps and large matrix products in turns, and keep no result."""
+
+    hparams: HParams
+    rounds: int
+    turn_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Report: the trainer is built."""
+
+    environment: dict[str, Any]  # what the numbers depend on
+    num_params: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Report: the trainer cannot be built."""
+
+    problems: tuple[str, ...]
+    by_user: bool  # whether the user's input is the reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Report: a run resumes after `step`, or from its start if its checkpoint has a `problem`."""
+
+    run_id: str
+    step: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Report: one step."""
+
+    run_id: str
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Report: the answer to Save. Every step before the checkpoint has been reported."""
+
+    run_id: str
+    seconds: float
+    problem: str  # empty if the checkpoint was written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Report: runs have ended, all with one outcome."""
+
+    run_ids: tuple[str, ...]
+    outcome: Outcome
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Report: the answer to Measure."""
+
+    speed: Speed | None  # None: it failed, and `message` says why
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """Report: the answer to TimeSteps."""
+
+    step_seconds: float | None  # the shortest, because other processes only lengthen steps; None: it failed
+    peak_gib: float
+    room_gib: float  # memory that the worker could use
+    message: str = ""  # why it failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmarked:
+    """Report: the answer to Benchmark."""
+
+    figures: BenchmarkFigures | None  # None: it failed, and `message` says why
+    message: str = ""
+
+
+Order = Setup | Train | StopDecision | Save | Measure | TimeSteps | Benchmark
+Report = Ready | Refused | Resumed | Recorded | Saved | Finished | Measured | Timed | Benchmarked

@@ -1,0 +1,394 @@
+"""The workers of a study: started, kept busy, watched, and replaced when they die."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from hpstudy.errors import MachineError
+from hpstudy.records import Outcome, Run
+from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
+from hpstudy.running.environment import describe, refuse_if_changed
+from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
+from hpstudy.running.messages import (
+    Finished,
+    Ready,
+    Recorded,
+    Refused,
+    Resumed,
+    Save,
+    Saved,
+    Setup,
+    StopDecision,
+    Train,
+)
+from hpstudy.running.packing import take_pack
+from hpstudy.running.run_queue import RunQueue
+from hpstudy.running.worker import POLL_SECONDS, START_SECONDS, AwakeClock, Worker, refusal, stop_all
+from hpstudy.study import Study, question_sha256
+from hpstudy.study.frozen import ENVIRONMENT
+from hpstudy.system import oom_kills
+from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_sink import WandbSink
+
+ATTEMPTS = 3  # worker deaths in a row, without a new step or before the worker was ready, after which we give up
+HUNG_SECONDS = 600.0  # least silence, unless the study sets it, after which a worker counts as hung
+HUNG_STEPS = 50  # the same as a multiple of the longest gap between two records
+LAST_SAVE_SECONDS = 5.0  # for the last checkpoints of a study that is stopped
+
+
+class WorkerPool:
+    """The workers of a study and the runs that they train."""
+
+    def __init__(
+        self,
+        study: Study,
+        store: RunStore,
+        wandb: WandbSink,
+        options: Options,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> None:
+        self._study, self._store, self._wandb = study, store, wandb
+        self._options, self._progress, self._stop = options, progress, stop
+        self._workers: list[Worker] = []
+        self._ready: set[Worker] = set()
+        self._active: dict[Worker, dict[str, ActiveRun]] = {}  # the runs of busy workers, by run id
+        self._waiting: deque[Run] = deque()  # runs for idle workers
+        self._environment: dict[str, Any] | None = None
+        self._num_params = 0
+        self._clock = AwakeClock()
+        self._longest_gap = 0.0  # seconds between two records of any run
+        self._early_deaths = 0  # workers in a row that died before they were ready
+        self._oom_kills = oom_kills(os.getpid())
+        self._pack, self._packed = 1, False  # runs that train as one; whether single runs use pack arithmetic too
+
+    def start(self) -> dict[str, Any]:
+        """Starts the first worker, waits until it is ready, and returns its environment."""
+        self._workers = [self._start_worker(0)]
+        return self._admit_first()
+
+    @property
+    def first(self) -> Worker:
+        """The worker that measures. Waits until it is ready."""
+        if self._workers[0] not in self._ready:
+            self._admit_first()
+        return self._workers[0]
+
+    def restart_first(self) -> None:
+        """Replaces the first worker's process, which frees its memory."""
+        self._workers[0].stop()
+        self._workers[0] = self._start_worker(0)
+        self._admit_first()
+
+    def _admit_first(self) -> dict[str, Any]:
+        worker = self._workers[0]
+        return self._admit(worker, worker.wait_until_ready(self.raise_if_stopped))
+
+    def grow(self, count: int) -> None:
+        """Starts workers until there are `count`."""
+        self._workers += [self._start_worker(index) for index in range(len(self._workers), count)]
+
+    def set_pack(self, size: int) -> None:
+        """Lets up to `size` runs train as one.
+
+        With a size above 1, a single run trains as a pack of one too: which runs wait together depends on timing, and
+        the last bits of a pack differ from those of a run alone, but not from those of another pack.
+        """
+        self._pack, self._packed = size, size > 1
+
+    def raise_if_stopped(self) -> None:
+        """Raises Interrupted if the user has asked to stop."""
+        if self._stop.requested:
+            raise Interrupted("stopped")
+
+    def train(self, queue: RunQueue) -> None:
+        """Keeps the workers busy until the queue is empty and every run has ended.
+
+        If the study is stopped, active runs write a last checkpoint.
+        """
+        try:
+            while True:
+                self._assign(queue)
+                if not self._active:
+                    return
+                for worker in self._reporting():
+                    self._handle_report(worker, queue)
+                self._order_checkpoints()
+        except Interrupted:
+            self._save_all(queue)
+            raise
+
+    def close(self) -> None:
+        """Ends the workers. Active runs stay unfinished."""
+        try:
+            for runs in self._active.values():
+                for active in runs.values():
+                    active.abandon()  # first, so that W&B handles it while the workers end
+        finally:
+            stop_all(self._workers)
+
+    def _assign(self, queue: RunQueue) -> None:
+        """Gives idle workers the runs that wait."""
+        idle = [worker for worker in self._workers if worker not in self._active]
+        while idle and self._fetch(queue):
+            runs = take_pack(self._waiting, self._pack, len(idle))
+            if self._begin(idle[0], runs, queue):
+                del idle[0]
+
+    def _fetch(self, queue: RunQueue) -> bool:
+        """Takes the runs that the queue has now. Returns whether any run waits.
+
+        A run with a result of an earlier session goes back to the queue at once, which may bring another run.
+        """
+        while (run := queue.next()) is not None:
+            result = self._store.result(run.run_id)
+            if result is None:
+                self._waiting.append(run)
+                continue
+            for record in self._store.view(run.run_id).records():
+                if record.evaluated:
+                    queue.on_eval(run, record)  # in case the journal lost it
+            queue.on_result(run, result)
+        return bool(self._waiting)
+
+    def _begin(
+        self, worker: Worker, runs: Sequence[Run], queue: RunQueue, *, deaths: int = 0, furthest: int = 0
+    ) -> bool:
+        """Opens runs in the sinks and orders their training. False if the records show that all have ended."""
+        begun: dict[str, ActiveRun] = {}
+        for run in runs:
+            active = self._activate(run, deaths, furthest)
+            for record in active.recorded:
+                if record.evaluated:
+                    queue.on_eval(active.run, record)
+            if (outcome := self._recorded_outcome(active, queue)) is not None:
+                queue.on_result(active.run, active.finish(outcome, ""))
+            else:
+                begun[active.run.run_id] = active
+        if begun:
+            self._active[worker] = begun
+            for active in begun.values():
+                active.shared = len(begun) > 1
+            alone = next(iter(begun.values())) if len(begun) == 1 else None
+            worker.send(
+                Train(
+                    runs=tuple(active.run for active in begun.values()),
+                    awaits_decision=queue.awaits_decision,
+                    packed=self._packed,
+                    checkpoint=alone.checkpoint if alone else None,
+                    recorded=len(alone.recorded) if alone else 0,
+                )
+            )
+        return bool(begun)
+
+    def _activate(self, run: Run, deaths: int, furthest: int) -> ActiveRun:
+        """Opens a run in the sinks."""
+        active = ActiveRun(
+            header_of(run, self._store, self._study.name, self._num_params),
+            self._store,
+            self._wandb,
+            self._progress,
+            clock=self._clock,
+            deaths=deaths,
+            furthest=furthest,
+            alone=not self._packed,
+            checkpoint_seconds=self._options.checkpoint_seconds,
+        )
+        active.begin()
+        return active
+
+    def _recorded_outcome(self, active: ActiveRun, queue: RunQueue) -> Outcome | None:
+        """How a run ended whose records are complete but whose result was not written; None if it goes on."""
+        evals = self._study.spec.evals
+        outcome = recorded_outcome(active.run, active.recorded, self._study.vocab_size, evals)
+        last = active.recorded[-1] if active.recorded else None
+        if outcome is None and last and last.evaluated and queue.awaits_decision:
+            return Outcome.PRUNED if queue.should_stop(active.run, last) else None
+        return outcome
+
+    def _reporting(self) -> list[Worker]:
+        """Waits for workers with a report or a death to handle, and kills those that are silent for too long."""
+        while True:
+            self.raise_if_stopped()
+            reporting = self._reporting_within(POLL_SECONDS)
+            limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._longest_gap)
+            for worker in self._active.keys() - reporting:
+                runs = self._active[worker]
+                silent = min(active.silent_seconds() for active in runs.values())
+                if silent > (limit if worker in self._ready else max(limit, START_SECONDS)):
+                    self._progress.say(f"{', '.join(runs)}: no report for {silent:.0f} s; its worker is ended")
+                    worker.kill()
+                    reporting.append(worker)
+            if reporting:
+                return reporting
+
+    def _reporting_within(self, seconds: float) -> list[Worker]:
+        by_connection = {worker.connection: worker for worker in self._workers}
+        return [by_connection[connection] for connection in wait(list(by_connection), timeout=seconds)]  # type: ignore[index]
+
+    def _handle_report(self, worker: Worker, queue: RunQueue) -> None:
+        report = worker.receive(self.raise_if_stopped)
+        runs = self._active.get(worker, {})
+        silent = max((active.on_report() for active in runs.values()), default=0.0)
+        match report:
+            case Ready():  # of a worker that was started later
+                self._admit(worker, report)
+            case Refused():
+                raise refusal(report)
+            case Resumed(run_id=run_id, step=step, problem=problem):
+                self._progress.say(
+                    f"{run_id}: its checkpoint cannot be used ({problem}); it trains again from step 1"
+                    if problem
+                    else f"{run_id}: resumes after step {step}"
+                )
+            case Recorded(run_id=run_id, record=record):
+                active = runs[run_id]
+                active.record(record)
+                self._longest_gap = max(self._longest_gap, silent)
+                if record.evaluated:
+                    queue.on_eval(active.run, record)
+                    if queue.awaits_decision and record.eval_index != self._study.spec.evals:
+                        worker.send(StopDecision(run_id=run_id, stop=queue.should_stop(active.run, record)))
+            case Saved(run_id=run_id, seconds=seconds, problem=problem):
+                runs[run_id].on_saved(seconds, problem)
+            case Finished(run_ids=run_ids, outcome=outcome, message=message):
+                self._end(worker, [runs[run_id] for run_id in run_ids], outcome, message, queue)
+            case None:
+                self._replace(worker, queue)
+            case _:
+                raise AssertionError(f"unexpected report {report!r}")
+
+    def _end(self, worker: Worker, ended: Sequence[ActiveRun], outcome: Outcome, message: str, queue: RunQueue) -> None:
+        """Writes the results of runs, except of those that are tried again with less memory.
+
+        A pack that runs out of memory is tried again one run at a time.
+        """
+        for active in ended:
+            del self._active[worker][active.run.run_id]
+        if not self._active[worker]:
+            del self._active[worker]
+        if outcome is Outcome.OUT_OF_MEMORY and ended[0].shared:
+            self._split(ended, "out of memory as one")
+            return
+        for active in ended:
+            if outcome is Outcome.OUT_OF_MEMORY and (smaller := self._with_less_memory(active)) is not None:
+                self._waiting.appendleft(smaller)
+            else:
+                queue.on_result(active.run, active.finish(outcome, message))
+
+    def _split(self, members: Sequence[ActiveRun], why: str) -> None:
+        """Puts the runs of a pack back, to be trained one at a time, so that each can only fail by itself."""
+        self._pack = 1
+        self._progress.say(f"{', '.join(active.run.run_id for active in members)}: {why}; tried again one at a time")
+        for active in members:
+            active.abandon()
+        self._waiting.extendleft(active.run for active in reversed(members))
+
+    def _with_less_memory(self, active: ActiveRun) -> Run | None:
+        """The run at a smaller micro-batch, if the study neither searches it nor forbids that."""
+        run = active.run
+        if not self._study.budget.smaller_micro_batch or "micro_batch" in self._study.space:
+            return None
+        if (smaller := with_smaller_micro_batch(run, self._study.spec.context)) is None:
+            return None
+        self._progress.say(
+            f"{run.run_id}: out of memory at micro_batch {run.hparams.micro_batch}; tried again at "
+            f"{smaller.hparams.micro_batch}"
+        )
+        active.restart_with(smaller)
+        return smaller
+
+    def _replace(self, dead: Worker, queue: RunQueue) -> None:
+        """Replaces a worker that died. Its runs start again, unless ATTEMPTS deaths brought no new step."""
+        code = dead.stop()
+        cause = f"the worker died (exit code {code}; see {dead.log})"
+        kills, before = oom_kills(os.getpid()), self._oom_kills
+        self._oom_kills = kills
+        was_ready = dead in self._ready
+        self._early_deaths += not was_ready
+        if self._early_deaths == ATTEMPTS:
+            raise MachineError(f"{cause} before it was ready, {ATTEMPTS} times in a row: {dead.last_log_line()}")
+        index = self._workers.index(dead)
+        worker = self._workers[index] = self._start_worker(index)
+        runs = self._active.pop(dead, {})
+        if not runs:
+            return
+        deaths = min(active.deaths for active in runs.values()) + was_ready
+        given_up = f"{cause}, {ATTEMPTS} times in a row without a new step"
+        if was_ready and code == -9 and kills > before:
+            self._active[worker] = runs
+            size = next(iter(runs.values())).run.hparams.micro_batch
+            message = f"the kernel killed the worker for want of memory, at micro_batch {size}"
+            self._end(worker, list(runs.values()), Outcome.OUT_OF_MEMORY, message, queue)
+        elif deaths < ATTEMPTS:
+            self._progress.say(f"{', '.join(runs)}: {cause}; {'it starts' if len(runs) == 1 else 'they start'} again")
+            for active in runs.values():
+                active.abandon()
+            furthest = max(active.furthest for active in runs.values())
+            self._begin(worker, [active.run for active in runs.values()], queue, deaths=deaths, furthest=furthest)
+        elif any(active.shared for active in runs.values()):
+            self._split(list(runs.values()), given_up)
+        else:
+            self._active[worker] = runs
+            self._end(worker, list(runs.values()), Outcome.FAILED, given_up, queue)
+
+    def _order_checkpoints(self, *, now: bool = False) -> None:
+        for worker, runs in self._active.items():
+            for run_id, active in runs.items():
+                if active.wants_checkpoint(now=now):
+                    worker.send(Save(run_id=run_id, path=active.part))
+
+    def _save_all(self, queue: RunQueue) -> None:
+        """Waits for a last checkpoint of every active run, for LAST_SAVE_SECONDS at most."""
+        self._order_checkpoints(now=True)
+        training = [active for worker in self._ready & self._active.keys() for active in self._active[worker].values()]
+        missing = {active.run.run_id for active in training if active.saving}
+        deadline = time.monotonic() + LAST_SAVE_SECONDS
+        while missing and (left := deadline - time.monotonic()) > 0:
+            for worker in self._reporting_within(min(left, POLL_SECONDS)):
+                report = worker.receive()
+                runs = self._active.get(worker, {})
+                match report:
+                    case Recorded(run_id=run_id, record=record):
+                        runs[run_id].record(record)
+                        if record.evaluated:
+                            queue.on_eval(runs[run_id].run, record)
+                            if queue.awaits_decision:  # the next session decides, so no checkpoint will come
+                                missing.discard(run_id)
+                    case Saved(run_id=run_id, seconds=seconds, problem=problem):
+                        runs[run_id].on_saved(seconds, problem)
+                        missing.discard(run_id)
+                    case Finished() | Refused():  # the next session finds out
+                        missing -= runs.keys()
+                    case None:
+                        missing -= runs.keys()
+                        worker.stop()
+                        self._workers.remove(worker)
+                    case _:
+                        pass
+
+    def _start_worker(self, index: int) -> Worker:
+        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
+        if device in ("auto", "cuda") and num_gpus:
+            device = f"cuda:{index % num_gpus}"
+        setup = Setup(spec=self._study.spec, device=device, base=Path.cwd())
+        return Worker.start(setup, self._store.root / f"worker-{index}.log")
+
+    def _admit(self, worker: Worker, report: Ready) -> dict[str, Any]:
+        """Freezes the environment of the study's first worker, and refuses later workers that differ from it."""
+        frozen = self._store.read_json(ENVIRONMENT)
+        if frozen is None:
+            asked = {"study_sha256": question_sha256(self._study.resolved())}
+            self._store.write_json(ENVIRONMENT, {**describe(report.environment), **asked})
+        else:
+            refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
+        self._ready.add(worker)
+        self._early_deaths = 0
+        self._environment, self._num_params = report.environment, report.num_params
+        return report.environment

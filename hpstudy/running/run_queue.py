@@ -1,0 +1,105 @@
+"""Where runs come from: the trials of a search, or a fixed list.
+
+Both queues hand out runs, and are called back with their evaluations and results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from hpstudy.hparams import HParams
+from hpstudy.records import Phase, Run, RunResult, StepRecord
+from hpstudy.search import Proposal, Search
+from hpstudy.study import Study
+
+
+class TrialQueue:
+    """The trials of a search as runs.
+
+    Results are told in order of the trials, and each tell is followed at once by the next ask. So what the sampler knew
+    when it proposed trial n is a function of the study file alone, never of timing.
+    """
+
+    def __init__(self, study: Study, search: Search, budget: Callable[[HParams], int], phase: Phase = "search") -> None:
+        self._study, self._search, self._budget, self._phase = study, search, budget, phase
+        self._results: dict[int, RunResult] = {}  # results that wait for their turn
+        self._waiting: deque[Proposal] = deque(search.pending())  # asked by an earlier session
+        self._next_tell = sum(trial.state != "running" for trial in search.trials())
+        self.awaits_decision = study.budget.pruner.name != "none"
+        """Whether a run waits for `should_stop` after each of its evaluations."""
+        while (proposal := search.ask()) is not None:
+            self._waiting.append(proposal)
+
+    def next(self) -> Run | None:
+        """The next trial as a run on the search seed."""
+        if not self._waiting:
+            return None
+        proposal = self._waiting.popleft()
+        # use the baseline's own values: encoding and decoding a proposal may change the last bit
+        is_baseline = proposal.number == 0 and self._study.baseline_proposal() is not None
+        tokens = self._study.spec.tokens
+        if tokens is None:
+            tokens = self._budget(self._hparams(proposal, None, is_baseline))
+        return Run(
+            run_id=f"{self._phase}-{proposal.number:04d}",
+            phase=self._phase,
+            trial=proposal.number,
+            seed=self._study.spec.seed,
+            tokens=tokens,
+            hparams=self._hparams(proposal, tokens, is_baseline),
+        )
+
+    def _hparams(self, proposal: Proposal, tokens: int | None, is_baseline: bool) -> HParams:
+        if is_baseline:
+            return self._study.baseline_hparams(tokens)
+        return self._study.trial_hparams(proposal.values, tokens)
+
+    def on_eval(self, run: Run, record: StepRecord) -> None:
+        """Reports an evaluation to the search."""
+        assert run.trial is not None
+        assert record.eval_index is not None
+        assert record.val_loss is not None
+        self._search.report(run.trial, record.eval_index, record.val_loss)
+
+    def should_stop(self, run: Run, record: StepRecord) -> bool:
+        """The pruner's decision."""
+        assert run.trial is not None
+        assert record.eval_index is not None
+        return self._search.should_stop(run.trial, record.eval_index)
+
+    def on_result(self, run: Run, result: RunResult) -> None:
+        """Tells every result whose turn has come, and asks for a trial after each."""
+        assert run.trial is not None
+        self._results[run.trial] = result
+        while self._next_tell in self._results:
+            self._search.tell(self._next_tell, self._results.pop(self._next_tell))
+            self._next_tell += 1
+            if (proposal := self._search.ask()) is not None:
+                self._waiting.append(proposal)
+
+
+class RunList:
+    """A fixed list of runs, never pruned: the baseline, the runs on fresh seeds."""
+
+    awaits_decision = False
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._runs = deque(runs)
+
+    def next(self) -> Run | None:
+        """The next run of the list."""
+        return self._runs.popleft() if self._runs else None
+
+    def on_eval(self, run: Run, record: StepRecord) -> None:
+        """Does nothing."""
+
+    def should_stop(self, run: Run, record: StepRecord) -> bool:
+        """Never."""
+        return False
+
+    def on_result(self, run: Run, result: RunResult) -> None:
+        """Does nothing."""
+
+
+RunQueue = TrialQueue | RunList

@@ -1,0 +1,158 @@
+"""The driver's end of a worker: another process that trains as ordered and streams records back.
+
+Orders and reports travel over one pipe, so that something other than a local process can serve the same interface. A
+worker exits by itself when the driver is gone, because the pipe then ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO
+
+from hpstudy.errors import MachineError, UserError
+from hpstudy.files import cache_dir
+from hpstudy.running.messages import Order, Ready, Refused, Report, Setup
+
+POLL_SECONDS = 0.2  # how often a waiting driver checks its stop request
+GRACE_SECONDS = 1.0  # for a worker to end by itself
+START_SECONDS = 600.0  # for a worker to be ready, before it counts as hung
+LONGEST_GAP = 2 * POLL_SECONDS  # counted between two reads of the AwakeClock; the process was held for the rest
+
+
+class Worker:
+    """The driver's end of one worker process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: Connection, log: Path) -> None:
+        self._process = process
+        self.connection = connection
+        self.log = log
+
+    @classmethod
+    def start(cls, setup: Setup, log: Path) -> Worker:
+        """Starts a process that writes to `log`, and orders its setup."""
+        ours, theirs = socket.socketpair()
+        with theirs, log.open("ab") as stream:
+            worker = cls(_spawn(theirs, stream, setup.spec.threads), Connection(ours.detach()), log)
+        worker.send(setup)
+        return worker
+
+    def send(self, order: Order) -> None:
+        """Sends an order. A worker that has died is noticed by `receive`, not here."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(order)
+
+    def receive(self, meanwhile: Callable[[], None] = lambda: None) -> Report | None:
+        """The next report, or None if the worker has died. Calls `meanwhile` several times a second."""
+        try:
+            while not self.connection.poll(POLL_SECONDS):
+                meanwhile()
+            report: Report = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        return report
+
+    def wait_until_ready(self, meanwhile: Callable[[], None] = lambda: None) -> Ready:
+        """Waits until the trainer is built, at most START_SECONDS. Raises UserError or MachineError if it fails."""
+        clock = AwakeClock()
+
+        def poll() -> None:
+            meanwhile()
+            if clock.seconds() > START_SECONDS:
+                self.kill()
+
+        match self.receive(poll):
+            case Ready() as ready:
+                return ready
+            case Refused() as refused:
+                raise refusal(refused)
+            case _:
+                raise MachineError(f"the worker died before it was ready: {self.last_log_line()}; try `hpstudy doctor`")
+
+    def last_log_line(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1] if lines else "its log is empty"
+
+    def kill(self) -> None:
+        """Ends the process at once; `receive` then returns None."""
+        self._process.kill()
+
+    def stop(self) -> int:
+        """Ends the process, gently first, and returns its exit code."""
+        stop_all([self])
+        return self._process.wait()
+
+
+def refusal(report: Refused) -> UserError | MachineError:
+    """The error that says why a worker could not be built."""
+    return UserError(report.problems) if report.by_user else MachineError("; ".join(report.problems))
+
+
+def stop_all(workers: Sequence[Worker]) -> None:
+    """Ends processes side by side, gently first, so that many hung ones take no longer than one."""
+    for worker in workers:
+        worker.connection.close()  # the worker then ends by itself, unless its step takes long
+    deadline = time.monotonic() + GRACE_SECONDS
+    try:
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker._process.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # also after a second Ctrl-C
+        for worker in workers:
+            worker.kill()
+    for worker in workers:
+        worker._process.wait()
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a worker process."""
+    inductor = {"TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "inductor")}  # torch's default is lost with /tmp
+    environment: Mapping[str, str] = (
+        inductor
+        | os.environ
+        | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # makes cuBLAS deterministic
+        }
+    )
+    return dict(environment)
+
+
+def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:
+    """Starts a fresh interpreter in its own session, so that a terminal's Ctrl-C reaches only the driver."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "hpstudy.running.worker_main", str(connection.fileno())],
+        pass_fds=[connection.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=worker_environment(threads),
+        start_new_session=True,
+    )
+
+
+class AwakeClock:
+    """Counts the seconds that this process was awake, if it is read at least every POLL_SECONDS.
+
+    It stands still while a laptop sleeps or a signal holds the process: its workers are then silent too, and may wake
+    later than it does.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._last = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        """The seconds so far."""
+        now = time.monotonic()
+        self._seconds += min(now - self._last, LONGEST_GAP)
+        self._last = now
+        return self._seconds

@@ -1,0 +1,227 @@
+"""A study's trials: asked, reported, judged, told, in the order that makes them reproducible."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from optuna.trial import FrozenTrial, Trial
+from optuna.trial import TrialState as OptunaState
+
+from hpstudy.errors import MachineError
+from hpstudy.hparams import HParams
+from hpstudy.records import Outcome, RunResult, bounded_loss
+from hpstudy.search.journal import accessing, open_journal
+from hpstudy.search.pruning import TrialPruner
+from hpstudy.search.sampling import (
+    EXCEEDS,
+    MEMORY,
+    SamplerView,
+    first_proposals,
+    is_infeasible,
+    num_trials,
+    running_trial,
+)
+from hpstudy.search.space import decode, encode
+from hpstudy.study import Study, Value
+
+TrialState = Literal["running", "complete", "infeasible", "pruned", "failed"]
+
+_STATES: dict[OptunaState, TrialState] = {
+    OptunaState.RUNNING: "running",
+    OptunaState.COMPLETE: "complete",
+    OptunaState.PRUNED: "pruned",
+    OptunaState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A trial to train."""
+
+    number: int
+    values: dict[str, Value]  # keyed as in the study's space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialView:
+    """A trial as the journal holds it.
+
+    State "infeasible" means out of memory: the sampler avoids such trials, and they are never ranked.
+    """
+
+    number: int
+    values: dict[str, Value]
+    state: TrialState
+    objectives: tuple[float, ...] | None  # in the study's order; None unless the trial is complete
+
+
+def objective_values(study: Study, result: RunResult) -> tuple[float, ...] | None:
+    """The values told to Optuna for a run, in the order of the study's objectives, or None if there are none.
+
+    A diverged run is told as ln(vocabulary), so that the sampler learns to avoid it; no loss is told above that. A run
+    that ran out of memory gets the worst values there are: ln(vocabulary), and 0 tokens per second.
+    """
+    if result.outcome not in (Outcome.COMPLETE, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
+        return None
+    loss = bounded_loss(result.val_loss if result.outcome is Outcome.COMPLETE else None, study.vocab_size)
+    speed = 0.0 if result.outcome is Outcome.OUT_OF_MEMORY else result.tok_per_sec
+    values: list[float] = []
+    for metric in study.metrics:
+        value = loss if metric == "val/loss" else speed
+        if value is None:
+            return None
+        values.append(value)
+    return tuple(values)
+
+
+def _ending(study: Study, result: RunResult) -> tuple[OptunaState, tuple[float, ...] | None]:
+    """The state and the values that a trial ends with."""
+    values = objective_values(study, result)
+    if values is not None:
+        return OptunaState.COMPLETE, values
+    return OptunaState.PRUNED if result.outcome is Outcome.PRUNED else OptunaState.FAIL, None
+
+
+def _agrees(study: Study, trial: FrozenTrial, result: RunResult) -> bool:
+    """Whether the journal agrees with the run's result. Older versions told out of memory as a failure."""
+    if result.outcome is Outcome.OUT_OF_MEMORY and trial.state is OptunaState.FAIL:
+        return True
+    state, values = _ending(study, result)
+    infeasible = result.outcome is Outcome.OUT_OF_MEMORY
+    same_values = values is None or trial.values == list(values)  # a pruned trial keeps its last report
+    return trial.state is state and same_values and is_infeasible(trial) is infeasible
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values are equal up to the rounding of an encoded baseline."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-12)
+    return one == other
+
+
+class Search:
+    """A study's trials in an Optuna journal, at most `num_trials` of them. Opens the journal, or creates it.
+
+    The caller must make sure that only one process holds a writing Search on a journal. A `read_only` one may be opened
+    at any time: it changes nothing and sees the trials of that moment.
+    Raises UserError if the journal's trials were proposed from another space, MachineError if the journal is damaged
+    before its last event or cannot be written. `repaired` says what was done about a damaged last event.
+    """
+
+    def __init__(self, study: Study, storage: Path, *, trials: int | None = None, read_only: bool = False) -> None:
+        self._study = study
+        self._storage = storage
+        self._optuna, self.repaired = open_journal(study, storage, read_only=read_only)
+        self._sampler_view = SamplerView(study)
+        self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
+        self._first = first_proposals(study)
+        self.num_trials = num_trials(study, trials)
+        self._reports = study.metrics == ["val/loss"]
+        assert self._reports or study.budget.pruner.name == "none", "a pruner needs val/loss as the only objective"
+
+    def ask(self) -> Proposal | None:
+        """The next trial to start, or None while it must wait for results, or when all have been asked.
+
+        Trial n is asked once trial n - parallel has been told. Trial 0 is the baseline if the space holds it.
+        """
+        trials = self._frozen()
+        number = len(trials)
+        known = self._num_known(number)
+        if number >= self.num_trials or not all(trial.state.is_finished() for trial in trials[:known]):
+            return None
+        if number < len(self._first):
+            params = encode(self._study.space, self._first[number])
+        else:
+            params = self._sampler_view.propose(trials, known)
+        with accessing(self._storage):
+            self._optuna.add_trial(running_trial(self._study.space, params))  # asked and proposed in one line
+        return Proposal(number=number, values=decode(self._study.space, params))
+
+    @property
+    def num_asked(self) -> int:
+        """How many trials have been asked; their numbers start at 0."""
+        return len(self._frozen())
+
+    def pending(self) -> list[Proposal]:
+        """Trials asked and not told, in order. After a kill they continue under their numbers."""
+        return [Proposal(number=t.number, values=t.values) for t in self.trials() if t.state == "running"]
+
+    def report(self, number: int, eval_index: int, val_loss: float) -> None:
+        """Records an evaluation for the pruner. Ignored if it is there already, as after a resume.
+
+        No effect unless val/loss is the only objective.
+        """
+        trial = self._frozen()[number]
+        if self._reports and eval_index not in trial.intermediate_values:
+            with accessing(self._storage):
+                Trial(self._optuna, trial._trial_id).report(bounded_loss(val_loss, self._study.vocab_size), eval_index)
+
+    def should_stop(self, number: int, eval_index: int) -> bool:
+        """Whether the pruner stops a trial at an evaluation, given its reports so far and trials 0..number-parallel.
+
+        Later reports, left by an interrupted attempt, are ignored: a resumed run ends where it would have ended.
+        """
+        trials = self._frozen()
+        known = trials[: self._num_known(number)]
+        so_far = {index: loss for index, loss in trials[number].intermediate_values.items() if index <= eval_index}
+        return self._pruner.stops(known, so_far)
+
+    def tell(self, number: int, result: RunResult) -> None:
+        """Records how a trial ended. Trials must be told in order of number; the caller holds early results back."""
+        trials = self._frozen()
+        expected = sum(trial.state.is_finished() for trial in trials)
+        assert number == expected, f"trial {expected} must be told next, but got {number}"
+        state, values = _ending(self._study, result)
+        with accessing(self._storage):
+            if result.outcome is Outcome.OUT_OF_MEMORY and not is_infeasible(trials[number]):
+                # a line of its own: if a kill follows it, the next attempt finds the constraint and tells the rest
+                Trial(self._optuna, trials[number]._trial_id).set_constraint(MEMORY, EXCEEDS)
+            self._optuna.tell(number, values, state=state)
+
+    def check(self, number: int, hparams: HParams, result: RunResult | None) -> None:
+        """Raises MachineError unless trial `number` of the journal agrees with its run in the run store.
+
+        This catches a journal that was damaged, lost or copied from elsewhere before its trials are resumed.
+        """
+        trial = self._frozen()[number]
+        values = decode(self._study.space, trial.params)
+        wrong = [
+            f"{key} is {value!r} in it and {there!r} there"
+            for key, value in values.items()
+            if not _is_same(value, there := getattr(hparams, key))
+        ]
+        if trial.state.is_finished() and (result is None or not _agrees(self._study, trial, result)):
+            wrong.append(
+                f"it ended as {_STATES[trial.state]} {trial.values} in it, which is not the run's result there"
+            )
+        if wrong:
+            raise MachineError(
+                f"{self._storage}: trial {number}: must agree with its run in the run store, but {'; '.join(wrong)}; "
+                "one of the two is damaged: restore it, or move the journal away and run the same command again: every "
+                "trial is proposed again and gets the result of its run"
+            )
+
+    def trials(self) -> list[TrialView]:
+        """Every trial asked so far, in order of number."""
+        return [self._view(trial) for trial in self._frozen()]
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return self._optuna.get_trials(deepcopy=False)
+
+    def _num_known(self, number: int) -> int:
+        """How many trials, from 0 on, have been told when trial `number` is asked."""
+        return max(0, number - self._study.budget.parallel + 1)
+
+    def _view(self, trial: FrozenTrial) -> TrialView:
+        state = _STATES[trial.state]
+        if state == "complete" and is_infeasible(trial):
+            state = "infeasible"
+        return TrialView(
+            number=trial.number,
+            values=decode(self._study.space, trial.params),
+            state=state,
+            objectives=tuple(trial.values) if state == "complete" else None,
+        )

@@ -1,0 +1,97 @@
+"""The study that a run folder keeps as it began: loaded, and compared with its file of today."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpstudy.errors import UserError
+from hpstudy.files import json_object, read_json
+from hpstudy.study.load import parse_study
+from hpstudy.study.study import Study
+
+GROWING = ("budget.trials", "confirm.seeds")  # the keys that may grow in a study that has begun
+STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
+PLAINEST = """
+question = "What are the defaults?"
+format = 1
+trainer = { model = "gpt-2x64", tokens = 1_000_000 }
+search = {}
+"""
+
+
+def load_frozen(root: Path) -> Study:
+    """The study in the run folder `root` as it was when it began, with what has grown since.
+
+    Raises UserError if no study has begun there or its frozen files were edited, MachineError if they are damaged.
+    """
+    path = root / STUDY_FILE
+    if not path.exists():
+        raise UserError(f"{root}: no study has begun there; start it with `hpstudy run {root.name}`")
+    text = path.read_text(encoding="utf-8", errors="replace")  # damage then shows as bad TOML or changed values
+    study = parse_study(text, name=root.name, path=path)
+    refuse_changes(study, root)
+    return study
+
+
+def refuse_changes(study: Study, root: Path) -> None:
+    """Raises UserError if `study` differs from the one that began in the run folder `root`, except in what may grow.
+
+    Also if the frozen values do not have the hash that was noted when the study began.
+    """
+    frozen = read_json(root / STUDY_VALUES, json_object)
+    if frozen is None:
+        return
+    if changes := changed_keys(frozen, study.resolved()):
+        remedy = "put the values back, or copy the file under another name for another study"
+        raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
+    noted = (read_json(root / ENVIRONMENT, json_object) or {}).get("study_sha256")
+    if noted not in (None, question_sha256(frozen)):
+        raise UserError(
+            f"{root / STUDY_VALUES}: was edited after the study began (its hash must be {noted}); put back what was "
+            "edited, or start again with another --runs folder"
+        )
+
+
+def question_sha256(resolved: Mapping[str, Any]) -> str:
+    """The hash of all that a study fixes when it begins: `Study.resolved()` without the growing keys."""
+    fixed = {key: value for key, value in resolved.items() if key not in GROWING}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`[search] lr: was ..., is ...` for each key in which two `Study.resolved()` differ.
+
+    More trials are no change, nor are more seeds at the end of the list, nor a key at its default that the version
+    which froze the study did not know.
+    """
+    defaults = parse_study(PLAINEST, name="plainest", path=Path("plainest.toml")).resolved()
+    return [
+        f"{_place(key)}: was {_shown(frozen, key)}, is {_shown(now, key)}"
+        for key in dict.fromkeys([*frozen, *now])
+        if _differs(key, frozen if key in frozen else defaults, now) and not _grew(key, frozen, now)
+    ]
+
+
+def _differs(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return key not in before or key not in now or before[key] != now[key]
+
+
+def _grew(key: str, frozen: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if key not in GROWING or key not in frozen or key not in now:
+        return False
+    if key == "budget.trials":
+        return bool(now[key] >= frozen[key])
+    return bool(now[key][: len(frozen[key])] == frozen[key])
+
+
+def _place(key: str) -> str:
+    section, dot, rest = key.partition(".")
+    return f"[{section}] {rest}" if dot else section
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "absent"

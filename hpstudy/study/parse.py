@@ -1,0 +1,142 @@
+"""A study file's text -> its tables, with pydantic's errors as sentences of place, rule, value and remedy."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from hpstudy.errors import UserError, did_you_mean
+from hpstudy.study.schema import (
+    MAX_INTEGER,
+    BaselineTable,
+    Budget,
+    ChoicesTable,
+    Confirm,
+    ModelTable,
+    ObjectiveTable,
+    Pruner,
+    RangeTable,
+    Sampler,
+    StudyFile,
+    Table,
+    TrainerTable,
+    WandbTable,
+    nearest,
+    shown,
+)
+
+MAX_DEPTH = 16  # tables and arrays within one another; a study needs 4
+TOO_DEEP = f"nested too deep: tables and arrays may be nested {MAX_DEPTH} deep at most"
+
+Finding = tuple[str, str]
+"""(what is wrong, as "section.key", and the sentence that says so)"""
+
+_TABLES: dict[str, type[Table]] = {  # by the last part of their place, which is unique
+    "baseline": BaselineTable,
+    "trainer": TrainerTable,
+    "model": ModelTable,
+    "range": RangeTable,
+    "choices": ChoicesTable,
+    "objective": ObjectiveTable,
+    "budget": Budget,
+    "sampler": Sampler,
+    "pruner": Pruner,
+    "confirm": Confirm,
+    "wandb": WandbTable,
+}
+_MISSING = {
+    "question": '; say what the study asks, as in `question = "Are GPT-3\'s betas right here?"`',
+    "format": "; add `format = 1`",
+    "search": "; a study of the baseline alone has an empty [search]",
+    "trainer": "; it needs at least a model and tokens or seconds",
+}
+
+
+def read(text: str) -> tuple[StudyFile, list[Finding]]:
+    """The file's tables, and a finding for each thing that breaks their shape.
+
+    A key with a finding holds its default, or a stand-in if it has none, so that the rules between the other keys can
+    still be checked. Raises UserError when the text is not TOML.
+    """
+    try:
+        data = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise UserError(f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(TOO_DEEP) from error
+    if excesses := list(_excesses(data, ())):
+        raise UserError(excesses)
+    try:
+        return StudyFile.model_validate(data), []
+    except ValidationError as error:
+        findings = [
+            (".".join(str(part) for part in found["loc"][:2]), _sentence(found))
+            for found in error.errors(include_url=False)
+        ]
+    wrong = {key for key, _ in findings}
+    wrong |= {key.partition(".")[0] for key in wrong if not isinstance(data.get(key.partition(".")[0]), dict)}  # yes.0
+    sound: dict[str, Any] = {
+        name: {key: value for key, value in table.items() if f"{name}.{key}" not in wrong}
+        if isinstance(table, dict)
+        else table
+        for name, table in data.items()
+        if name not in wrong
+    }
+    trainer = {"model": "gpt-2x64", **sound.get("trainer", {})}
+    stand_in = {"question": "?", "format": 1, "search": {}, **sound, "trainer": trainer}
+    return StudyFile.model_validate(stand_in), findings
+
+
+def _excesses(value: object, keys: tuple[str, ...]) -> Iterator[str]:
+    """What the TOML reader accepts and no later message could quote: huge numbers, deeply nested tables."""
+    if len(keys) > MAX_DEPTH:
+        yield f"{_place(keys[0], [key for key in keys[1:2] if key])}{TOO_DEEP}"
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        yield f"{_place(keys[0], [key for key in keys[1:] if key])}a whole number must fit in 64 bits"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _excesses(inner, (*keys, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _excesses(inner, (*keys, ""))
+
+
+def _sentence(found: ErrorDetails) -> str:
+    """One of pydantic's errors as place, rule, value and remedy."""
+    loc, value, kind = found["loc"], found["input"], found["type"]
+    section, *inner = [str(part) for part in loc if isinstance(part, str)]
+    if section == "search" and len(inner) > 1:
+        del inner[1]  # "range" or "choices", as which the dimension was read
+    if kind == "extra_forbidden":
+        known = tuple((_TABLES[str(loc[-2])] if len(loc) > 1 else StudyFile).model_fields)
+        word = str(loc[-1])
+        near = nearest(word, known) or f"; known are {', '.join(known)}"
+        return f'{_place(section, inner[:-1]) if inner else ""}unknown key "{word}"{near}'
+    place = _place(section, inner)
+    if kind == "missing":
+        return f"{place}missing{'' if inner else _MISSING.get(section, '')}"
+    if kind == "value_error":
+        return f"{place}{found['ctx']['error']}"
+    if kind in ("model_type", "dict_type"):
+        example = ", as in { low = 1e-4, high = 1e-2 } or { choices = [1, 2] }" if section == "search" else ""
+        return f"{place}must be a table{example}, but got {shown(value)}"
+    rule = re.sub("^(Input|String|List|Tuple) should", "must", found["msg"])
+    rule = rule.replace("a valid integer", "a whole number").replace("valid tuple", "valid list")
+    remedy = ""
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        remedy = f"; write {int(value):_}"
+    if kind == "literal_error" and isinstance(value, str):
+        remedy = did_you_mean(value, re.findall("'([^']+)'", found["ctx"]["expected"]))
+    return f"{place}{rule}, but got {shown(value)}{remedy}"
+
+
+def _place(section: str, inner: list[str]) -> str:
+    """`[section] key: `, the beginning of every problem of the file."""
+    if section in ("question", "yes", "format"):
+        return f"{section}: "
+    return f"[{section}] {'.'.join(inner)}: " if inner else f"[{section}] "

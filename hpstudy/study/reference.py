@@ -1,0 +1,149 @@
+"""The reference of all keys of a study file and all metrics, generated from the schema and the glossary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hpstudy.hparams import CLIP_MODES, GPT3, INTEGER_KEYS, RULES
+from hpstudy.records import GLOSSARY
+from hpstudy.study.schema import (
+    BaselineTable,
+    Budget,
+    ChoicesTable,
+    Confirm,
+    ModelTable,
+    ObjectiveTable,
+    Pruner,
+    RangeTable,
+    Sampler,
+    StudyFile,
+    Table,
+    TrainerTable,
+    WandbTable,
+)
+
+SECTIONS: tuple[tuple[str, type[Table]], ...] = (
+    ("[baseline]", BaselineTable),
+    ("[trainer]", TrainerTable),
+    ("[trainer] model, as a table", ModelTable),
+    ("[search] KEY, a range", RangeTable),
+    ("[search] KEY, a list", ChoicesTable),
+    ("[objective]", ObjectiveTable),
+    ("[budget]", Budget),
+    ("[budget] sampler", Sampler),
+    ("[budget] pruner", Pruner),
+    ("[confirm]", Confirm),
+    ("[wandb]", WandbTable),
+)
+DERIVED_DEFAULTS = {
+    "warmup_fraction": "GPT-3's 0.00125, at least 10 steps and 1%",
+    "micro_batch": "largest divisor of the batch up to 16",
+}
+HEADER = ("key", "type", "unit", "default", "meaning", "example")
+INTRO = """\
+# Study files: every key
+
+A study file states a question, what varies, what is fixed, and the budget. `hpstudy check NAME` reports every problem
+of a file at once. `hpstudy reference` prints this page, from the code that reads the files.
+
+The baseline has GPT-3's values, overlaid with `[hparams]` and then `[baseline] overrides`. A trial has GPT-3's values,
+overlaid with `[hparams]` and then its proposal. Once a study has begun, its file may not change, except that
+`[budget] trials` and `[confirm] seeds` may grow.
+"""
+
+
+def reference_markdown() -> str:
+    """The whole reference as one Markdown page."""
+    parts = [INTRO, "## Top level\n", _table(HEADER, _rows(StudyFile))]
+    hparams = "## [hparams], [search] and [baseline] overrides: the hyperparameters\n"
+    for title, table in SECTIONS:
+        parts += [f"## {title}\n", f"{table.__doc__}\n", _table(HEADER, _rows(table))]
+        if table is ModelTable:
+            parts += [hparams, f"{_HPARAMS}\n", _table(HEADER, _hyperparameters())]
+    parts += ["## Metrics\n", f"{_METRICS}\n", _table(("metric", "unit", "meaning"), _metrics())]
+    return "\n".join(parts)
+
+
+_HPARAMS = """\
+Each key is fixed in `[hparams]`, or varies in `[search]`, or is GPT-3's. Whole numbers and `clip_mode` are searched as
+a list, all others as a list or a range. `[hparams] micro_batch = "auto"` measures the fastest size on the device."""
+_METRICS = (
+    "The names in `steps.jsonl`, on W&B, and in the table `steps`. Metrics of an evaluation are null on other steps."
+)
+
+
+def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
+    """One row per key of a table; tables within it have sections of their own."""
+    properties: dict[str, Any] = table.model_json_schema()["properties"]
+    for key, field in table.model_fields.items():
+        if field.description is None:
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        default = "required" if field.is_required() else _code(_toml(field.default))
+        example = "" if extra["example"] is None else _code(f"{key} = {_toml(extra['example'])}")
+        yield _code(key), _type(properties[key]), str(extra["unit"]), default, field.description, example
+
+
+def _hyperparameters() -> Iterator[tuple[str, ...]]:
+    for key, rule in RULES.items():
+        value = getattr(GPT3, key)
+        legal = f"{'whole number' if key in INTEGER_KEYS else 'number'} in {rule}"
+        if key == "clip_mode":
+            legal = " or ".join(_code(json.dumps(mode)) for mode in CLIP_MODES)
+        shown = value if isinstance(value, int | str) else float(f"{value:.4g}")
+        default = DERIVED_DEFAULTS.get(key) or _code(_toml(shown))
+        yield _code(key), legal, rule.unit, default, rule.doc, _code(f"{key} = {_toml(shown)}")
+
+
+def _metrics() -> Iterator[tuple[str, ...]]:
+    for metric in GLOSSARY.values():
+        yield _code(metric.name), metric.unit, metric.doc
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A key's type and range in words, from its JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(_type(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return " or ".join(_code(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
+    if "$ref" in schema:
+        return "table"
+    if schema.get("type") == "array":
+        items = schema.get("items", {})
+        return f"list of {_type(items)}" if items else "list"
+    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    return names.get(str(schema.get("type")), "table") + _limits(schema)
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    found = [f"{word} {_number(schema[name])}" for name, word in words.items() if name in schema]
+    return f" {' '.join(found)}" if found else ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
+def _toml(value: object) -> str:
+    """A value as TOML spells it; a table by the values that are set."""
+    if value is None:
+        return ""
+    if isinstance(value, Table):
+        return f'"{value.model_dump()["name"]}"'
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}" if value else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _table(header: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

@@ -1,0 +1,306 @@
+"""The study file as TOML spells it: tables, keys, types, limits and defaults, with what each key means.
+
+The tables [budget] and [confirm] are the values that the rest of hpstudy reads. Rules between keys are in checks.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
+
+from hpstudy.errors import CONTROLS, UserError, did_you_mean
+from hpstudy.spec import PRESETS, PrecisionChoice, vocab_size
+
+MetricName = Literal["val/loss", "train/tok_per_sec"]
+Direction = Literal["minimize", "maximize"]
+Scale = Literal["linear", "log", "log1m"]
+SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
+PrunerName = Literal["none", "median", "successive_halving"]
+Design = Literal["paired", "independent"]
+Opponent = Literal["tuned-lr"]
+Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
+
+MAX_INTEGER = 2**63 - 1  # TOML's own limit
+MAX_LISTED = 1000  # choices of a key, or seeds
+MAX_SECONDS = 1e9
+MAX_SHOWN = 200  # characters of a value in an error message
+SEEDS_APART = 1_000_000  # between a candidate's seed and the baseline's, with design = "independent"
+
+OTHER_NAMES = {  # what other tools call our keys, for "did you mean"
+    "learning_rate": "lr",
+    "max_lr": "lr",
+    "min_lr": "min_lr_fraction",
+    "epsilon": "eps",
+    "wd": "weight_decay",
+    "clip": "grad_clip",
+    "max_grad_norm": "grad_clip",
+    "batch_size": "batch_tokens",
+    "warmup": "warmup_fraction",
+    "warmup_steps": "warmup_fraction",
+    "block_size": "context",
+    "n_layer": "layers",
+    "n_head": "heads",
+    "n_embd": "width",
+    "n_trials": "trials",
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "lr"?` for a word of the file, also when it is another tool's name for a key."""
+    return did_you_mean(OTHER_NAMES.get(word, word), known)
+
+
+def shown(value: object) -> str:
+    """A value as TOML spells it, near enough for an error message, and cut when it is long."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def other_seed(seed: int) -> int:
+    """The baseline's seed for a candidate's `seed` when the design is independent."""
+    return (seed + SEEDS_APART) % 2**32
+
+
+def _preset(model: object) -> object:
+    """Replaces a preset's name by its table."""
+    if not isinstance(model, str):
+        return model
+    if model not in PRESETS:
+        raise ValueError(f'unknown preset "{model}"{nearest(model, PRESETS)}; known are {", ".join(PRESETS)}')
+    return asdict(PRESETS[model])
+
+
+def _one_line(text: str) -> str:
+    if CONTROLS.search(text):
+        raise ValueError(f"must be one line without control characters, but got {shown(text)}")
+    return text
+
+
+def _corpus(name: str) -> str:
+    """Checks the form of a corpus name; whether the corpus exists is for hpstudy.data to say."""
+    kind, colon, rest = name.partition(":")
+    if name in ("asv", "fineweb-edu") or (kind in ("text", "shards") and rest):
+        return name
+    if kind in ("text", "shards"):
+        raise ValueError(f'"{kind}:" must be followed by a {"path" if kind == "text" else "glob"}, but got "{name}"')
+    near = did_you_mean(kind + colon, ("asv", "fineweb-edu", "text:", "shards:"))
+    raise ValueError(f'unknown corpus "{name}"{near}; known are "asv", "fineweb-edu", "text:PATH" and "shards:GLOB"')
+
+
+def _tokenizer(name: str) -> str:
+    try:
+        vocab_size(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _named(value: object) -> object:
+    """Reads `"tpe"` as `{ name = "tpe" }`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _pack(value: object) -> object:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f'must be a whole number of at least 1, or "auto", but got {shown(value)}')
+
+
+def _listed(value: object) -> object:
+    """Reads `"val/loss"` as `["val/loss"]`."""
+    return [value] if isinstance(value, str) else value
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _dimension_kind(value: object) -> str:
+    return "choices" if isinstance(value, dict) and "choices" in value else "range"
+
+
+def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", **limits: Any) -> Any:
+    """A key's default, meaning and limits. `example` and `unit` are for the reference."""
+    extra = {"example": default if example is None else example, "unit": unit}
+    return Field(default, description=doc, json_schema_extra=extra, **limits)
+
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that NumPy's generators accept
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+
+
+class Table(BaseModel):
+    """A TOML table: no unknown keys, no conversions, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class BaselineTable(Table):
+    """What the search is compared with."""
+
+    name: Literal["gpt3"] = _key("gpt3", "whose values: GPT-3 Small's (arXiv:2005.14165)")
+    also: Opponent | None = _key(
+        None, "a second opponent: GPT-3's values with only lr tuned, in as many trials as the search has", "tuned-lr"
+    )
+    overrides: dict[str, Any] = _key({}, "values of the baseline alone, over [hparams]", {"batch_tokens": 8192})
+
+
+class ModelTable(Table):
+    """The shape of the model."""
+
+    layers: Count = _key(..., "transformer blocks", 2)
+    heads: Count = _key(..., "attention heads", 2)
+    width: Count = _key(..., "width of the residual stream, a multiple of heads", 64)
+
+
+class TrainerTable(Table):
+    """What is the same in every run."""
+
+    model: Annotated[ModelTable, BeforeValidator(_preset)] = _key(
+        ..., f"a preset ({', '.join(PRESETS)}), or a table of the keys below", "gpt-2x64"
+    )
+    corpus: Annotated[Text, AfterValidator(_corpus)] = _key(
+        "asv", "asv, text:PATH, shards:GLOB or fineweb-edu; `hpstudy corpora` lists them"
+    )
+    tokenizer: Annotated[str, AfterValidator(_tokenizer)] = _key(
+        "gpt2", "gpt2, gpt2:N (its first N ranks) or bytes", "gpt2:512"
+    )
+    context: Count = _key(1024, "length of one sequence", 128, unit="tokens")
+    tokens: Count | None = _key(None, "budget of one run; give either this or seconds", 300_000, unit="tokens")
+    seconds: Seconds | None = _key(None, "budget of one run's training; give either this or tokens", 60, unit="s")
+    evals: Count = _key(20, "evaluations of one run, equally spaced in tokens")
+    val_tokens: Count = _key(2**16, "size of the validation set", unit="tokens")
+    seed: Seed = _key(0, "seed of initialisation and data order in the search")
+    threads: Count = _key(1, "CPU threads of one training")
+    precision: PrecisionChoice = _key("auto", "bf16 where the device has it, with fp32 weights, or fp32", "fp32")
+
+
+class RangeTable(Table):
+    """A continuous range."""
+
+    low: float = _key(..., "lowest value", 3e-4)
+    high: float = _key(..., "highest value", 3e-2)
+    scale: Scale = _key("linear", "scale of the search; log1m is the log of 1 - value, for betas", "log")
+
+
+class ChoicesTable(Table):
+    """A list of values."""
+
+    choices: list[Any] = _key(..., "at least two different values", [1024, 4096], max_length=MAX_LISTED)
+
+
+DimensionTable = Annotated[
+    Annotated[RangeTable, Tag("range")] | Annotated[ChoicesTable, Tag("choices")], Discriminator(_dimension_kind)
+]
+
+
+class ObjectiveTable(Table):
+    """What the search improves."""
+
+    metric: Annotated[list[MetricName], BeforeValidator(_listed)] = _key(
+        ["val/loss"], "one metric, or both in a list for a Pareto front", min_length=1, max_length=2
+    )
+    goal: Annotated[list[Direction], BeforeValidator(_listed)] | None = _key(
+        None, "direction of each metric; may only state the natural one", ["minimize"]
+    )
+
+
+class Sampler(Table):
+    """How Optuna proposes trials."""
+
+    name: SamplerName = _key("tpe", "grid tries every combination of choices once")
+    startup: Count = _key(10, "random trials before tpe or gp learns from results")
+    seed: Seed = _key(0, "seed of the proposals")
+
+
+class Pruner(Table):
+    """Which trials are stopped early. Divergence is always stopped."""
+
+    name: PrunerName = _key("none", "which of Optuna's pruners", "median")
+    startup: Annotated[int, Field(ge=0)] = _key(5, "median: trials that are never stopped")
+    from_fraction: Annotated[float, Field(ge=0, lt=1)] = _key(
+        0.3, "share of the evaluations before which no trial is stopped; early losses misjudge high learning rates"
+    )
+    reduction: Annotated[int, Field(ge=2)] = _key(3, "successive_halving: one trial in so many passes each rung")
+
+
+class Budget(Table):
+    """What the search may spend, and how far it proposes ahead of results."""
+
+    trials: Count | None = _key(None, "trials of the search; 16, a grid's size, or 1 if nothing is searched", 12)
+    parallel: Count = _key(4, "trials proposed before the result of the first is known; workers beyond it idle")
+    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = _key(
+        1, "trials of equal batches trained as one stacked model; auto measures what is fastest"
+    )
+    sampler: Annotated[Sampler, BeforeValidator(_named)] = _key(Sampler(), "a name, or a table of the keys below")
+    pruner: Annotated[Pruner, BeforeValidator(_named)] = _key(Pruner(), "a name, or a table of the keys below")
+    smaller_micro_batch: bool = _key(
+        True, "after out of memory, try again at a smaller micro-batch; the loss stays the same"
+    )
+    hang_seconds: Seconds | None = _key(
+        None, "silence after which a worker counts as hung; by default from the pace of the steps", 900, unit="s"
+    )
+
+
+class Confirm(Table):
+    """The runs on fresh seeds, which alone make a verdict."""
+
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_tuple)] = _key(
+        (101, 102, 103, 104, 105),
+        "seeds on which winner and baseline train again; the list may grow later, and an empty one gives no verdict",
+        max_length=MAX_LISTED,
+    )
+    top: Count = _key(1, "how many of the best trials are confirmed; Holm's adjustment covers them all")
+    margin: Annotated[float, Field(ge=0)] = _key(
+        0.01, "a smaller difference does not matter (equivalence by two one-sided tests)", unit="nats"
+    )
+    design: Design = _key(
+        "paired", f"paired: both sides on the same seeds; independent: the baseline's are {SEEDS_APART:,} higher"
+    )
+    speedup: bool = _key(
+        False, "the winner also at a half and three quarters of the budget: how much sooner it has the baseline's loss"
+    )
+
+    @property
+    def baseline_seeds(self) -> tuple[int, ...]:
+        """The baseline's fresh seeds, in the order of `seeds`."""
+        return self.seeds if self.design == "paired" else tuple(map(other_seed, self.seeds))
+
+
+class WandbTable(Table):
+    """Where runs go on Weights & Biases."""
+
+    project: Text = _key("hpstudy", "project; WANDB_PROJECT comes before it")
+    entity: Text | None = _key(None, "user or team; WANDB_ENTITY comes before it", "my-team")
+
+
+class StudyFile(Table):
+    """A whole file."""
+
+    question: Text = _key(..., "what the study asks, in one line", "Are GPT-3's betas right here?")
+    yes: Annotated[list[Yes], BeforeValidator(_listed)] = _key(
+        [], "answers of the verdict that mean yes; it then begins with Yes, No or Undecided", "better", max_length=2
+    )
+    format: Literal[1] = _key(..., "version of this format", 1)
+    baseline: BaselineTable = BaselineTable()
+    trainer: TrainerTable
+    hparams: dict[str, Any] = {}  # checked key by key against hparams.RULES
+    search: dict[str, DimensionTable]
+    objective: ObjectiveTable = ObjectiveTable()
+    budget: Budget = Budget()
+    confirm: Confirm = Confirm()
+    wandb: WandbTable = WandbTable()

@@ -1,0 +1,67 @@
+"""How fast a trainer's steps are beside the device's fastest matrix product, measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+
+from hpstudy.hparams import HParams
+from hpstudy.records import BenchmarkFigures, Run, StepRecord
+from hpstudy.training.device import Placement
+from hpstudy.training.trainer import Trainer
+
+REPEATED_STEPS = 2
+PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the square matrices
+
+
+def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: float) -> BenchmarkFigures:
+    """Alternates matrix products and full-batch steps, each for `turn_seconds`, after a round of warm-up."""
+    far = 10**15  # tokens: neither the end nor an evaluation is reached
+    run = Run(run_id="bench", phase="search", trial=None, seed=0, tokens=far, hparams=hparams)
+    first, again = ([_figures(r) for _, r in islice(trainer.train([run]), REPEATED_STEPS)] for _ in range(2))
+    peak_gib = trainer.placement.memory_gib()[0]  # before the products take theirs
+    steps, products = trainer.train([run]), _products(trainer.placement)
+    paces, fastest = [], 0.0
+    for number in range(rounds + 1):
+        fastest = max(fastest, *(1 / seconds for seconds in _turn(products, turn_seconds, trainer.placement)))
+        taken = _turn(steps, turn_seconds, trainer.placement)
+        if number:
+            paces.append(len(taken) / sum(taken))
+    return BenchmarkFigures(
+        steps_per_second=tuple(paces),
+        flops_per_second=2 * PRODUCT_SIZE[trainer.placement.kind] ** 3 * fastest,
+        peak_gib=peak_gib,
+        repeats=first == again,
+    )
+
+
+def _figures(record: StepRecord) -> tuple[float, ...]:
+    return record.loss, record.grad_norm, record.update_to_weight
+
+
+def _turn(work: Iterator[object], budget: float, placement: Placement) -> list[float]:
+    """Wall seconds of each piece of work until `budget` seconds have passed; at least one piece."""
+    seconds: list[float] = []
+    while sum(seconds) < budget:
+        start = time.perf_counter()
+        next(work)
+        seconds.append(time.perf_counter() - start)
+    if placement.is_cuda:  # a step launched ahead ends in this turn
+        start = time.perf_counter()
+        torch.cuda.synchronize()
+        seconds[-1] += time.perf_counter() - start
+    return seconds
+
+
+def _products(placement: Placement) -> Iterator[float]:
+    """Large square matrix products in the training's precision, each waited for."""
+    size = PRODUCT_SIZE[placement.kind]
+    dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=placement.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    while True:
+        torch.mm(a, b, out=out)
+        yield out[0, 0].item()

@@ -1,0 +1,202 @@
+"""The sentences of a verdict say what was measured, what would decide it, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hpstudy.analysis.verdict import noise, verdict
+from hpstudy.records import Outcome
+from hpstudy.study import FloatRange, Objective, Study
+from hpstudy.study.schema import other_seed
+from tests.helpers.stores import BASELINE, LOWER, NOISY, SEEDS, Ends, ends, fresh_runs, on_seeds, repeated
+
+MakeStudy = Callable[..., Study]
+OTHERS = tuple(map(other_seed, SEEDS))
+OPPONENT = "the baseline (GPT-3's values except for warmup_fraction and batch_tokens)"
+
+SPEED = Objective(metric="train/tok_per_sec", direction="maximize")
+LOSS = Objective(metric="val/loss", direction="minimize")
+
+
+def sentence(root: Path, runs: Ends, asked: Study, *, selections: int = 1) -> str:
+    return verdict(fresh_runs(root, runs, asked), selections=selections).sentence
+
+
+def test_a_better_winner_is_named_with_its_difference_interval_and_seeds(study: MakeStudy, tmp_path: Path) -> None:
+    assert sentence(tmp_path, ends({"search-0003": LOWER}), study()) == (
+        f"search-0003 is better than {OPPONENT}: val loss lower by 0.3000 nats (95% interval 0.2912 to 0.3088, "
+        "5 paired seeds, p < 0.0001)."
+    )
+
+
+def test_a_worse_winner_is_named_with_its_difference(study: MakeStudy, tmp_path: Path) -> None:
+    assert sentence(tmp_path, ends({"search-0003": BASELINE}, baseline=LOWER), study()) == (
+        f"search-0003 is worse than {OPPONENT}: val loss higher by 0.3000 nats (95% interval 0.2912 to 0.3088, "
+        "5 paired seeds, p < 0.0001)."
+    )
+
+
+def test_an_equivalent_winner_may_be_measurably_different(study: MakeStudy, tmp_path: Path) -> None:
+    found = sentence(tmp_path, ends({"search-0003": LOWER}), study(margin=0.4))
+    assert found.startswith(
+        f"search-0003 and {OPPONENT} are equivalent within the margin of 0.4 nats: val loss differs"
+    )
+    assert found.endswith("measurable, but too little to matter.")
+
+
+def test_an_undecided_verdict_says_how_many_seeds_would_decide(study: MakeStudy, tmp_path: Path) -> None:
+    found = verdict(fresh_runs(tmp_path, ends({"search-0003": NOISY}), study()))
+    assert found.sentence.startswith(
+        f"Undecided: search-0003 differs from {OPPONENT} by -0.004 nats (95% interval -0.0"
+    )
+    assert f"{found.contrasts[0].more_seeds} more seeds would decide it at this noise" in found.sentence
+
+
+def test_an_independent_design_names_the_seeds_of_both_sides(study: MakeStudy, tmp_path: Path) -> None:
+    runs = {**on_seeds("baseline", BASELINE, OTHERS), **repeated("search-0003", LOWER, SEEDS)}
+    assert "5 and 5 independent seeds" in sentence(tmp_path, runs, study(design="independent"))
+
+
+def test_without_fresh_runs_the_sentence_says_what_runs_them(study: MakeStudy, tmp_path: Path) -> None:
+    fresh = fresh_runs(tmp_path, {"search-0000": 3.2, "search-0001": 3.1, "baseline-s0": 3.2}, study())
+    found = verdict(fresh)
+    assert (found.contrasts, found.noise) == ((), None)
+    assert found.sentence == (
+        "No verdict yet: winner and baseline have not run on fresh seeds; `hpstudy run tiny` resumes the study."
+    )
+
+
+def test_a_study_without_fresh_seeds_has_no_verdict_and_says_why(study: MakeStudy, tmp_path: Path) -> None:
+    runs = {"search-0000": 3.2, **ends()}
+    assert sentence(tmp_path, runs, study(seeds=[])) == (
+        "No verdict: it takes two fresh seeds, and [confirm] seeds states fewer."
+    )
+
+
+def test_without_a_search_the_baselines_loss_is_the_answer(study: MakeStudy, tmp_path: Path) -> None:
+    found = verdict(fresh_runs(tmp_path, {"search-0000": 3.2, **ends()}, replace(study(), space={})))
+    assert found.noise is not None
+    assert found.sentence == (
+        f"Nothing is searched, so there is nothing to judge: the val loss of {OPPONENT} is 3.2158 ± 0.0042 nats "
+        "(mean and standard error, 5 seeds)."
+    )
+
+
+def test_without_a_search_or_fresh_runs_nothing_is_compared(study: MakeStudy, tmp_path: Path) -> None:
+    assert sentence(tmp_path, {"search-0000": 3.2}, replace(study(), space={})) == (
+        "No verdict: nothing is searched, so nothing is compared with the baseline."
+    )
+
+
+def test_a_later_selection_is_numbered(study: MakeStudy, tmp_path: Path) -> None:
+    fresh = fresh_runs(tmp_path, ends({"search-0003": LOWER, "search-0004": LOWER}), study())
+    first, second = verdict(fresh), verdict(fresh, selections=2)
+    assert second.sentence == (
+        f"{first.sentence} This is selection 2 of seeds and candidates: each one before it had its own chance of 5% to "
+        "err, which no adjustment takes back."
+    )
+    assert second.headline == first.headline
+
+
+def test_the_winner_of_a_longer_search_is_named(study: MakeStudy, tmp_path: Path) -> None:
+    fresh = fresh_runs(tmp_path, ends({"search-0003": LOWER, "search-0004": LOWER}), study())
+    extended = "The search was extended after its winner was confirmed: the winners of both times are judged."
+    assert extended not in verdict(fresh).sentence
+    confirm = fresh.study.confirm.model_copy(update={"top": 1})
+    assert extended in verdict(replace(fresh, study=replace(fresh.study, confirm=confirm))).sentence
+
+
+def test_noise_is_worded_with_what_it_detects_and_what_more_seeds_would(study: MakeStudy, tmp_path: Path) -> None:
+    found = noise(fresh_runs(tmp_path, ends(), study()))
+    assert found is not None
+    sd, more = np.std(BASELINE, ddof=1), found.seeds_for[0.02]
+    assert str(found) == (
+        f"s.d. {sd:.2g} nats over 5 seeds: 5 seeds detect {found.detectable:.2g}, {more} would detect 0.02"
+    )
+
+
+def test_unfinished_fresh_runs_are_named(study: MakeStudy, tmp_path: Path) -> None:
+    runs = {**ends(), **repeated("search-0003", LOWER[:3], SEEDS[:3]), "confirm-0003-s104": None}
+    assert sentence(tmp_path, runs, study()) == (
+        "No verdict yet: 2 runs on fresh seeds have not ended, confirm-0003-s104, confirm-0003-s105; "
+        "`hpstudy run tiny` resumes the study."
+    )
+
+
+def test_missing_runs_of_the_baseline_of_an_independent_design_are_named_too(study: MakeStudy, tmp_path: Path) -> None:
+    runs = {**on_seeds("baseline", BASELINE[:3], OTHERS[:3]), **repeated("search-0003", LOWER, SEEDS)}
+    runs |= {"baseline-s1000104": Outcome.FAILED}
+    assert sentence(tmp_path, runs, study(design="independent")) == (
+        "No verdict yet: one run on a fresh seed has not ended, baseline-s1000105; `hpstudy run tiny` resumes the "
+        "study."
+    )
+
+
+def test_failed_fresh_runs_are_named_without_a_command_that_could_not_help(study: MakeStudy, tmp_path: Path) -> None:
+    failed = {f"confirm-0003-s{seed}": Outcome.FAILED for seed in SEEDS}
+    assert sentence(tmp_path, {**ends(), "search-0003": 2.9, **failed}, study()) == (
+        "No verdict: fewer than two seeds measured both sides; these have no loss: confirm-0003-s101 (failed), "
+        "confirm-0003-s102 (failed), confirm-0003-s103 (failed) and 2 more."
+    )
+
+
+def test_a_search_without_a_candidate_says_so(study: MakeStudy, tmp_path: Path) -> None:
+    assert sentence(tmp_path, {"search-0001": Outcome.DIVERGED, **ends()}, study()) == (
+        "No verdict: the search found no candidate; no other trial is complete."
+    )
+
+
+def test_runs_that_measured_nothing_are_named(study: MakeStudy, tmp_path: Path) -> None:
+    failed = {"confirm-0003-s102": Outcome.FAILED, "baseline-s103": Outcome.OUT_OF_MEMORY}
+    found = sentence(tmp_path, ends({"search-0003": LOWER}) | failed, study())
+    assert found.endswith(" Left out: baseline-s103 (out_of_memory), confirm-0003-s102 (failed).")
+
+
+def test_diverged_runs_are_named_with_the_loss_that_they_count_as(study: MakeStudy, tmp_path: Path) -> None:
+    runs = ends({"search-0003": LOWER}) | {"confirm-0003-s105": Outcome.DIVERGED}
+    found = sentence(tmp_path, runs, study())
+    assert "Diverged, and counted as a uniform guess of 5.55 nats: confirm-0003-s105." in found
+
+
+def test_a_faster_winner_is_named_with_its_ratio(study: MakeStudy, tmp_path: Path) -> None:
+    slow, fast = (1000.0, 1010.0, 990.0, 1005.0, 995.0), (1300.0, 1320.0, 1290.0, 1300.0, 1310.0)
+    speed = {**on_seeds("baseline", slow, SEEDS), **on_seeds("confirm-0003", fast, SEEDS)}
+    fresh = fresh_runs(tmp_path, ends({"search-0003": BASELINE}), study(), speed=speed)
+    alone = verdict(replace(fresh, study=replace(fresh.study, objectives=(SPEED,), yes=("faster",))))
+    assert alone.sentence.startswith(
+        f"Yes: search-0003 is faster than {OPPONENT}: 1.30 times the tokens per second (95% interval 1.29 to 1.31"
+    )
+    both = verdict(replace(fresh, study=replace(fresh.study, objectives=(LOSS, SPEED))))
+    assert both.sentence.endswith("It trains at 1.30 times the tokens per second (95% interval 1.29 to 1.31).")
+
+
+def test_a_speed_that_one_seed_measured_is_undecided(study: MakeStudy, tmp_path: Path) -> None:
+    runs = ends({"search-0003": LOWER}) | {f"confirm-0003-s{seed}": Outcome.DIVERGED for seed in SEEDS[1:]}
+    found = verdict(fresh_runs(tmp_path, runs, replace(study(), objectives=(SPEED,), yes=("faster",))))
+    assert found.headline.startswith(
+        f"Undecided: fewer than two seeds measured the speed of search-0003 and of {OPPONENT}. Its val loss differs by "
+    )
+
+
+def test_what_tuning_more_than_lr_adds_is_in_the_sentence(study: MakeStudy, tmp_path: Path) -> None:
+    runs = ends({"search-0003": LOWER, "tuned-lr-0004": np.subtract(BASELINE, 0.2)})
+    found = sentence(tmp_path, runs, study())
+    assert "search-0003 is better than tuned-lr-0004, which tunes only lr: -0.1000 nats (95% interval " in found
+
+
+def test_updates_are_in_the_sentence_if_only_clipping_is_searched(study: MakeStudy, tmp_path: Path) -> None:
+    clipping = {"grad_clip": FloatRange(low=0.1, high=10.0, scale="log")}
+    found = sentence(tmp_path, ends({"search-0003": LOWER}), replace(study(), space=clipping))
+    assert (
+        "Its updates are 1.000 times the baseline's (95% interval 1.000 to 1.000), measured as the median step's "
+        in (found)
+    )
+
+
+def test_other_candidates_are_listed_in_short(study: MakeStudy, tmp_path: Path) -> None:
+    runs = ends({"search-0003": LOWER, "search-0001": np.subtract(BASELINE, 0.2 + np.arange(5) / 1000)})
+    assert "Also: search-0001 better (-0.2020)." in sentence(tmp_path, runs, study())

@@ -1,0 +1,134 @@
+"""Measures the analysis at scale: `python -m tests.bench.scale` loads, exports and reports a large study.
+
+It has 1,000 runs of 10,000 steps with made-up losses, written as the driver writes them. Each part is measured in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hpstudy.hparams import derived
+from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
+from hpstudy.study import load_study
+from hpstudy.tracking.store import RunStore
+from tests.helpers.tiny import TINY
+
+RUNS, STEPS, EVALS = 1_000, 10_000, 20
+CURVES = 20  # different ones; the other runs get copies
+PARTS = {
+    "load": "hpstudy.load('tiny', runs).steps",
+    "export, parquet": "export(hpstudy.load('tiny', runs).frames, runs / 'export', 'parquet')",
+    "export, csv": "export(hpstudy.load('tiny', runs).frames, runs / 'export', 'csv')",
+    "report": "report_page(hpstudy.load('tiny', runs))",
+}
+CODE = """\
+import sys, time
+from pathlib import Path
+import hpstudy
+from hpstudy.analysis.export import export
+from hpstudy.cli.data_commands import report_page
+from hpstudy.system import peak_gib
+runs, start = Path(sys.argv[1]), time.perf_counter()
+PART
+print(f"{time.perf_counter() - start:.1f} s, {peak_gib():.2f} GiB")
+"""
+
+
+def main() -> None:
+    """Prints a line per part: its seconds, loading the study included, and its peak memory."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
+    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"runs of the study ({RUNS})")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"steps of each run ({STEPS})")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start = time.perf_counter()
+        write(folder, args.runs, args.steps)
+        seconds = time.perf_counter() - start
+        print(f"{args.runs:,} runs of {args.steps:,} steps written in {seconds:.0f} s", flush=True)
+        for part, code in PARTS.items():
+            command = [sys.executable, "-c", CODE.replace("PART", code), str(folder)]
+            figures = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            print(f"{part:<16} {figures}", flush=True)
+
+
+def write(folder: Path, num_runs: int = RUNS, num_steps: int = STEPS) -> None:
+    """Writes a study whose runs have made-up losses."""
+    file = folder / "tiny.toml"
+    file.write_text(TINY.format(more="") + "\n[confirm]\nseeds = []\n")
+    study = load_study(str(file))
+    store = RunStore(folder / "tiny")
+    store.create()
+    store.freeze_study(file.read_text(), study.resolved())
+    rng = np.random.default_rng(0)
+    for trial in range(num_runs):
+        values = {"lr": float(10 ** rng.uniform(-4, -1.6)), "beta2": float(rng.uniform(0.9, 0.999))}
+        hparams = study.baseline_hparams(5120) if trial == 0 else study.trial_hparams(values, 5120)
+        run = Run(
+            run_id=f"search-{trial:04d}", phase="search", trial=trial, seed=0, tokens=num_steps * 256, hparams=hparams
+        )
+        header = RunHeader(
+            run=run,
+            study="tiny",
+            wandb_id=run.run_id,
+            derived=derived(hparams),
+            num_params=1,
+            started="2026-01-01T00:00:00+00:00",
+        )
+        writer = store.begin(header)
+        if trial < CURVES:
+            losses = 3 + 2 * np.exp(-np.arange(num_steps) / 2000) + rng.normal(0, 0.05, num_steps) + rng.uniform(0, 0.5)
+            for step in range(1, num_steps + 1):
+                writer.append(record(step, float(losses[step - 1]), num_steps))
+        writer.finish(result(3.5, num_steps))
+        if trial >= CURVES:  # writing ten million lines takes longer than analysing them
+            shutil.copy(store.folder(f"search-{trial % CURVES:04d}") / "steps.jsonl", store.folder(run.run_id))
+
+
+def record(step: int, loss: float, num_steps: int) -> StepRecord:
+    """A step as a trainer yields it."""
+    index, on_grid = divmod(step, num_steps // EVALS)
+    evaluated = {} if on_grid else {"val_loss": loss, "eval_index": index, "eval_seconds": 0.1, "bf16_lost": 0.2}
+    return StepRecord(
+        step=step,
+        tokens=step * 256,
+        loss=loss,
+        grad_norm=1.0 + loss / 100,
+        clipped=step % 3 == 0,
+        lr=6e-4 * (1 - step / num_steps / 2),
+        update_to_weight=1e-3 * loss,
+        batch_tokens=256,
+        micro_batch=16,
+        accumulation=1,
+        step_seconds=0.25,
+        tok_per_sec=1000.0 + loss,
+        **evaluated,
+    )
+
+
+def result(loss: float, num_steps: int) -> RunResult:
+    """How each run ends."""
+    return RunResult(
+        outcome=Outcome.COMPLETE,
+        steps=num_steps,
+        tokens=num_steps * 256,
+        val_loss=loss,
+        best_val_loss=loss,
+        train_loss=loss,
+        tok_per_sec=1000.0,
+        train_seconds=2560.0,
+        clipped_share=1 / 3,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""`hpstudy bench`: one row per model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from hpstudy.running.bench import QUICK, SETTINGS
+from tests.helpers.command_line import hpstudy
+
+
+@pytest.mark.slow
+def test_bench_prints_a_row_per_model() -> None:
+    result = hpstudy("bench", "--quick", "--device", "cpu")
+    assert result.code == 0, result.err
+    machine, header, *rows, last = result.out.splitlines()
+    assert re.fullmatch(r".+, (bf16|fp32), 1 thread", machine)
+    assert header.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB"]
+    assert [row.split()[0] for row in rows] == ["gpt-2x64", "gpt-4x128", "gpt-6x256"]
+    assert all("%" in row for row in rows)
+    assert last == "the same numbers to the last bit when trained again: yes"
+    assert result.err.splitlines() == [f"measuring {setting.name}" for setting in QUICK]
+
+
+def test_bench_refuses_an_unknown_model_and_lists_the_known_ones() -> None:
+    result = hpstudy("bench", "--preset", "gpt-4")
+    known = ", ".join(setting.name for setting in SETTINGS)
+    assert result == (2, "", f"--preset gpt-4: must be one of {known}\n")

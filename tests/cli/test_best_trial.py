@@ -1,0 +1,81 @@
+"""Which trial is best: the live view, `status`, the terminal's table and the report name the same one."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hpstudy import load
+from hpstudy.records import Run
+from hpstudy.report.comparison import comparison
+from hpstudy.report.terminal import comparison_table
+from hpstudy.study import Study
+from hpstudy.tracking.store import RunStore
+from tests.helpers.command_line import hpstudy
+from tests.helpers.stores import begun, keep_ended
+from tests.helpers.terminal import last_frame
+
+LOSS, SPEED = "val/loss", "train/tok_per_sec"
+# (loss, tokens/s) of each trial, the baseline first; the best trial
+FASTEST_HAS_A_HIGHER_LOSS = ([(4.0, 1000.0), (3.5, 1500.0), (3.25, 900.0), (3.75, 2000.0)], "search-0002")
+EQUAL_LOSSES = ([(4.0, 1000.0), (3.25, 900.0), (3.25, 1200.0), (3.75, 2000.0)], "search-0002")
+FASTEST = ([(4.0, 1000.0), (3.5, 1500.0), (3.25, 900.0), (3.75, 2000.0)], "search-0003")
+CASES = {
+    "loss and speed": ([LOSS, SPEED], *FASTEST_HAS_A_HIGHER_LOSS),
+    "speed and loss": ([SPEED, LOSS], *FASTEST_HAS_A_HIGHER_LOSS),
+    "equal losses, the faster is best": ([LOSS, SPEED], *EQUAL_LOSSES),
+    "equal losses, speed listed first": ([SPEED, LOSS], *EQUAL_LOSSES),
+    "loss alone": ([LOSS], *FASTEST_HAS_A_HIGHER_LOSS),
+    "speed alone": ([SPEED], *FASTEST),
+}
+
+
+def keep(study: Study, folder: Path, scores: list[tuple[float, float]]) -> RunStore:
+    """A store whose search has one complete trial per score."""
+    store = begun(folder, name=study.name, text=study.path.read_text(), values=study.resolved())
+    baseline = study.baseline_hparams(study.spec.tokens)
+    for trial, (loss, tok_per_sec) in enumerate(scores):
+        run = Run(
+            run_id=f"search-{trial:04d}",
+            phase="search",
+            trial=trial,
+            seed=0,
+            tokens=5120,
+            hparams=replace(baseline, lr=baseline.lr * (trial + 1)),
+        )
+        keep_ended(store, run, loss, tok_per_sec=tok_per_sec)
+    return store
+
+
+@pytest.mark.parametrize(("metrics", "scores", "best"), CASES.values(), ids=CASES)
+def test_every_view_names_the_same_best_trial(
+    tiny: Callable[..., Study], tmp_path: Path, metrics: list[str], scores: list[tuple[float, float]], best: str
+) -> None:
+    study = tiny(more=f"[objective]\nmetric = {json.dumps(metrics)}\n")
+    assert study.metrics == metrics
+    store, runs = keep(study, tmp_path, scores), tmp_path / "runs"
+    loss, tok_per_sec = scores[int(best[-1])]
+    score = f"val loss {loss:.4f}" if LOSS in metrics else f"{tok_per_sec:,.0f} tok/s"
+
+    finished = [(view.header.run, view.result) for view in store.runs()]
+    frame = last_frame(study, lambda progress: progress.phase("search", 5, finished))
+    assert f"best {score.removeprefix('val loss ')} ({best}) · baseline " in frame
+
+    assert f"best of the search: {score} ({best}, one seed)\n" in hpstudy("status", "tiny", "--runs", runs).out
+
+    results = load("tiny", runs)
+    terminal = io.StringIO()
+    Console(file=terminal, width=110).print(comparison_table(comparison(results), "tiny", width=110))
+    rows = [line.split()[0] for line in terminal.getvalue().splitlines() if line.startswith("search-")]
+    assert rows[:2] == ["search-0000", best]  # the baseline, then the trials from the best on
+
+    page = Path(hpstudy("report", "tiny", "--runs", runs).out.strip())
+    table = page.with_name("report.md").read_text().partition("The best of the search")[2]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| search-")]
+    assert rows[:2] == ["search-0000", best]

@@ -1,0 +1,143 @@
+"""`check`, `run` and `confirm`: results on stdout, progress on stderr, exit code 0."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from hpstudy import load
+from tests.helpers.command_line import hpstudy
+from tests.helpers.random_studies import Tables, studies
+from tests.helpers.study_files import rendered
+
+BATCH = 256  # tokens, of the tiny study
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+def test_check_prints_space_baseline_departures_and_cost_and_writes_no_file(tiny_file, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny_file(replace={"low = 1e-4": "low = 1e-3"})  # GPT-3's 6e-4 is outside
+    result = hpstudy("check", path, "--trials", 7)
+    assert result.code == 0
+    rows = [line.split() for line in result.out.splitlines()]
+    assert ["lr", "0.001", "0.03", "log", "0.0006"] in rows
+    assert ["beta2", "0.9", "0.999", "log", "of", "1", "-", "value", "0.95"] in rows
+    # warm-up: 10 steps of 20
+    sentence = (
+        "The baseline is GPT-3's except for warmup_fraction 0.5 of the run's tokens (GPT-3: 0.00125), batch_tokens 256 "
+        "tokens (GPT-3: 524k)."
+    )
+    assert sentence in " ".join(result.out.split())
+    # vocabulary 256 x 16, positions 16 x 16, block 12 x 16^2 + 13 x 16, last norm 2 x 16
+    assert f"{256 * 16 + 16 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16:,} parameters" in result.out
+    # 7 trials and the baseline, 5,120 / 256 steps each
+    assert "cost     8 runs of 20 steps, 40,960 tokens in all, about " in result.out
+    assert "tok/s" in result.out
+    assert result.err.startswith("warning: [search] lr: no trial can have the baseline's value")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.toml"]
+
+
+@pytest.mark.slow
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=SLOW)
+@given(studies(tiny=True))
+def test_check_accepts_any_valid_study(tmp_path: Path, data: Tables) -> None:
+    path = tmp_path / "any.toml"
+    path.write_text(rendered(data), encoding="utf-8")
+    result = hpstudy("check", path, "--device", "cpu")
+    assert result.code == 0, (result, rendered(data))
+    assert f"any: {data['question'].split()[0]}" in result.out
+    assert all(line.startswith("warning: ") for line in result.err.splitlines())
+    assert "cost     " in result.out
+
+
+def figures(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The header and the result of a run."""
+    return tuple(json.loads((folder / name).read_text()) for name in ("header.json", "result.json"))
+
+
+def test_run_prints_baseline_and_best_trials_as_the_store_has_them(finished) -> None:
+    assert finished.result.code == 0
+    folders = sorted((finished.runs / "tiny").glob("search-*"))
+    baseline, *others = [(folder.name, *figures(folder)) for folder in folders]
+    expected = []
+    for name, header, result in [baseline, *sorted(others, key=lambda run: run[2]["val_loss"])]:
+        hparams, loss = header["run"]["hparams"], result["val_loss"]
+        halflives = [BATCH * math.log(0.5) / math.log(hparams[beta]) for beta in ("beta1", "beta2")]
+        difference = "baseline" if name == baseline[0] else f"{loss - baseline[2]['val_loss']:+.4f}"
+        cells = [name, f"{loss:.4f}", difference, thousands(result["tok_per_sec"]), f"{hparams['lr']:.3g}"]
+        betas = [f"{hparams['beta1']:.4g}", thousands(halflives[0]), f"{hparams['beta2']:.5g}", thousands(halflives[1])]
+        expected.append([*cells, *betas, f"{hparams['weight_decay']:.4g}", str(hparams["micro_batch"])])
+    printed = [line.split() for line in finished.result.out.splitlines() if line.startswith("search-")]
+    assert printed == expected
+    for heading in ("loss", "difference", "tok/s", "lr", "beta1", "beta2", "life", "decay", "batch"):
+        assert heading in finished.result.out
+
+
+def thousands(value: float) -> str:
+    return f"{value / 1000:.3g}k"
+
+
+def test_run_prints_where_everything_is_and_what_comes_next(finished) -> None:
+    files, page, wandb, following, longer = finished.result.out.splitlines()[-5:]
+    assert files.split() == ["files", str(finished.runs / "tiny")]
+    assert page.split() == ["report", str(finished.runs / "tiny" / "report" / "index.html")]
+    assert "No verdict: it takes two fresh seeds" in finished.result.out
+    assert wandb.startswith(f"W&B runs {finished.runs / 'tiny' / 'wandb'}")
+    assert len(list((finished.runs / "tiny" / "wandb").glob("offline-run-*"))) == 5
+    assert following.startswith("next ")
+    assert following.endswith(f"hpstudy export tiny --runs {finished.runs}")
+    assert longer.split(maxsplit=2)[:2] == ["hpstudy", "run"]
+    assert f"{finished.path} --runs {finished.runs}" in longer
+    assert longer.endswith(" --trials 10")
+
+
+def test_run_prints_progress_to_stderr_only(finished) -> None:
+    out, err = finished.result.out, finished.result.err
+    assert "tiny: Does the smallest study there is run?" in err
+    assert "search 1/5  search-0000 (baseline): val loss" in err
+    assert "search 5/5" in err
+    assert "5/5" not in out
+    assert "\x1b" not in out + err
+
+
+def test_confirm_refuses_before_the_search_is_done(tiny_file, tmp_path: Path) -> None:
+    result = hpstudy("confirm", tiny_file(), "--runs", tmp_path / "runs")
+    assert result.code == 2
+    assert "0 of 5 trials of the search are done" in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_confirm_refuses_a_study_without_fresh_seeds_and_names_the_key(finished) -> None:
+    result = hpstudy("confirm", finished.path, "--runs", finished.runs)
+    assert (result.code, result.out) == (2, "")
+    assert "[confirm] seeds: must hold fresh seeds to confirm on, but is empty" in result.err
+
+
+def test_seeds_added_to_a_finished_search_are_confirmed_and_noise_and_verdict_shown(tiny_file, tmp_path: Path) -> None:
+    runs, few = tmp_path / "runs", {"trials = 5": "trials = 2"}
+    flags = ("--runs", runs, "--device", "cpu", "--wandb", "disabled", "--workers", 1)
+    begun = tiny_file(replace=few, more="[confirm]\nseeds = []\nspeedup = true")
+    assert "No verdict" in hpstudy("run", begun, *flags).out
+    path = tiny_file(replace=few, more="[confirm]\nseeds = [7, 8]\nspeedup = true")
+    result = hpstudy("confirm", path, *flags)
+    assert result.code == 0
+    results = load("tiny", runs)
+    printed = " ".join(result.out.split())
+    assert " ".join(results.verdict().sentence.split()) in printed
+    limit = f"up to {results.noise.one_seed:.2g} nats."
+    assert f"~ marks differences that two seeds of one setting show too, {limit}" in printed
+    assert "confirm 8/8" in result.err
+    again = hpstudy("run", path, *flags)
+    assert again.out == result.out
+    assert "confirm: 8 of 8 are done from an earlier session" in again.err
+    assert f"noise: {results.noise}" in hpstudy("status", "tiny", "--runs", runs).out
+    checked = hpstudy("check", path, "--runs", runs, "--device", "cpu").out
+    assert f"noise    {results.noise}" in checked
+    # 2 trials; the baseline and the winner on two seeds, each 20 steps; and the winner at 10 and 15 steps
+    assert "cost     10 runs of up to 20 steps, 43,520 tokens in all" in checked
+    assert "2 search, 2 baseline, 6 confirm" in checked

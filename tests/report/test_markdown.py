@@ -1,0 +1,51 @@
+"""The report in Markdown holds the tables and shows text as it is."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hpstudy.analysis.results import StudyResults
+from hpstudy.report import results_markdown
+from hpstudy.study import Study
+
+HOSTILE = "Is <script>alert(1)</script> | **safe** <img src=x onerror=alert(2)>?"
+CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
+
+Build, Tiny = Callable[[Study], StudyResults], Callable[..., Study]
+Report = Callable[..., Any]
+
+
+def test_a_hostile_question_is_shown_as_text(tiny: Tiny, searched: Build, report: Report):
+    markdown = report(searched(tiny(replace={"Does the smallest study there is run?": HOSTILE}))).markdown
+    assert "<" not in markdown
+    assert r"Is &lt;script&gt;alert(1)&lt;/script&gt; \| \*\*safe\*\*" in markdown
+
+
+def test_the_table_has_means_errors_and_differences_of_the_fresh_seeds(tiny: Tiny, confirmed: Build, report: Report):
+    results = confirmed(tiny(more=CONFIRM))
+    markdown = report(results).markdown
+    contrast = results.verdict().contrasts[0]
+    baseline, candidate = np.array([4.0, 4.01, 4.02]), np.array([3.6, 3.6 + 1 / 90, 3.6 + 2 / 90])
+    cells = [f"{a.mean():.4f} ± {a.std(ddof=1) / 3**0.5:.4f} (3)" for a in (baseline, candidate)]
+    assert f"| val loss (nats) | {cells[0]} | {cells[1]} |" in markdown
+    assert f"{(candidate - baseline).mean():+.4f} \\[{contrast.low:+.4f}, {contrast.high:+.4f}\\]" in markdown
+
+
+def test_failed_trials_are_listed_with_their_values(tiny: Tiny, searched: Build, report: Report):
+    results = searched(tiny())
+    lr = results.trials.set_index("run_id").loc["search-0007", "lr"]
+    assert f"| search-0007 | diverged | 5.12k | {lr:.4g} |" in report(results).markdown
+
+
+def test_the_results_of_several_studies_have_a_row_and_a_part_each(tiny: Tiny, confirmed: Build, searched: Build):
+    studies = [confirmed(tiny("sure", more=CONFIRM)), searched(tiny("unsure"))]
+    markdown = results_markdown(studies)
+    assert [line for line in markdown.splitlines() if line.startswith("## ")] == ["## sure", "## unsure"]
+    for results in studies:
+        sentence = re.sub(r"([\[\]_])", r"\\\1", results.verdict().sentence)
+        assert f"**{sentence}**" in html.unescape(markdown).splitlines()

@@ -1,0 +1,121 @@
+"""The report's tables say what was measured, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpstudy.analysis.frames import StudyFrames
+from hpstudy.analysis.results import StudyResults
+from hpstudy.report.tables import Table, best_trials, certainty, command, cost, lost_trials, speedups, summary
+from hpstudy.study import Study
+from tests.helpers.stores import Ends, results_of, stored
+
+Build, Tiny = Callable[[Study], StudyResults], Callable[..., Study]
+CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
+SEEDS = (101, 102, 103)
+WOBBLE = (0.001, -0.001, 0.0)
+
+
+@pytest.fixture
+def shorter(tiny: Tiny, tmp_path: Path) -> Callable[..., StudyResults]:
+    """Three seeds of a baseline that ends at a loss, and of a candidate at t50, t75 and full."""
+
+    def build(baseline: float, **losses: float) -> StudyResults:
+        ends: Ends = {"search-0003": losses["full"]}
+        for seed, wobble in zip(SEEDS, WOBBLE, strict=True):
+            ends[f"baseline-s{seed}"] = baseline
+            for name, loss in losses.items():
+                ends[f"confirm-0003-s{seed}" + ("" if name == "full" else f"-{name}")] = loss + wobble
+        return results_of(tiny(more=CONFIRM), stored(tmp_path, ends), tmp_path)
+
+    return build
+
+
+def cells(table: Table) -> dict[str, list[str]]:
+    return {name: row for name, *row in table.rows}
+
+
+def test_a_speed_up_is_a_ratio_with_its_interval(shorter) -> None:
+    table = speedups(shorter(3.2, t50=3.3, t75=3.2, full=3.1))
+    assert table.header == ("", "search-0003")
+    assert cells(table)["in tokens [95%]"] == ["1.33x [1.32x, 1.35x]"]
+
+
+def test_a_speed_up_beyond_the_shortest_run_is_at_least_the_largest_that_it_can_show(shorter) -> None:
+    assert cells(speedups(shorter(3.4, t50=3.3, t75=3.2, full=3.1)))["in tokens [95%]"] == [
+        "≥ 2.00x [≥ 2.00x, ≥ 2.00x]"
+    ]
+
+
+def test_a_loss_that_is_never_reached_is_a_dash(shorter) -> None:
+    assert cells(speedups(shorter(3.0, t50=3.3, t75=3.2, full=3.1)))["in tokens [95%]"] == ["- [-, -]"]
+
+
+def test_a_speed_up_without_shorter_runs_is_not_measured(shorter) -> None:
+    table = cells(speedups(shorter(3.5, full=3.0)))
+    assert table["in tokens [95%]"] == table["in steps [95%]"] == table["in seconds [95%]"] == ["not measured"]
+    assert table["the curves cross at (tokens)"] == ["6144"]
+
+
+def test_the_summary_has_a_column_for_the_baseline_and_each_candidate(tiny: Tiny, confirmed: Build) -> None:
+    results = confirmed(tiny(more=CONFIRM))
+    table = summary(results)
+    assert table.header == ("", "baseline", "search-0001")
+    c = results.verdict().contrasts[0]
+    assert cells(table)["val loss (nats)"] == ["4.0100 ± 0.0058 (3)", "3.6111 ± 0.0064 (3)"]
+    assert cells(table)["answer"] == ["-", f"better (p = {c.level:.2g})"]
+    assert cells(table)["lr"][0] == "0.0006"
+
+
+def test_the_summary_without_fresh_seeds_is_the_one_run_of_the_baseline(tiny: Tiny, searched: Build) -> None:
+    table = summary(searched(tiny()))
+    assert table.header == ("", "baseline")
+    assert cells(table)["val loss (nats)"] == ["4.0000 (one seed)"]
+    assert table.note == "One seed, that of the search: a reference point and no result."
+
+
+def test_the_best_of_the_search_begins_with_the_baseline(tiny: Tiny, searched: Build) -> None:
+    table = best_trials(searched(tiny()))
+    assert [row[0] for row in table.rows[:3]] == ["search-0000", "search-0001", "search-0002"]
+    assert [row[table.header.index("difference")] for row in table.rows[:2]] == ["baseline", "-0.4000"]
+
+
+def test_how_each_answer_was_reached_has_a_row_for_each_statistic(tiny: Tiny, confirmed: Build) -> None:
+    noise, reached = certainty(confirmed(tiny(more=CONFIRM)).verdict())
+    assert noise.title == "Seeds per arm to see a difference"
+    assert cells(reached)["answer on the loss"] == ["better"]
+    assert cells(reached)["design"] == ["paired"]
+    assert cells(reached)["optimism of the search"] == ["-0.0111"]
+
+
+def test_values_that_all_failed_trials_share_are_named(tiny: Tiny, searched: Build, tmp_path: Path) -> None:
+    results = searched(tiny())
+    high = 2 * float(results.trials["lr"].max())
+    diverged = results.trials["run_id"].isin(["search-0004", "search-0005", "search-0007"])
+    trials = results.trials.assign(
+        outcome=results.trials["outcome"].where(~diverged, "diverged"), lr=results.trials["lr"].where(~diverged, high)
+    )
+    frames = StudyFrames(name=results.name, trials=trials, read_steps=results.frames.read_steps)
+    table = lost_trials(results_of(results.study, frames, tmp_path))
+    assert table is not None
+    assert len(table.rows) == 3
+    assert f"All of them have lr of {high:.4g} or more; no complete trial reaches that." in table.note
+
+
+def test_a_search_without_failures_has_no_table_of_them(tiny: Tiny, tmp_path: Path) -> None:
+    assert lost_trials(results_of(tiny(), stored(tmp_path, {"search-0000": 3.0}), tmp_path)) is None
+
+
+def test_cost_counts_runs_tokens_and_hours_by_phase(tiny: Tiny, confirmed: Build) -> None:
+    table = cells(cost(confirmed(tiny(more=CONFIRM)).trials))
+    assert table["all"] == ["16", "15 complete, 1 diverged", "81.9k", f"{16 * 0.2 / 3600:.3g}"]
+    assert table["confirm"][:2] == ["3", "3 complete"]
+
+
+def test_the_command_has_as_many_trials_as_the_search(tiny: Tiny, searched: Build) -> None:
+    results = searched(tiny())
+    assert command(results) == "hpstudy run tiny --trials 10"
+    assert command(searched(tiny("more", replace={"trials = 5": "trials = 12"}))) == "hpstudy run more"

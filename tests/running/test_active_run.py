@@ -1,0 +1,204 @@
+"""One run between its worker and the sinks: what a new attempt takes over from the records and the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from hpstudy.errors import MachineError
+from hpstudy.records import Outcome, Run
+from hpstudy.running import active_run
+from hpstudy.running.active_run import ActiveRun, header_of, with_smaller_micro_batch
+from hpstudy.running.interface import Progress
+from hpstudy.running.worker import AwakeClock
+from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_sink import WandbSink
+from tests.helpers.running import Watch, curves, interrupt, run_here, trials
+from tests.helpers.training import run as a_run
+
+CONTEXT = 32  # of the run above: 8 sequences a step
+
+
+def edit_loss(folder: Path, step: int) -> None:
+    """Changes a recorded loss, so that training that step again gives another value."""
+    lines = (folder / "steps.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(lines[step - 1])
+    lines[step - 1] = json.dumps(row | {"train/loss": row["train/loss"] * (1 + 1e-12)}) + "\n"
+    (folder / "steps.jsonl").write_text("".join(lines))
+
+
+class Sinks:
+    """A run that is made with these sinks, which note every call."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = RunStore(root / "runs" / "tiny")
+        self.wandb, self.progress = Mock(spec=WandbSink), Mock(spec=Progress)
+
+    def active(self, run: Run, *, alone: bool = True) -> ActiveRun:
+        return ActiveRun(
+            header_of(run, self.store, "tiny", 1000),
+            self.store,
+            self.wandb,
+            self.progress,
+            clock=AwakeClock(),
+            deaths=0,
+            furthest=0,
+            alone=alone,
+            checkpoint_seconds=60.0,
+        )
+
+
+@pytest.fixture
+def sinks(tmp_path: Path) -> Sinks:
+    return Sinks(tmp_path)
+
+
+def files(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_constructing_an_active_run_writes_nothing_and_calls_no_sink(sinks: Sinks, tmp_path: Path):
+    active = sinks.active(a_run())
+    assert list(tmp_path.iterdir()) == []
+    assert sinks.wandb.mock_calls == sinks.progress.mock_calls == []
+    active.begin()
+    assert {path.name for path in files(tmp_path)} == {"header.json", "steps.jsonl"}
+    assert [name for name, *_ in sinks.wandb.mock_calls] == ["begin"]
+    assert [name for name, *_ in sinks.progress.mock_calls] == ["start"]
+    active.abandon()
+
+
+def test_steps_and_checkpoint_of_an_earlier_attempt_stay_until_a_packed_run_begins(sinks: Sinks, tmp_path: Path):
+    folder = sinks.store.folder(a_run().run_id)
+    folder.mkdir(parents=True)
+    for name in ("steps.jsonl", "checkpoint.pt"):
+        (folder / name).write_text("from before")
+    active = sinks.active(a_run(), alone=False)
+    assert set(files(tmp_path).values()) == {b"from before"}
+    active.begin()
+    assert not (folder / "checkpoint.pt").exists()
+    assert (folder / "steps.jsonl").read_text() == ""
+    active.abandon()
+
+
+def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_time(sinks: Sinks, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(active_run.time, "monotonic", lambda: now)
+    active = sinks.active(a_run())
+    active.begin()
+    assert not active.wants_checkpoint()
+    now = 60.0
+    assert (active.wants_checkpoint(), active.wants_checkpoint(now=True)) == (True, False)  # one at a time
+    active.part.write_text("state")
+    active.on_saved(3.0, "")
+    assert active.checkpoint is not None
+    assert active.checkpoint.read_text() == "state"
+    now = 60.0 + 149.0
+    assert not active.wants_checkpoint()
+    now = 60.0 + 150.0
+    assert active.wants_checkpoint()
+    active.abandon()
+
+
+def test_a_run_of_a_pack_wants_no_checkpoint(sinks: Sinks):
+    assert not sinks.active(a_run(), alone=False).wants_checkpoint(now=True)
+
+
+def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):
+    begun = header_of(a_run(), sinks.store, "tiny", 1000)
+    sinks.store.begin(begun).close()
+    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 7) == begun
+
+
+def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
+    sinks.store.begin(header_of(a_run(), sinks.store, "tiny", 1000)).close()
+    other = replace(a_run(), hparams=replace(a_run().hparams, lr=1.0))
+    with pytest.raises(MachineError) as error:
+        header_of(other, sinks.store, "tiny", 1000)
+    assert str(error.value) == (
+        f"{sinks.store.folder('search-0000')}: began with {a_run().hparams}, and is now to have {other.hparams}; "
+        "remove the folder to train the run again from step 1"
+    )
+
+
+def test_a_smaller_micro_batch_is_the_next_divisor_of_the_batch():
+    sizes, run = [], a_run()
+    while run is not None:
+        sizes.append(run.hparams.micro_batch)
+        run = with_smaller_micro_batch(run, CONTEXT)
+    assert sizes == [8, 4, 2, 1]
+
+
+def test_a_step_that_trains_to_other_figures_is_an_error_that_names_it(tiny, tmp_path: Path):
+    study, folder = tiny(), tmp_path / "tiny" / "search-0000"
+    interrupt(study, tmp_path, "search-0000", 9)
+    edit_loss(folder, 4)
+    (folder / "checkpoint.pt").unlink()
+    with pytest.raises(MachineError, match=r"search-0000/steps\.jsonl: step 4 trained again gives train/loss"):
+        run_here(study, tmp_path)
+
+
+def test_steps_before_the_checkpoint_are_not_trained_again(tiny, tmp_path: Path):
+    study, watch = tiny(replace={"trials = 5": "trials = 1"}), Watch()
+    interrupt(study, tmp_path, "search-0000", 9)
+    edit_loss(tmp_path / "tiny" / "search-0000", 4)
+    store = run_here(study, tmp_path, watch=watch)
+    assert any(line.startswith("search-0000: resumes after step ") for line in watch.lines)
+    assert len(curves(store)["search-0000"]) == 20
+
+
+def test_a_damaged_or_foreign_checkpoint_is_reported_and_its_run_trained_again(tiny, tmp_path: Path, uninterrupted):
+    study, again = tiny(), Watch()
+    first, second = (tmp_path / "tiny" / run_id / "checkpoint.pt" for run_id in ("search-0000", "search-0001"))
+    interrupt(study, tmp_path, "search-0000", 9)
+    foreign = first.read_bytes()
+    first.write_bytes(foreign[:-300].replace(foreign[1000:1100], bytes(100)) + foreign[-300:])
+    watch = interrupt(study, tmp_path, "search-0001", 9)
+    second.write_bytes(foreign)
+    store = run_here(study, tmp_path, watch=again)
+    assert [line for line in watch.lines if "search-0000" in line and "damaged" in line and "from step 1" in line]
+    assert [line for line in again.lines if "search-0001" in line and "belongs to another run" in line]
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_checkpoint_ahead_of_damaged_steps_leaves_no_gap(tiny, tmp_path: Path, uninterrupted):
+    study, watch = tiny(), Watch()
+    interrupt(study, tmp_path, "search-0000", 9)
+    steps = tmp_path / "tiny" / "search-0000" / "steps.jsonl"
+    steps.write_bytes(b"".join(steps.read_bytes().splitlines(keepends=True)[:5]))
+    store = run_here(study, tmp_path, watch=watch)
+    assert [line for line in watch.lines if "but 5 steps are recorded); it trains again from step 1" in line]
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_checkpoint_that_cannot_be_written_is_reported_once_and_training_continues(tiny, tmp_path, uninterrupted):
+    class Blocking(Watch):
+        def start(self, run: Run) -> None:
+            (tmp_path / "tiny" / run.run_id / "checkpoint.pt.part").mkdir()  # the path of the file to write
+
+    study, watch = tiny(), Blocking()
+    store = run_here(study, tmp_path, watch=watch, checkpoint_seconds=0.0)
+    lines = [line for line in watch.lines if "no checkpoint could be written" in line]
+    assert len(lines) == len({line.split(":")[0] for line in lines}) > 0
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_lost_results_and_a_lost_journal_come_back_from_the_steps_alone(tiny, tmp_path: Path):
+    study = tiny(
+        replace={"trials = 5": "trials = 10", "low = 1e-4, high = 3e-2": "low = 1e-4, high = 1e7"},
+        more='pruner = { name = "median", startup = 1, from_fraction = 0.25 }',
+    )
+    store = run_here(study, tmp_path)
+    expected, outcomes = trials(study, store), [view.result.outcome for view in store.runs()]
+    assert {Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED} <= set(outcomes)
+    (store.root / "optuna.journal").unlink()
+    for view in store.runs():
+        (view.folder / "result.json").unlink()
+        edit_loss(view.folder, 1)  # training any run again would be an error
+    again = run_here(study, tmp_path)
+    assert [view.result.outcome for view in again.runs()] == outcomes
+    assert trials(study, again) == expected

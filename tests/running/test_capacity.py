@@ -1,0 +1,124 @@
+"""How many trainings run side by side, and how many workers a study gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpstudy.running.capacity import num_workers, trainings_at_once, trainings_per_device
+from hpstudy.running.interface import Options
+
+SPEED = '[objective]\nmetric = "train/tok_per_sec"'
+BOTH = '[objective]\nmetric = ["val/loss", "train/tok_per_sec"]'
+SECONDS = {"tokens = 5120": "seconds = 60"}
+
+
+def machine(*, cores: int = 8, num_gpus: int = 0) -> dict[str, int]:
+    """What a worker reports of a machine."""
+    return {"cores": cores, "num_gpus": num_gpus}
+
+
+@pytest.fixture
+def a_study(tiny):
+    """The tiny study with a number of trials at once and threads of each."""
+
+    def build(parallel: int = 16, threads: int = 1, *, replace: dict[str, str] | None = None, more: str = ""):
+        changes = {"parallel = 2": f"parallel = {parallel}", "evals = 4": f"evals = 4\nthreads = {threads}"}
+        return tiny(replace=changes | (replace or {}), more=more)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "parallel", "trainings"),
+    [(8, 1, 16, 8), (8, 3, 16, 2), (8, 1, 4, 4), (2, 8, 16, 1)],
+)
+def test_a_cpu_holds_a_training_per_threads_cores_up_to_parallel(a_study, cores, threads, parallel, trainings):
+    study = a_study(parallel, threads)
+    assert trainings_per_device(study, machine(cores=cores)) == trainings
+    assert trainings_at_once(study, machine(cores=cores), "auto") == trainings
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "parallel", "trainings"),
+    [
+        (4, "auto", 16, 4),
+        (4, "cuda", 16, 4),
+        (4, "cuda:1", 16, 1),
+        (4, "auto", 3, 3),
+        (1, "auto", 16, 1),
+    ],
+)
+def test_a_gpu_holds_one_training_whatever_the_cores(a_study, num_gpus, device, parallel, trainings):
+    study = a_study(parallel)
+    assert trainings_per_device(study, machine(num_gpus=num_gpus)) == 1
+    assert trainings_at_once(study, machine(num_gpus=num_gpus), device) == trainings
+
+
+def workers(
+    study, *, asked: int | None = None, device: str = "auto", pack: int = 1, **has: int
+) -> tuple[int, list[str]]:
+    """(the number of workers, what the user is shown)."""
+    lines: list[str] = []
+    options = Options(runs=Path(), device=device, wandb="disabled", workers=asked)
+    return num_workers(study, machine(**has), options, pack, lines.append), lines
+
+
+@pytest.mark.parametrize(
+    ("has", "device", "count"),
+    [({"cores": 6}, "auto", 6), ({"num_gpus": 4}, "auto", 4), ({"num_gpus": 4}, "cuda:1", 1)],
+    ids=["cpu", "four gpus", "one of four gpus"],
+)
+def test_there_are_as_many_workers_as_trainings_fit_at_once(a_study, has, device, count):
+    assert workers(a_study(), device=device, **has) == (count, [])
+
+
+@pytest.mark.parametrize("asked", [1, 3, 12])
+def test_the_user_may_ask_for_fewer_workers_or_more_than_fit(a_study, asked):
+    assert workers(a_study(), asked=asked, cores=2) == (asked, [])
+    assert workers(a_study(), asked=asked, num_gpus=2) == (asked, [])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "pack", "asked", "count", "line"),
+    [
+        (4, 1, 8, 4, "4 workers of 8: [budget] parallel is 4"),
+        (4, 4, None, 1, "1 worker of 4: [budget] parallel is 4, 4 trials a worker"),
+        (9, 4, None, 2, "2 workers of 8: [budget] parallel is 9, 4 trials a worker"),
+        (2, 4, 2, 1, "1 worker of 2: [budget] parallel is 2, 4 trials a worker"),
+    ],
+)
+def test_there_are_no_more_workers_than_packs_among_parallel_trials(a_study, parallel, pack, asked, count, line):
+    assert workers(a_study(parallel), asked=asked, pack=pack, cores=8) == (count, [line])
+
+
+@pytest.mark.parametrize(("pack", "count"), [(1, 8), (2, 8), (4, 4)])
+def test_packs_leave_the_workers_that_parallel_trials_can_fill(a_study, pack, count):
+    assert workers(a_study(16), pack=pack, cores=8)[0] == count
+
+
+ONE = "one worker: this study measures speed, and trainings side by side slow each other"
+ONE_PER_DEVICE = "one worker per device: this study measures speed, and trainings side by side slow each other"
+
+
+@pytest.mark.parametrize("more", [SPEED, BOTH], ids=["speed", "loss and speed"])
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "asked", "count", "lines"),
+    [
+        ("auto", 2, None, 2, []),
+        ("auto", 2, 1, 1, []),
+        ("auto", 8, 8, 4, [ONE_PER_DEVICE]),  # [budget] parallel is 4
+        ("cuda:1", 2, None, 1, []),
+        ("cuda:1", 2, 2, 1, [ONE]),
+        ("auto", 0, None, 1, []),
+        ("auto", 0, 4, 1, [ONE]),
+    ],
+)
+def test_a_study_that_measures_speed_has_one_worker_per_device(a_study, more, device, num_gpus, asked, count, lines):
+    assert workers(a_study(4, more=more), asked=asked, device=device, num_gpus=num_gpus) == (count, lines)
+
+
+@pytest.mark.parametrize(("num_gpus", "asked", "lines"), [(0, None, []), (2, None, []), (2, 2, [ONE])])
+def test_a_budget_in_seconds_has_one_worker_in_all(a_study, num_gpus, asked, lines):
+    assert workers(a_study(replace=SECONDS), asked=asked, num_gpus=num_gpus) == (1, lines)

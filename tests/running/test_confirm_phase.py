@@ -1,0 +1,137 @@
+"""Whole studies to their verdict: real trainings on fresh seeds, also after a stop and in stores of older versions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from hpstudy import load
+from hpstudy.analysis.answers import Answer
+from hpstudy.analysis.results import StudyResults
+from hpstudy.records import Run
+from hpstudy.tracking.store import RunStore
+from tests.helpers.running import Watch, curves, interrupt, run_here, trials
+
+
+def loss(results: StudyResults, run_id: str) -> float:
+    return results.trials.set_index("run_id").loc[run_id, "val_loss"]
+
+
+def confirmed_candidate(runs: Path) -> str:
+    """The id, without its seed, of the runs that repeat the first candidate."""
+    (selection,) = json.loads((runs / "tiny" / "confirm.json").read_text())
+    return f"confirm-{selection['candidates'][0].removeprefix('search-')}"
+
+
+def identities(store: RunStore) -> dict[str, Run]:
+    return {view.run_id: view.header.run for view in store.runs()}
+
+
+def test_a_study_runs_winner_tuned_lr_and_baseline_on_the_fresh_seeds_and_shorter(confirmed_runs, uninterrupted):
+    steps = curves(RunStore(confirmed_runs / "tiny"))
+    (selection,) = json.loads((confirmed_runs / "tiny" / "confirm.json").read_text())
+    winner, opponent = (name.removeprefix("search-") for name in selection["candidates"])
+    full = {f"{name}-s{seed}" for name in ("baseline", f"confirm-{winner}", f"confirm-{opponent}") for seed in (7, 8)}
+    shorter = {f"confirm-{winner}-s{seed}-{share}" for seed in (7, 8) for share in ("t50", "t75")}
+    searches = {f"{phase}-000{n}" for phase in ("search", "tuned-lr") for n in range(3)}
+    assert steps.keys() == full | shorter | searches
+    assert {name: len(records) for name, records in steps.items() if len(records) != 20} == {
+        name: 10 if name.endswith("t50") else 15 for name in shorter
+    }
+    searched = {name: records for name, records in steps.items() if name.startswith("search")}
+    assert searched == {name: uninterrupted[1][name] for name in searched}  # what follows changes no trial
+    assert steps["tuned-lr-0000"] == steps["search-0000"]  # both begin with GPT-3's values
+    assert steps["baseline-s7"] != steps["baseline-s8"]
+
+
+def test_the_verdict_is_scipys_on_the_recorded_losses(confirmed_runs):
+    results = load("tiny", confirmed_runs)
+    verdict = results.verdict()
+    assert [c.candidate.rpartition("-")[0] for c in verdict.contrasts] == ["search", "tuned-lr"]
+    baseline = [loss(results, f"baseline-s{seed}") for seed in (7, 8)]
+    tests = []
+    for c in verdict.contrasts:
+        ours = [loss(results, f"confirm-{c.candidate.removeprefix('search-')}-s{seed}") for seed in (7, 8)]
+        tests.append(stats.ttest_rel(ours, baseline))
+        low, high = tests[-1].confidence_interval()
+        assert [c.difference, c.low, c.high] == pytest.approx([sum(ours) / 2 - sum(baseline) / 2, low, high], abs=1e-10)
+        assert c.optimism == pytest.approx(loss(results, c.candidate) - sum(ours) / 2)
+        assert (c.n, c.baseline_n, c.left_out) == (2, 2, ())
+    small, large = sorted(test.pvalue for test in tests)
+    holm = min(1, 2 * small), max(min(1, 2 * small), large)
+    assert sorted(c.p for c in verdict.contrasts) == pytest.approx(holm, abs=1e-10)
+    assert results.noise.sd == pytest.approx(stats.tstd(baseline))
+    assert set(results.confirmed["fraction"]) == {0.5, 0.75, 1.0}
+    assert results.halflives.loc[0, "beta1_halflife_tokens"] == pytest.approx(256 * 6.5788, rel=1e-4)  # ln .5 / ln .9
+
+
+def test_a_study_stopped_on_its_way_to_the_verdict_resumes_to_the_same_one(confirmable, confirmed_runs, tmp_path):
+    candidate = confirmed_candidate(confirmed_runs)
+    interrupt(confirmable(), tmp_path / "runs", f"{candidate}-s7", 3)
+    store = run_here(confirmable(), tmp_path / "runs")
+    assert curves(store) == curves(RunStore(confirmed_runs / "tiny"))
+    assert load("tiny", tmp_path / "runs").verdict() == load("tiny", confirmed_runs).verdict()
+
+
+def test_a_store_without_of_and_fraction_resumes_and_its_confirm_runs_keep_their_identity(
+    confirmable, confirmed_runs, tmp_path
+):
+    """Older versions kept both only in the run's id."""
+    study, runs, watch = confirmable(), tmp_path / "runs", Watch()
+    unfinished = f"{confirmed_candidate(confirmed_runs)}-s8-t50"
+    interrupt(study, runs, unfinished, 3)
+    finished = {view.run_id for view in RunStore(runs / "tiny").runs() if view.result}
+    for header in runs.glob("tiny/*/header.json"):
+        written = json.loads(header.read_text())
+        del written["run"]["of"], written["run"]["fraction"]
+        header.write_text(json.dumps(written))
+    store, expected = run_here(study, runs, watch=watch), RunStore(confirmed_runs / "tiny")
+    assert unfinished in watch.started
+    assert not finished & set(watch.started)
+    assert identities(store) == identities(expected)
+    assert {(run.of, run.fraction) for run in identities(store).values()} > {(None, 1.0)}
+    assert curves(store) == curves(expected)
+    assert trials(study, store) == trials(study, expected)
+    assert load("tiny", runs).verdict() == load("tiny", confirmed_runs).verdict()
+
+
+def test_added_seeds_train_only_what_is_new_and_count_as_another_selection(confirmable, confirmed_runs, tmp_path):
+    runs, watch = tmp_path / "runs", Watch()
+    shutil.copytree(confirmed_runs, runs)
+    run_here(confirmable([7, 8, 9]), runs, watch=watch)
+    assert watch.started
+    assert all("-s9" in run_id for run_id in watch.started)
+    verdict = load("tiny", runs).verdict()
+    assert {c.n for c in verdict.contrasts} == {3}
+    assert (
+        "This is selection 2 of seeds and candidates: each one before it had its own chance of 5% to err, which no "
+        "adjustment takes back."
+    ) in verdict.sentence
+    assert "selection" not in load("tiny", confirmed_runs).verdict().sentence
+
+
+def test_a_study_of_the_baseline_against_itself_decides_neither_way(tiny, tmp_path):
+    """Micro-batches change only rounding, and each side has its own 5 seeds: 5% of such draws would decide."""
+    space = {
+        'lr = { low = 1e-4, high = 3e-2, scale = "log" }': "micro_batch = { choices = [16, 8] }",
+        'beta2 = { low = 0.9, high = 0.999, scale = "log1m" }': "",
+        "micro_batch = 16": "",
+        'sampler = { name = "tpe", startup = 2 }': 'sampler = "grid"',
+        "trials = 5": "trials = 2",
+    }
+    seeds = [7, 8, 9, 10, 11]
+    study = tiny(replace=space, more=f'[confirm]\ndesign = "independent"\nmargin = 0.1\nseeds = {seeds}')
+    store = run_here(study, tmp_path)
+    fresh = {view.header.run.seed for view in store.runs() if view.header.run.phase == "baseline"}
+    assert fresh == {seed + 1_000_000 for seed in seeds}
+    results = load("tiny", tmp_path)
+    (contrast,) = results.verdict().contrasts
+    assert contrast.answer in (Answer.EQUIVALENT, Answer.UNDECIDED)
+    ours = [loss(results, f"confirm-0001-s{seed}") for seed in seeds]
+    theirs = [loss(results, f"baseline-s{seed + 1_000_000}") for seed in seeds]
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    assert contrast.p == pytest.approx(expected.pvalue, abs=1e-10)

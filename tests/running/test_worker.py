@@ -1,0 +1,59 @@
+"""The driver's end of a worker: its environment, how it starts, and the clock that counts its silence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpstudy.errors import MachineError, UserError
+from hpstudy.files import cache_dir
+from hpstudy.running import worker as module
+from hpstudy.running.messages import Setup
+from hpstudy.running.worker import AwakeClock, Worker, worker_environment
+from tests.helpers.running import kill_workers
+from tests.helpers.training import SPEC
+
+
+def test_compiled_code_is_kept_in_hpstudys_cache_unless_the_user_has_another_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert worker_environment(1)["TORCHINDUCTOR_CACHE_DIR"] == str(cache_dir() / "inductor")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    assert worker_environment(1)["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+
+
+def test_a_worker_has_the_threads_of_its_study(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    environment = worker_environment(3)
+    assert [environment[f"{library}_NUM_THREADS"] for library in ("OMP", "MKL")] == ["3", "3"]
+
+
+def test_a_trainer_that_the_users_input_forbids_is_the_users_error(tmp_path: Path):
+    worker = Worker.start(
+        Setup(spec=replace(SPEC, corpus="text:absent.txt"), device="cpu", base=tmp_path), tmp_path / "worker.log"
+    )
+    with pytest.raises(UserError, match=r"absent\.txt"):
+        worker.wait_until_ready()
+    assert worker.stop() == 0
+
+
+def test_a_worker_that_dies_before_it_is_ready_is_an_error_with_its_last_words(tmp_path: Path):
+    log = tmp_path / "worker.log"
+    log.write_text("loading\nno room left\n\n")
+    worker = Worker.start(Setup(spec=SPEC, device="cpu", base=tmp_path), log)
+    kill_workers()
+    with pytest.raises(MachineError) as error:
+        worker.wait_until_ready()
+    assert str(error.value) == "the worker died before it was ready: no room left; try `hpstudy doctor`"
+    assert worker.stop() == -9
+
+
+def test_the_clock_stands_still_while_the_process_is_held(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    clock = AwakeClock()
+    for gap in (0.2, 0.1, 3600.0, 0.2):
+        now += gap
+        clock.seconds()
+    assert clock.seconds() == pytest.approx(0.2 + 0.1 + 0.4 + 0.2)

@@ -1,0 +1,115 @@
+"""The rules for hyperparameters and between keys: every broken rule gives one full sentence."""
+
+# ruff: noqa: E501  (the table quotes each sentence whole)
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpstudy.hparams import RULES
+from tests.helpers.study_files import LR, problems_of, text
+
+GRID = {key: {"choices": [0.1 + 0.001 * step for step in range(100)]} for key in ("beta1", "beta2", "eps")}
+PROBLEMS: list[tuple[dict[str, Any], str]] = [
+    # hyperparameters
+    ({"search__learning_rate": LR}, '[search] unknown key "learning_rate"; did you mean "lr"?'),
+    ({"hparams__weight_deacy": 0.1}, '[hparams] unknown key "weight_deacy"; did you mean "weight_decay"?'),
+    ({"baseline__overrides": {"epsilon": 1.0}}, '[baseline] overrides: unknown key "epsilon"; did you mean "eps"?'),
+    ({"search__batch_tokens": {"choices": [4096, 8192]}}, "[search] batch_tokens: also in [hparams]; a key is searched or fixed, remove one of them"),
+    ({"search__\x1b[31m": LR}, f'[search] unknown key "\\x1b[31m"; known are {", ".join(RULES)}'),
+    ({"hparams__lr": 0.0, "search": {}}, "[hparams] lr: must lie in (0, inf), but got 0.0"),
+    ({"baseline__overrides": {"beta1": 1.0}}, "[baseline] overrides: beta1: must lie in (0, 1), but got 1.0"),
+    ({"search__beta2": {"low": 0.99, "high": 0.9}}, "[search] beta2: `low < high` must hold, but got low=0.99, high=0.9"),
+    ({"search__lr__low": 0}, "[search] lr: low must lie in (0, inf), but got 0.0"),
+    ({"search__beta1": {"low": 0.5, "high": 1.0, "scale": "log1m"}}, "[search] beta1: high must lie in (0, 1), but got 1.0"),
+    ({"search__weight_decay": {"low": 0, "high": 1, "scale": "log"}}, '[search] weight_decay: scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'),
+    ({"search__lr__scale": "log1m"}, '[search] lr: scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'),
+    ({"hparams__micro_batch": "auto", "search__micro_batch": {"choices": [8, 16]}}, "[search] micro_batch: also in [hparams]; a key is searched or fixed, remove one of them"),
+    ({"hparams__micro_batch": "auto", "baseline__overrides": {"micro_batch": 8}}, '[baseline] overrides: micro_batch: "auto" in [hparams] finds one for baseline and trials, but got 8; remove one of them'),
+    ({"hparams__micro_batch": "Auto"}, "[hparams] micro_batch: must be a whole number, but got 'Auto'"),
+    ({"hparams__lr": "auto", "search": {}}, "[hparams] lr: must be a number, but got 'auto'"),
+    ({"search__micro_batch": {"choices": [8, "auto"]}}, "[search] micro_batch: choices must be a whole number, but got 'auto'"),
+    ({"search__micro_batch": {"low": 1, "high": 8}}, "[search] micro_batch: has no continuous range; search it with { choices = [8, 16, 32] }"),
+    ({"search__eps": {"choices": [1e-8]}}, "[search] eps: choices must be at least two different values, but got [1e-08]"),
+    ({"search__eps": {"choices": [1e-8, 1e-8]}}, "[search] eps: choices must be at least two different values, but got [1e-08, 1e-08]"),
+    ({"search__eps": {"choices": [1e-8, -1]}}, "[search] eps: choices must lie in (0, inf), but got -1"),
+    ({"search__clip_mode": {"choices": ["none", "all"]}}, "[search] clip_mode: choices must be one of global, per_tensor, none, but got 'all'"),
+    ({"search__warmup_fraction": {"low": 0.1, "high": 0.9}}, "[search] warmup_fraction: warm-up must end before the decay does, but got warmup_fraction=0.9 > decay_fraction=0.866667"),
+    # between keys
+    ({"trainer__tokens": None}, "[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got neither"),
+    ({"trainer__seconds": 60}, "[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got tokens=600000 and seconds=60"),
+    ({"trainer__tokens": 4095}, "[hparams] batch_tokens: a run must hold at least one step, but got 4096 > [trainer] tokens=4095"),
+    ({"hparams": {}, "trainer__tokens": 500_000}, "[hparams] batch_tokens: a run must hold at least one step, but got 524288 > [trainer] tokens=500000"),
+    ({"trainer__model": {"layers": 2, "heads": 3, "width": 64}}, "[trainer] model: width must be a multiple of heads, but got width=64, heads=3"),
+    ({"trainer__val_tokens": 128}, "[trainer] val_tokens: must hold a sequence and its last target, context + 1 = 129, but got 128"),
+    ({"trainer__corpus": "fineweb-edu"}, '[trainer] tokenizer: "fineweb-edu" is tokenized with "gpt2", but got "gpt2:2048"'),
+    ({"hparams__batch_tokens": 5000}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 5000 is not for micro_batch 13 at context 128; the nearest that work: 4992, 6656"),
+    ({"search__micro_batch": {"choices": [4, 24, 48]}}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 4096 is not for micro_batch 24, 48 at context 128; the nearest that work: 6144"),
+    ({"baseline__overrides": {"micro_batch": 5}}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 4096 is not for micro_batch 5 at context 128; the nearest that work: 10240"),
+    ({"hparams": {}, "search__batch_tokens": {"choices": [4096, 8192]}, "trainer__tokens": 500_000}, "[baseline] overrides: batch_tokens: a run must hold at least one step, but got 524288 > [trainer] tokens=500000"),
+    ({"objective__metric": ["val/loss", "val/loss"]}, '[objective] metric: two objectives must differ, but got ["val/loss", "val/loss"]'),
+    ({"objective": {"metric": "train/tok_per_sec", "goal": "minimize"}}, '[objective] goal: must be ["maximize"] for ["train/tok_per_sec"], but got ["minimize"]; leave it out'),
+    ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" judges only val/loss, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
+    ({"budget__pack": 5}, "[budget] pack: `pack <= parallel` must hold, but got pack=5, parallel=4"),
+    ({"budget__pack": "auto", "objective__metric": "train/tok_per_sec"}, '[budget] pack: [objective] train/tok_per_sec measures the speed of one trial at a time, but got "auto"; use pack = 1'),
+    ({"budget__pack": 2, "trainer__tokens": None, "trainer__seconds": 60}, "[budget] pack: [trainer] seconds measures the speed of one trial at a time, but got 2; use pack = 1"),
+    ({"budget__sampler": "grid"}, '[budget] sampler: "grid" needs choices, but these are ranges: lr'),
+    ({"search": GRID, "budget__sampler": "grid"}, '[budget] sampler: "grid" takes at most 100,000 points, but got 1,000,000; take "random"'),
+    ({"search": {}, "budget__trials": 2}, "[budget] trials: an empty [search] has one trial, the baseline, but got 2"),
+    ({"yes": ["better", "faster"]}, 'yes: the verdict is about val/loss and can be "better", "worse", "equivalent", but got "faster"'),
+    ({"yes": "better", "objective__metric": "train/tok_per_sec"}, 'yes: the verdict is about train/tok_per_sec, as the only objective, and can be "faster", "slower", but got "better"'),
+    ({"yes": "better", "search": {}}, "yes: an empty [search] compares nothing, so the question has no yes or no; leave it out"),
+    ({"confirm__seeds": [7, 8, 7]}, "[confirm] seeds: must all differ, but these are listed twice: 7"),
+    ({"confirm__seeds": [0, 1]}, "[confirm] seeds: must be fresh, but 0 is the search's [trainer] seed; choose another"),
+    ({"confirm": {"seeds": [1_000_000, 7], "design": "independent"}, "trainer__seed": 1_000_007}, '[confirm] seeds: design "independent" gives the baseline each seed + 1000000, but 1000007 is already the search\'s or a candidate\'s seed; choose other seeds'),
+    ({"confirm": {"seeds": [7, 1_000_007], "design": "independent"}}, '[confirm] seeds: design "independent" gives the baseline each seed + 1000000, but 1000007 is already the search\'s or a candidate\'s seed; choose other seeds'),
+    ({"baseline__also": "tuned-lr"}, '[baseline] also: "tuned-lr" needs a search of more than lr, but [search] tunes only lr'),
+    ({"baseline__also": "tuned-lr", "search": {}}, '[baseline] also: "tuned-lr" needs a search of more than lr, but [search] tunes nothing'),
+    ({"trainer__tokens": None, "trainer__seconds": 60, "search__warmup_fraction": {"low": 0.01, "high": 0.2}}, "[search] warmup_fraction: the baseline's own depends on the run's tokens, which are not known in time with a budget in seconds; fix it in [baseline] overrides, or state the budget in tokens"),
+    ({"baseline__overrides": {"warmup_fraction": 0.5, "decay_fraction": 0.4}}, "[baseline] overrides: warmup_fraction: warm-up must end before the decay does, but got warmup_fraction=0.5 > decay_fraction=0.4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edits", "sentence"), PROBLEMS, ids=[sentence[:60] for _, sentence in PROBLEMS])
+def test_a_broken_rule_gives_one_sentence_with_place_rule_value_and_remedy(
+    edits: dict[str, Any], sentence: str
+) -> None:
+    assert problems_of(text(**edits)) == [sentence]
+
+
+def test_all_problems_of_a_file_are_reported_at_once() -> None:
+    problems = problems_of(
+        text(
+            question=None,
+            trainer__tokens=None,
+            trainer__evals=0,
+            hparams__batch_tokens=5000,
+            search__learning_rate=LR,
+            search__beta2={"low": 0.99, "high": 0.9},
+            budget__pack=9,
+            confirm__seed=[1],
+            confirm__seeds=[0, 0],
+        )
+    )
+    assert sorted(problem.split(":")[0] for problem in problems) == sorted(
+        [
+            "question",
+            "[trainer] evals",
+            '[confirm] unknown key "seed"; did you mean "seeds"?',
+            '[search] unknown key "learning_rate"; did you mean "lr"?',
+            "[search] beta2",
+            "[trainer] tokens",
+            "[hparams] batch_tokens",
+            "[budget] pack",
+            "[confirm] seeds",
+            "[confirm] seeds",
+        ]
+    )
+
+
+def test_a_rule_between_keys_is_not_checked_while_one_of_them_is_wrong() -> None:
+    assert problems_of(text(trainer__context="128", hparams__batch_tokens=5000)) == [
+        '[trainer] context: must be a whole number, but got "128"'
+    ]

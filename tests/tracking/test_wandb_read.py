@@ -1,0 +1,179 @@
+"""What the sink sends to a W&B server on 127.0.0.1 is read back as the tables of the run store."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from hpstudy.analysis.frames import load
+from hpstudy.errors import MachineError, UserError
+from hpstudy.records import Outcome, RunHeader
+from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_read import fetch_runs
+from hpstudy.tracking.wandb_sink import WandbSink
+from tests.helpers.loopback import HISTORY, Loopback, ServerRun
+from tests.helpers.samples import header, record, result
+
+PATH = "wandb:e/p/quickstart"
+
+
+class ReadableLoopback(Loopback):
+    """A server that also answers the queries of wandb's public API, from the rows that it received."""
+
+    def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        viewer = {"id": "u", "entity": "e", "username": "u", "email": "", "flags": "{}", "teams": {"edges": []}}
+        if "query Viewer" in query or "query GetDefaultEntity" in query:
+            return {"data": {"viewer": viewer}}
+        if "query Runs(" in query:
+            group = json.loads(variables["filters"])["group"]
+            found = [self._node(name, run) for name, run in self.runs.items() if run.upserts[0]["groupName"] == group]
+            page = {
+                "edges": [{"node": node, "cursor": node["id"]} for node in found],
+                "pageInfo": {"hasNextPage": False},
+            }
+            return {"data": {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": page}}}
+        if "RunHistoryKeys" in query:
+            steps = [row["_step"] for row in self.runs[variables["name"]].history]
+            return {"data": {"project": {"run": {"historyKeys": {"lastStep": max(steps, default=-1)}}}}}
+        if "RunParquetHistory" in query:
+            return {"data": {"project": {"run": {"parquetHistory": {"liveData": [], "parquetUrls": []}}}}}
+        if "HistoryPage" in query:
+            steps = range(variables["minStep"], variables["maxStep"])
+            page = [json.dumps(row) for row in self.runs[variables["run"]].history if row["_step"] in steps]
+            return {"data": {"project": {"run": {"history": page}}}}
+        return super().graphql(query, variables)
+
+    @staticmethod
+    def _node(name: str, run: ServerRun) -> dict[str, Any]:
+        return {
+            "id": name,
+            "projectId": "1",
+            "name": name,
+            "state": "finished",
+            "config": run.upserts[-1]["config"],
+            "summaryMetrics": json.dumps(run.summary),
+            "systemMetrics": "{}",
+            "user": {"name": "u", "username": "u"},
+        }
+
+
+@pytest.fixture
+def loopback() -> ReadableLoopback:
+    """The kind of the fixture `server`."""
+    return ReadableLoopback()
+
+
+def confirm(run_id: str, **values: Any) -> RunHeader:
+    return header(run_id, phase="confirm", seed=101, **values)
+
+
+@pytest.fixture
+def store(tmp_path: Path, server: ReadableLoopback) -> RunStore:
+    """Runs that diverged, finished, failed before step 1 or are unfinished, in a store and on the server."""
+    store = RunStore(tmp_path / "runs" / "quickstart")
+    store.create()
+    store.freeze_study("", {})
+    messages: list[str] = []
+    sink = WandbSink(
+        mode="online", project="p", entity="e", study="quickstart", directory=store.root, extra={}, say=messages.append
+    )
+    healthy = [record(step, evaluated=step == 10) for step in range(1, 21)]
+    diverged = [record(1), record(2), replace(record(3, loss=math.nan), grad_norm=math.inf)]
+    bad = result(Outcome.DIVERGED, steps=3, train_loss=math.nan)
+    for head, records, end in (
+        (header("search-0003", trial=3, wandb_id="q-3"), diverged, bad),
+        (header("search-0001", trial=1, wandb_id="q-1"), healthy, result()),
+        (header("search-0002", trial=2, wandb_id="q-2"), [], result(Outcome.FAILED, steps=0)),
+        (header("baseline-s0", phase="baseline", trial=None, wandb_id="q-b"), healthy[:7], None),
+        (confirm("confirm-0001-s101", trial=1, of="search-0001", wandb_id="q-c"), healthy, result()),
+        (confirm("confirm-0001-s101-t75", trial=1, of="search-0001", fraction=0.75, wandb_id="q-d"), [], None),
+        (confirm("confirm-tuned-lr-0004-s101", trial=4, of="tuned-lr-0004", wandb_id="q-e"), [], None),
+    ):
+        writer = store.begin(head)
+        sink.begin(head)
+        for step in records:
+            writer.append(step)
+            sink.log(head.run.run_id, step)
+        if end:
+            writer.finish(end)
+            sink.finish(head.run.run_id, end)
+        writer.close()
+    sink.close(timeout=30)
+    assert messages == []
+    assert len(server.runs) == 7
+    return store
+
+
+def test_wandb_has_the_same_tables_as_the_run_store(store: RunStore) -> None:
+    ours, theirs = load("quickstart", store.root.parent), load(PATH)
+    pd.testing.assert_frame_equal(theirs.trials, ours.trials)
+    pd.testing.assert_frame_equal(theirs.steps, ours.steps)
+    assert len(theirs.steps) == 3 + 20 + 7 + 20
+
+
+@pytest.mark.parametrize("runs", [{"q-3", "q-b", "q-c", "q-d", "q-e"}, {"q-d"}], ids=["all", "one"])
+def test_runs_of_older_versions_without_of_and_fraction_load_with_both(
+    store: RunStore, server: ReadableLoopback, runs: set[str]
+) -> None:
+    for name in runs:
+        upsert = server.runs[name].upserts[-1]
+        config = json.loads(upsert["config"])
+        del config["of"], config["fraction"]
+        upsert["config"] = json.dumps(config)
+    fetched = fetch_runs(PATH.removeprefix("wandb:"))
+    assert {run.header.run.run_id: (run.header.run.of, run.header.run.fraction) for run in fetched} == {
+        "search-0001": (None, 1.0),
+        "search-0002": (None, 1.0),
+        "search-0003": (None, 1.0),
+        "baseline-s0": (None, 1.0),
+        "confirm-0001-s101": ("search-0001", 1.0),
+        "confirm-0001-s101-t75": ("search-0001", 0.75),
+        "confirm-tuned-lr-0004-s101": ("tuned-lr-0004", 1.0),
+    }
+    pd.testing.assert_frame_equal(load(PATH).trials, load("quickstart", store.root.parent).trials)
+
+
+@pytest.mark.usefixtures("store")
+def test_history_rows_that_are_missing_are_an_error(server: ReadableLoopback) -> None:
+    assert len(load(PATH).steps) == 50
+    del server.runs["q-1"].lines[HISTORY][4]
+    with pytest.raises(MachineError, match=r"q-1 \(search-0001\): 20 history rows expected, but got 19"):
+        _ = load(PATH).steps
+
+
+@pytest.mark.usefixtures("store")
+def test_a_run_that_exists_twice_is_refused(server: ReadableLoopback) -> None:
+    server.runs["q-1-again"] = server.runs["q-1"]
+    with pytest.raises(UserError, match="search-0001 are there more often"):
+        load(PATH)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_study_unknown_to_wandb_is_named() -> None:
+    with pytest.raises(UserError, match='e/p has no runs of a study "none"'):
+        load("wandb:e/p/none")
+
+
+@pytest.mark.parametrize("path", ["wandb:", "wandb:e/p", "wandb:e//s"])
+def test_a_path_of_another_form_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="wandb:ENTITY/PROJECT/STUDY"):
+        load(path)
+
+
+@pytest.mark.usefixtures("server")
+def test_without_a_login_the_message_names_the_remedy_and_nothing_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(UserError, match=r"no login for http://127.0.0.1.*wandb login"):
+        load(PATH)
+
+
+def test_a_server_that_refuses_gives_one_machine_error(server: ReadableLoopback) -> None:
+    server.status = 401
+    with pytest.raises(MachineError, match="W&B did not answer"):
+        load(PATH)

@@ -1,0 +1,77 @@
+"""The devices and precisions that this machine has, and the refusal of others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpstudy.errors import UserError
+from hpstudy.training.checkpoint import MACHINE
+from hpstudy.training.device import is_out_of_memory, place
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests machines without a GPU")
+
+
+@without_gpu
+def test_auto_is_the_cpu_without_a_gpu() -> None:
+    placement = place("auto", "fp32")
+    assert (placement.device, placement.kind, placement.is_cuda) == ("cpu", "cpu", False)
+    assert (placement.precision, placement.reason) == ("fp32", "the study asks for it")
+
+
+@without_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
+def test_a_gpu_that_is_missing_is_refused(device: str) -> None:
+    with pytest.raises(UserError) as caught:
+        place(device, "auto")
+    assert list(caught.value.problems) == [
+        f"--device {device}: no CUDA GPU was found; use --device cpu, or leave the flag out"
+    ]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", ""])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(UserError) as caught:
+        place(device, "auto")
+    assert list(caught.value.problems) == [f"--device {device}: must be auto, cpu, cuda or cuda:N; use --device auto"]
+
+
+def test_the_precision_is_bf16_only_if_the_cpu_has_it() -> None:
+    automatic = place("cpu", "auto")
+    if automatic.precision == "bf16":
+        assert place("cpu", "bf16") == automatic
+        return
+    with pytest.raises(UserError) as caught:
+        place("cpu", "bf16")
+    assert list(caught.value.problems) == [
+        '[trainer] precision: this CPU has no bf16 arithmetic; use precision = "fp32" or "auto"'
+    ]
+
+
+def test_products_are_in_bf16_only_under_a_bf16_placement() -> None:
+    for precision in ("fp32", "auto"):
+        placement = place("cpu", precision)
+        with placement.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if placement.precision == "bf16" else torch.float32)
+
+
+def test_the_environment_names_what_the_numbers_depend_on() -> None:
+    environment = place("cpu", "fp32").environment()
+    assert {"corpus_digest"} == set(MACHINE) - environment.keys()
+    assert (environment["device"], environment["precision"], environment["num_gpus"]) == ("cpu", "fp32", 0)
+    assert environment["device_name"]
+    assert environment["memory_gib"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_out_of_memory_is_recognised_among_other_errors(error: Exception, found: bool) -> None:
+    assert is_out_of_memory(error) is found
