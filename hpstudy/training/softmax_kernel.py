@@ -16,7 +16,7 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(  # type: ignore[no-untyped-def]
+def _softmax_gradient_kernel(  # type: ignore[no-untyped-def]
     logits, targets, losses, factor, stride, V, PADDED: tl.constexpr, BLOCK: tl.constexpr, LOG2E: tl.constexpr
 ):
     """One row: writes its loss and replaces its logits by (softmax - onehot) * factor; columns from V on become 0."""
@@ -24,30 +24,31 @@ def _kernel(  # type: ignore[no-untyped-def]
     at = logits + row * stride
     columns = tl.arange(0, BLOCK)
 
-    # running maximum and sum of exponentials, in base 2
+    # running maximum, and the sum of exponentials below it; a product before the difference would be fused with it
     top = -float("inf")
-    total = tl.zeros([BLOCK], tl.float32)
+    sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, PADDED, BLOCK):
         x = tl.load(at + start + columns, mask=start + columns < PADDED, other=-float("inf")).to(tl.float32)
         x = tl.where(start + columns < V, x, -float("inf"))  # not in the load's mask, which must stay aligned
-        higher = tl.maximum(top, tl.max(x, 0) * LOG2E)
-        total = total * tl.exp2(top - higher) + tl.exp2(x * LOG2E - higher)
+        higher = tl.maximum(top, tl.max(x, 0))
+        sums = sums * tl.exp2((top - higher) * LOG2E) + tl.exp2((x - higher) * LOG2E)
         top = higher
-    log2_sum = top + tl.log2(tl.sum(total, 0))
+    total = tl.sum(sums, 0)
     target = tl.load(targets + row)
     hit = tl.load(at + target).to(tl.float32)
-    scale = tl.load(factor)
-    tl.store(losses + row, log2_sum / LOG2E - hit)
+    tl.store(losses + row, top - hit + tl.log2(total) / LOG2E)
     tl.debug_barrier()  # the target's logit is read before it is overwritten
 
     # the gradient, in place
+    scale = tl.load(factor)
+    share = scale / total
     for start in range(0, PADDED, BLOCK):
         inside = start + columns < PADDED
         x = tl.load(at + start + columns, mask=inside, other=-float("inf")).to(tl.float32)
-        p = tl.where(start + columns < V, tl.exp2(x * LOG2E - log2_sum) * scale, 0.0)
+        p = tl.where(start + columns < V, tl.exp2((x - top) * LOG2E) * share, 0.0)
         tl.store(at + start + columns, p.to(logits.dtype.element_ty), mask=inside)
     tl.debug_barrier()
-    own = (tl.exp2(hit * LOG2E - log2_sum) - 1.0) * scale
+    own = tl.exp2((hit - top) * LOG2E) * share - scale
     tl.store(at + target, own.to(logits.dtype.element_ty))
 
 
@@ -57,7 +58,7 @@ def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor, vocab_size: int, fac
     losses = torch.empty(N, device=logits_NV.device, dtype=torch.float32)
     scale = torch.full((), factor, device=logits_NV.device)
     block = min(MAX_BLOCK, triton.next_power_of_2(V))
-    _kernel[(N,)](
+    _softmax_gradient_kernel[(N,)](
         logits_NV, targets_N, losses, scale, logits_NV.stride(0), vocab_size,
         PADDED=V, BLOCK=block, LOG2E=LOG2E, num_warps=max(1, block // 512),
     )  # fmt: skip
