@@ -137,7 +137,7 @@ class Verdict:
 
 def by_speed(study: Study) -> bool:
     """Whether the study improves only tokens per second, so that they decide."""
-    return study.metrics == [SPEED]
+    return study.metrics == (SPEED,)
 
 
 def deciding(contrast: Contrast, study: Study) -> Answer:

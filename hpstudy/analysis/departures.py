@@ -29,7 +29,7 @@ def departures(study: Study) -> list[Departure]:
 
     GPT-3's paper states no micro-batch, and it changes no loss, so it is not compared.
     """
-    baseline, gpt3 = asdict(study.baseline_hparams(study.spec.tokens)), asdict(GPT3)
+    baseline, gpt3 = asdict(study.baseline), asdict(GPT3)
     return [
         Departure(key=key, value=value, gpt3=gpt3[key], unit=RULES[key].unit)
         for key, value in baseline.items()

@@ -82,7 +82,7 @@ def _no_verdict(fresh: FreshRuns, noise: Noise | None, unjudged: Sequence[str]) 
         failed = [f"{run} ({outcome})" for run, outcome in outcomes[["run", "outcome"]].values]
         return f"No verdict: fewer than two seeds measured both sides; these have no loss: {_few(failed)}."
     if len(runs):
-        slow = " and no slower than the baseline" if len(study.objectives) > 1 else ""
+        slow = " and no slower than the baseline" if len(study.metrics) > 1 else ""
         return f"No verdict: the search found no candidate; no other trial is complete{slow}."
     return f"No verdict yet: winner and baseline have not run on fresh seeds; {resume}."
 

@@ -145,7 +145,7 @@ def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> No
 
 def _space_table(study: Study) -> Table:
     """What varies, and the baseline's values."""
-    baseline = study.baseline_hparams(study.spec.tokens)
+    baseline = study.baseline
     table = Table("searched", "from", "to", "scale", "baseline", box=None, pad_edge=False, header_style="dim")
     for key, dimension in study.space.items():
         value = getattr(baseline, key)
@@ -170,7 +170,7 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
         markup=False,
         soft_wrap=True,
     )
-    batch = study.baseline_hparams(spec.tokens).batch_tokens
+    batch = study.baseline.batch_tokens
     for size, measured in cost.speeds.items():
         speed = measured.speed
         if speed is None:

@@ -24,7 +24,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
     trials, study = results.trials, results.study
     column, complete = objective_column(study), results.ranked()
     lost = trials[(trials["phase"] == "search") & trials["outcome"].isin(LOST)]
-    baseline = study.baseline_hparams(study.spec.tokens)
+    baseline = study.baseline
     for key, dimension in study.space.items():
         plot = empty_plot(f"{key}{_scale_note(dimension)}", UNITS[column], height=280)
         worst = _worst_shown(complete[column], column)
@@ -114,7 +114,7 @@ def importance_bars(importances: Mapping[str, float]) -> Figure:
 def parallel_coordinates(results: StudyResults, winner: str | None) -> Figure:
     """Trials as lines over all searched keys, on the scales of the search."""
     study, ranked = results.study, results.ranked()
-    baseline = study.baseline_hparams(study.spec.tokens)
+    baseline = study.baseline
     keys = list(study.space)
     plot = empty_plot("", "", height=320, margin={"l": 40, "r": 40, "t": 20, "b": 40})
     num_best = max(1, len(ranked) // 10)
@@ -169,7 +169,7 @@ def best_so_far(results: StudyResults) -> Figure:
         pad = 0.08 * abs(edge - end)
         plot.update_yaxes(range=sorted([edge + (pad if edge > end else -pad), end - (pad if edge > end else -pad)]))
     caption = "One seed each. Selection flatters the best of a search, so this curve is no result."
-    size: Literal["half", "full"] = "half" if len(study.objectives) > 1 else "full"  # the front is beside it
+    size: Literal["half", "full"] = "half" if len(study.metrics) > 1 else "full"  # the front is beside it
     return Figure(title="Best so far", caption=caption, plot=plot, size=size)
 
 

@@ -40,7 +40,7 @@ def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Se
     together = [search_figures.importance_bars(importances)] if importances else []
     if len(study.space) > 1 and len(ranked):
         together.append(search_figures.parallel_coordinates(results, winner))
-    front = (search_figures.pareto_front(results),) if len(study.objectives) > 1 else ()
+    front = (search_figures.pareto_front(results),) if len(study.metrics) > 1 else ()
     result = (
         curve_figures.loss_curves(results.steps, shown),
         *((curve_figures.differences(verdict, study),) if winner else ()),

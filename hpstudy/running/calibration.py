@@ -44,7 +44,7 @@ def pack_size(study: Study, store: RunStore, pool: WorkerPool, largest: int, say
         return wanted
     known = _known(store)
     if "pack" not in known:
-        hparams = study.baseline_hparams(study.spec.tokens)
+        hparams = study.baseline
 
         def step_seconds(size: int) -> float | None:
             try:

@@ -78,7 +78,7 @@ def eligible(study: Study, views: Sequence[RunView], phase: Literal["search", "t
 
     With two objectives only those on the Pareto front that are no slower than the baseline.
     """
-    metrics: list[MetricName] = ["val/loss"] if phase == "tuned-lr" else study.metrics
+    metrics: Sequence[MetricName] = ("val/loss",) if phase == "tuned-lr" else study.metrics
     by_id = {view.run_id: view for view in views}
     baseline = by_id[study.baseline_run_id]
     measured = [_score(view) for view in views if view.header.run.phase == phase and _is_complete(view)]

@@ -47,7 +47,7 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
                 worker.stop()
                 worker = Worker.start(setup, log)
                 worker.wait_until_ready()
-        baseline = study.baseline_hparams(study.spec.tokens)
+        baseline = study.baseline
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
         speeds = {size: measure(worker, replace(baseline, micro_batch=size)) for size in sizes}

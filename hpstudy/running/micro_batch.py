@@ -81,7 +81,7 @@ def find_micro_batch(
     if (known := _read(note, sizes, say)) is not None:
         return Found(size=known, probed=False)
 
-    baseline = replace(study.baseline_hparams(study.spec.tokens), batch_tokens=batch)
+    baseline = replace(study.baseline, batch_tokens=batch)
     say(f'micro_batch = "auto": timing steps at up to {", ".join(map(str, sizes))} sequences')
 
     def probe(size: int) -> Probe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hpstudy.study import Choices, FloatRange, Objective, Sampler, Study
+from hpstudy.study import Choices, FloatRange, Sampler, Study
 
 JOURNAL = "tuned-lr.journal"
 BELOW, ABOVE = 10, 50  # range of the baseline's lr; small models need far more than GPT-3's 6e-4, large ones less
@@ -15,7 +15,7 @@ def tuned_lr(study: Study) -> Study:
 
     Its range is the study's own if that searches lr, else a log scale from 1/10 to 50 times the baseline's lr.
     """
-    lr = study.baseline_hparams(study.spec.tokens).lr
+    lr = study.baseline.lr
     dimension = study.space.get("lr", FloatRange(low=lr / BELOW, high=lr * ABOVE, scale="log"))
     baseline = {**study.hparams, **study.overrides}
     own = {"lr": baseline.pop("lr")} if "lr" in baseline else {}
@@ -27,6 +27,6 @@ def tuned_lr(study: Study) -> Study:
         space={"lr": dimension},
         hparams=baseline,
         overrides=own,
-        objectives=(Objective(metric="val/loss", direction="minimize"),),
+        metrics=("val/loss",),
         budget=budget,
     )

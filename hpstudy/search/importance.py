@@ -23,7 +23,7 @@ def importances(study: Study, trials: Sequence[TrialView]) -> dict[str, float]:
     complete = [trial for trial in trials if trial.objectives is not None]
     if len(complete) < MIN_TRIALS or not study.space:
         return {}
-    view = optuna.create_study(directions=[objective.direction for objective in study.objectives])
+    view = optuna.create_study(directions=study.directions)
     space = distributions(study.space)
     view.add_trials(
         [

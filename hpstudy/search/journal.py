@@ -54,8 +54,8 @@ def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optun
             # Absolute, because Optuna's lock is a symbolic link to this path, resolved from the lock's folder.
             journal = JournalStorage(JournalFileBackend(str(storage.resolve())))
         if not events:
-            directions = [objective.direction for objective in study.objectives]
-            return optuna.create_study(study_name=study.name, storage=journal, directions=directions), repaired
+            created = optuna.create_study(study_name=study.name, storage=journal, directions=study.directions)
+            return created, repaired
     found = optuna.load_study(study_name=study.name, storage=journal)
     for trial in found.get_trials(deepcopy=False)[:1]:  # all trials have the same space
         _check_space(storage, trial.distributions, distributions(study.space))
@@ -108,7 +108,7 @@ def _replays(study: Study, events: Sequence[Event]) -> bool:
     directions = [direction.name.lower() for direction in found.directions]
     return (
         found.study_name == study.name
-        and directions == [objective.direction for objective in study.objectives]
+        and directions == study.directions
         and all(
             t.distributions == trials[0].distributions and t.params.keys() == t.distributions.keys() for t in trials
         )

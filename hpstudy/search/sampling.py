@@ -68,7 +68,7 @@ class SamplerView:
         return params
 
     def _renew(self, constrained: bool) -> None:
-        self._view = optuna.create_study(directions=[objective.direction for objective in self._study.objectives])
+        self._view = optuna.create_study(directions=self._study.directions)
         self._num_asked = self._num_told = 0
         self._constrained = constrained
 

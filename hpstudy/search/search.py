@@ -119,7 +119,7 @@ class Search:
         self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
         self._first = first_proposals(study)
         self.num_trials = num_trials(study, trials)
-        self._reports = study.metrics == ["val/loss"]
+        self._reports = study.metrics == ("val/loss",)
         assert self._reports or study.budget.pruner.name == "none", "a pruner needs val/loss as the only objective"
 
     def ask(self) -> Proposal | None:

@@ -7,7 +7,7 @@ schema.py holds the tables and keys, parse.py reads them, checks.py has the rule
 from hpstudy.study.frozen import GROWING, changed_keys, load_frozen, question_sha256, refuse_changes
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
-from hpstudy.study.study import Choices, Dimension, FloatRange, Objective, Study, Value
+from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
 
 __all__ = [
     "GROWING",
@@ -17,7 +17,6 @@ __all__ = [
     "Dimension",
     "FloatRange",
     "MetricName",
-    "Objective",
     "Pruner",
     "Sampler",
     "Study",

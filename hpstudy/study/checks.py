@@ -10,11 +10,10 @@ from typing import Any
 from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
+    GOALS,
     MAX_INTEGER,
     SEEDS_APART,
     ChoicesTable,
-    Direction,
-    MetricName,
     RangeTable,
     StudyFile,
     nearest,
@@ -23,7 +22,6 @@ from hpstudy.study.schema import (
 )
 from hpstudy.study.study import AUTO, default_micro_batch
 
-GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 MAX_NAMED = 8  # micro-batches that one problem names
 MAX_GRID = 100_000  # points, which are listed before the first trial
 BETAS = ("beta1", "beta2")

@@ -14,7 +14,7 @@ from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import ChoicesTable, RangeTable, SamplerName, StudyFile
-from hpstudy.study.study import Choices, Dimension, FloatRange, Objective, Study, Value
+from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
@@ -110,7 +110,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         hparams=_typed(file.hparams),
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches)),
         space=space,
-        objectives=tuple(Objective(metric=m, direction=checks.GOALS[m]) for m in file.objective.metric),
+        metrics=tuple(file.objective.metric),
         budget=file.budget.model_copy(update={"trials": trials}),
         confirm=file.confirm,
         vocab_size=vocab_size(file.trainer.tokenizer),
@@ -143,7 +143,7 @@ def _typed(values: Mapping[str, Value]) -> dict[str, Value]:
 
 def _warnings(study: Study) -> Iterator[str]:
     spec = study.spec
-    if "micro_batch" in study.space and study.metrics == ["val/loss"] and spec.tokens is not None:
+    if "micro_batch" in study.space and study.metrics == ("val/loss",) and spec.tokens is not None:
         yield (
             "[search] micro_batch: changes speed and rounding only, never the loss; search it for train/tok_per_sec, "
             "for both metrics, or with a budget in seconds"
@@ -153,7 +153,7 @@ def _warnings(study: Study) -> Iterator[str]:
             f"[search] {', '.join(outside)}: no trial can have the baseline's value, so the baseline runs as phase "
             "`baseline` only and is not trial 0"
         )
-    batch = study.baseline_hparams(spec.tokens).batch_tokens
+    batch = study.baseline.batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
     if len(study.confirm.seeds) == 1:

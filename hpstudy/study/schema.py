@@ -32,6 +32,7 @@ Design = Literal["paired", "independent"]
 Opponent = Literal["tuned-lr"]
 Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
 
+GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -284,8 +285,8 @@ class Confirm(Table):
 class WandbTable(Table):
     """Where runs go on Weights & Biases."""
 
-    project: Text = _key("hpstudy", "project; WANDB_PROJECT comes before it")
-    entity: Text | None = _key(None, "user or team; WANDB_ENTITY comes before it", "my-team")
+    project: Text = _key("hpstudy", "project; WANDB_PROJECT overrides it")
+    entity: Text | None = _key(None, "user or team; WANDB_ENTITY overrides it", "my-team")
 
 
 class StudyFile(Table):

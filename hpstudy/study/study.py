@@ -11,7 +11,7 @@ from typing import Any
 from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
 from hpstudy.records import baseline_run_id
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.schema import Budget, Confirm, Direction, MetricName, Opponent, Scale, Yes
+from hpstudy.study.schema import GOALS, Budget, Confirm, Direction, MetricName, Opponent, Scale, Yes
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
@@ -60,14 +60,6 @@ Dimension = FloatRange | Choices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """A metric that the search improves. Loss goes down, tokens per second go up."""
-
-    metric: MetricName
-    direction: Direction
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """A study file with every default filled in and every value checked."""
 
@@ -79,7 +71,7 @@ class Study:
     hparams: dict[str, Value]  # [hparams]: over GPT-3's values, for baseline and trials alike
     spec: TrainerSpec
     space: dict[str, Dimension]  # the keys that vary, and no others
-    objectives: tuple[Objective, ...]  # one or two
+    metrics: tuple[MetricName, ...]  # the objectives, one or two, in the file's order
     budget: Budget
     confirm: Confirm
     vocab_size: int  # without padding
@@ -91,9 +83,14 @@ class Study:
     micro_batch_limit: int = GPT3.micro_batch  # if no key states one; with AUTO, what was measured on the device
 
     @property
-    def metrics(self) -> list[MetricName]:
-        """The metrics of the objectives, in the file's order."""
-        return [objective.metric for objective in self.objectives]
+    def directions(self) -> list[Direction]:
+        """Whether each objective is minimized or maximized."""
+        return [GOALS[metric] for metric in self.metrics]
+
+    @property
+    def baseline(self) -> HParams:
+        """The baseline at the run's budget in tokens; see `baseline_hparams` for a budget in seconds."""
+        return self.baseline_hparams(self.spec.tokens)
 
     @property
     def trials(self) -> int:
@@ -111,7 +108,7 @@ class Study:
         """Tokens of the largest batch that any run may have."""
         searched, fixed = self.space.get("batch_tokens"), self.hparams.get("batch_tokens", GPT3.batch_tokens)
         batches = searched.values if isinstance(searched, Choices) else (fixed,)
-        return max(self.baseline_hparams(self.spec.tokens).batch_tokens, *(int(batch) for batch in batches))
+        return max(self.baseline.batch_tokens, *(int(batch) for batch in batches))
 
     @property
     def baseline_run_id(self) -> str:
@@ -131,14 +128,14 @@ class Study:
 
     def baseline_proposal(self) -> dict[str, Value] | None:
         """The baseline as a point of the space, or None if it lies outside."""
-        baseline = self.baseline_hparams(self.spec.tokens)
         if self.baseline_outside():
             return None
+        baseline = self.baseline
         return {key: dimension.nearest(getattr(baseline, key)) for key, dimension in self.space.items()}
 
     def baseline_outside(self) -> list[str]:
         """The keys whose baseline value no trial can have."""
-        baseline = self.baseline_hparams(self.spec.tokens)
+        baseline = self.baseline
         trial = self.trial_hparams({key: getattr(baseline, key) for key in self.space}, self.spec.tokens)
         outside = [key for key, dimension in self.space.items() if not dimension.contains(getattr(baseline, key))]
         return outside + [key for key in RULES if getattr(trial, key) != getattr(baseline, key)]
@@ -155,7 +152,7 @@ class Study:
             "baseline": {"name": self.baseline_name, "also": self.also, **fixed, **self.overrides},
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
-            "objective": {objective.metric: objective.direction for objective in self.objectives},
+            "objective": {metric: GOALS[metric] for metric in self.metrics},
             "budget": self.budget.model_dump(exclude={"hang_seconds"}),
             "confirm": self.confirm.model_dump(),
         }

@@ -69,7 +69,7 @@ def build(study: Study, *, sentence: str, baselines: Sequence[str], project: str
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    summary = SUMMARY[study.objectives[0].metric]
+    summary = SUMMARY[study.metrics[0]]
     of_study = expr.Config("study") == study.name
     pinned = [*(f"summary:{key}" for key in SUMMARY.values()), *(f"config:{key}.value" for key in study.space)]
     workspace = ws.Workspace(
@@ -85,7 +85,7 @@ def build(study: Study, *, sentence: str, baselines: Sequence[str], project: str
         settings=ws.WorkspaceSettings(x_axis=X_AXES[1], max_runs=MOST_RUNS),
         runset_settings=ws.RunsetSettings(
             filters=[of_study],
-            order=[expr.Ordering(expr.Summary(summary), ascending=study.objectives[0].direction == "minimize")],
+            order=[expr.Ordering(expr.Summary(summary), ascending=study.directions[0] == "minimize")],
             run_settings={baseline: ws.RunSettings(color=BLACK) for baseline in baselines},
             pinned_columns=pinned,
             baseline_run=baselines[0] if baselines else None,
@@ -141,7 +141,7 @@ def _search_panels(study: Study) -> list[Any]:
     """Parallel coordinates, importance, and a scatter plot per searched key; of two objectives also their scatter."""
     import wandb_workspaces.reports.v2 as wr
 
-    outcomes = [SUMMARY[objective.metric] for objective in study.objectives]
+    outcomes = [SUMMARY[metric] for metric in study.metrics]
     axes = {key: _axis(study, key) for key in study.space}
     columns = [
         wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name), display_name=key, log=log)

@@ -14,14 +14,14 @@ from scipy import stats as reference
 from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.records import Outcome
-from hpstudy.study import FloatRange, Objective, Study
+from hpstudy.study import FloatRange, Study
 from hpstudy.study.schema import other_seed
 from tests.helpers.stores import BASELINE, LOWER, NOISY, SEEDS, Ends, ends, fresh_runs, on_seeds, repeated
 
 MakeStudy = Callable[..., Study]
 OTHERS = tuple(map(other_seed, SEEDS))
 
-SPEED = Objective(metric="train/tok_per_sec", direction="maximize")
+SPEED = "train/tok_per_sec"
 
 
 def test_lower_loss_on_paired_seeds_is_better_with_scipys_interval(study: MakeStudy, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_reply_is_what_the_study_file_says_the_answer_means(study: MakeStudy
 def test_if_speed_is_the_only_objective_it_decides_by_a_test_of_logarithms(study: MakeStudy, tmp_path: Path) -> None:
     slow, fast = (1000.0, 1010.0, 990.0, 1005.0, 995.0), (1300.0, 1320.0, 1290.0, 1300.0, 1310.0)
     speed = {**on_seeds("baseline", slow, SEEDS), **on_seeds("confirm-0003", fast, SEEDS)}
-    asked = replace(study(), objectives=(SPEED,), yes=("faster",))
+    asked = replace(study(), metrics=(SPEED,), yes=("faster",))
     found = verdict(fresh_runs(tmp_path, ends({"search-0003": BASELINE}), asked, speed=speed))
     [c] = found.contrasts
     expected = reference.ttest_rel(np.log(fast), np.log(slow))
@@ -158,7 +158,7 @@ def test_if_speed_is_the_only_objective_it_decides_by_a_test_of_logarithms(study
 
 def test_speeds_that_one_seed_measured_decide_nothing(study: MakeStudy, tmp_path: Path) -> None:
     runs = ends({"search-0003": LOWER}) | {f"confirm-0003-s{seed}": Outcome.DIVERGED for seed in SEEDS[1:]}
-    found = verdict(fresh_runs(tmp_path, runs, replace(study(), objectives=(SPEED,), yes=("faster",))))
+    found = verdict(fresh_runs(tmp_path, runs, replace(study(), metrics=(SPEED,), yes=("faster",))))
     assert found.contrasts[0].speed is None
     assert found.reply == "undecided"
 

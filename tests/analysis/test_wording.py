@@ -10,7 +10,7 @@ import numpy as np
 
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.records import Outcome
-from hpstudy.study import FloatRange, Objective, Study
+from hpstudy.study import FloatRange, Study
 from hpstudy.study.schema import other_seed
 from tests.helpers.stores import BASELINE, LOWER, NOISY, SEEDS, Ends, ends, fresh_runs, on_seeds, repeated
 
@@ -18,8 +18,8 @@ MakeStudy = Callable[..., Study]
 OTHERS = tuple(map(other_seed, SEEDS))
 OPPONENT = "the baseline (GPT-3's values except for warmup_fraction and batch_tokens)"
 
-SPEED = Objective(metric="train/tok_per_sec", direction="maximize")
-LOSS = Objective(metric="val/loss", direction="minimize")
+SPEED = "train/tok_per_sec"
+LOSS = "val/loss"
 
 
 def sentence(root: Path, runs: Ends, asked: Study, *, selections: int = 1) -> str:
@@ -166,17 +166,17 @@ def test_a_faster_winner_is_named_with_its_ratio(study: MakeStudy, tmp_path: Pat
     slow, fast = (1000.0, 1010.0, 990.0, 1005.0, 995.0), (1300.0, 1320.0, 1290.0, 1300.0, 1310.0)
     speed = {**on_seeds("baseline", slow, SEEDS), **on_seeds("confirm-0003", fast, SEEDS)}
     fresh = fresh_runs(tmp_path, ends({"search-0003": BASELINE}), study(), speed=speed)
-    alone = verdict(replace(fresh, study=replace(fresh.study, objectives=(SPEED,), yes=("faster",))))
+    alone = verdict(replace(fresh, study=replace(fresh.study, metrics=(SPEED,), yes=("faster",))))
     assert alone.sentence.startswith(
         f"Yes: search-0003 is faster than {OPPONENT}: 1.30 times the tokens per second (95% interval 1.29 to 1.31"
     )
-    both = verdict(replace(fresh, study=replace(fresh.study, objectives=(LOSS, SPEED))))
+    both = verdict(replace(fresh, study=replace(fresh.study, metrics=(LOSS, SPEED))))
     assert both.sentence.endswith("It trains at 1.30 times the tokens per second (95% interval 1.29 to 1.31).")
 
 
 def test_a_speed_that_one_seed_measured_is_undecided(study: MakeStudy, tmp_path: Path) -> None:
     runs = ends({"search-0003": LOWER}) | {f"confirm-0003-s{seed}": Outcome.DIVERGED for seed in SEEDS[1:]}
-    found = verdict(fresh_runs(tmp_path, runs, replace(study(), objectives=(SPEED,), yes=("faster",))))
+    found = verdict(fresh_runs(tmp_path, runs, replace(study(), metrics=(SPEED,), yes=("faster",))))
     assert found.headline.startswith(
         f"Undecided: fewer than two seeds measured the speed of search-0003 and of {OPPONENT}. Its val loss differs by "
     )

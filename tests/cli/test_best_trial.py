@@ -58,7 +58,7 @@ def test_every_view_names_the_same_best_trial(
     tiny: Callable[..., Study], tmp_path: Path, metrics: list[str], scores: list[tuple[float, float]], best: str
 ) -> None:
     study = tiny(more=f"[objective]\nmetric = {json.dumps(metrics)}\n")
-    assert study.metrics == metrics
+    assert study.metrics == tuple(metrics)
     store, runs = keep(study, tmp_path, scores), tmp_path / "runs"
     loss, tok_per_sec = scores[int(best[-1])]
     score = f"val loss {loss:.4f}" if LOSS in metrics else f"{tok_per_sec:,.0f} tok/s"

@@ -25,18 +25,17 @@ from hpstudy.study import (
     Confirm,
     Dimension,
     FloatRange,
-    Objective,
     Pruner,
     Sampler,
     Study,
     Value,
 )
-from hpstudy.study.schema import SamplerName
+from hpstudy.study.schema import MetricName, SamplerName
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 50257
-LOSS = Objective(metric="val/loss", direction="minimize")
-SPEED = Objective(metric="train/tok_per_sec", direction="maximize")
+LOSS: MetricName = "val/loss"
+SPEED: MetricName = "train/tok_per_sec"
 NO_PRUNER = Pruner(name="none", startup=5, from_fraction=0.3, reduction=4)
 MEDIAN = Pruner(name="median", startup=3, from_fraction=0.5, reduction=4)
 HALVING = Pruner(name="successive_halving", startup=0, from_fraction=0.25, reduction=2)
@@ -66,7 +65,7 @@ def toy_study(
     trials: int = 12,
     evals: int = 3,
     pruner: Pruner = NO_PRUNER,
-    objectives: tuple[Objective, ...] = (LOSS,),
+    metrics: tuple[MetricName, ...] = (LOSS,),
     seed: int = 0,
     space: dict[str, Dimension] | None = None,
 ) -> Study:
@@ -93,7 +92,7 @@ def toy_study(
             ramp_multiple=8,
         ),
         space=space or (GRID if sampler == "grid" else SPACE),
-        objectives=objectives,
+        metrics=metrics,
         budget=Budget(
             trials=trials,
             parallel=parallel,

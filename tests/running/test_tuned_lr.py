@@ -29,7 +29,7 @@ def test_the_opponent_has_the_same_baseline_and_searches_lr_alone_for_loss(tiny,
     assert (tuned.space["lr"].low, tuned.space["lr"].high) == pytest.approx(ends)
     assert tuned.baseline_hparams(5120) == study.baseline_hparams(5120)
     assert replace(tuned.trial_hparams({"lr": 0.1}, 5120), lr=0.0) == replace(study.baseline_hparams(5120), lr=0.0)
-    assert [objective.metric for objective in tuned.objectives] == ["val/loss"]
+    assert tuned.metrics == ("val/loss",)
     assert tuned.baseline_proposal() is not None
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.search import Search, TrialView
-from hpstudy.study import FloatRange, Objective, Study
-from hpstudy.study.schema import SamplerName
+from hpstudy.study import FloatRange, Study
+from hpstudy.study.schema import MetricName, SamplerName
 from tests.helpers.search import (
     LOSS,
     MEDIAN,
@@ -58,11 +58,11 @@ def test_a_search_killed_at_every_write_has_the_trials_of_an_uninterrupted_one(
     assert kills >= 16
 
 
-@pytest.mark.parametrize("objectives", [(LOSS,), (LOSS, SPEED)], ids=["loss", "front"])
+@pytest.mark.parametrize("metrics", [(LOSS,), (LOSS, SPEED)], ids=["loss", "front"])
 def test_a_search_out_of_memory_and_killed_has_the_trials_of_an_uninterrupted_one(
-    objectives: tuple[Objective, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    metrics: tuple[MetricName, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    study = toy_study(parallel=2, trials=8, evals=1, objectives=objectives)
+    study = toy_study(parallel=2, trials=8, evals=1, metrics=metrics)
     expected = drive(study, tmp_path / "uninterrupted", Random(0), tight_result)
     assert {trial.state for trial in expected} >= {"complete", "infeasible"}
     kill_writes(monkeypatch, tmp_path / "journal")

@@ -157,4 +157,4 @@ def test_a_reported_loss_is_bounded_and_only_its_first_report_counts(tmp_path: P
 
 def test_a_pruner_needs_the_loss_as_the_only_objective(tmp_path: Path):
     with pytest.raises(AssertionError, match="a pruner needs val/loss as the only objective"):
-        Search(toy_study(pruner=MEDIAN, objectives=(LOSS, SPEED)), tmp_path / "journal")
+        Search(toy_study(pruner=MEDIAN, metrics=(LOSS, SPEED)), tmp_path / "journal")

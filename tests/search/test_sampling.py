@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from hpstudy.records import Outcome
 from hpstudy.search import Search, objective_values
 from hpstudy.search.space import decode, distributions, encode
-from hpstudy.study import Choices, FloatRange, Objective
-from hpstudy.study.schema import SamplerName
+from hpstudy.study import Choices, FloatRange
+from hpstudy.study.schema import MetricName, SamplerName
 from tests.helpers.search import (
     BASELINE,
     GRID,
@@ -40,7 +40,7 @@ from tests.helpers.search import (
 
 SAMPLERS = pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "grid"])
 WITHOUT_GRID = pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
-OBJECTIVES = pytest.mark.parametrize("objectives", [(LOSS,), (LOSS, SPEED)], ids=["loss", "front"])
+OBJECTIVES = pytest.mark.parametrize("metrics", [(LOSS,), (LOSS, SPEED)], ids=["loss", "front"])
 
 # What every sampler does
 
@@ -105,7 +105,7 @@ def test_another_sampler_seed_gives_other_trials(sampler: SamplerName, tmp_path:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_search_of_two_objectives_does_not_depend_on_timing(sampler: SamplerName, tmp_path: Path):
-    study = toy_study(sampler, parallel=2, trials=6, objectives=(LOSS, SPEED))
+    study = toy_study(sampler, parallel=2, trials=6, metrics=(LOSS, SPEED))
     trials = drive(study, tmp_path / "journal", Random(0))
     assert trials == drive(study, tmp_path / "other", Random(1))
     assert all(len(trial.objectives) == 2 for trial in trials if trial.state == "complete")
@@ -157,7 +157,7 @@ def test_an_empty_space_has_one_trial(tmp_path: Path):
 
 
 @OBJECTIVES
-def test_tpe_avoids_micro_batches_that_run_out_of_memory(objectives: tuple[Objective, ...], tmp_path: Path):
+def test_tpe_avoids_micro_batches_that_run_out_of_memory(metrics: tuple[MetricName, ...], tmp_path: Path):
     # Proposals of 16 and 32 among the last 16 of 32, over 3 sampler seeds. It is deterministic: no chance failures.
     space = {
         "micro_batch": Choices(values=(2, 4, 8, 16, 32)),
@@ -168,7 +168,7 @@ def test_tpe_avoids_micro_batches_that_run_out_of_memory(objectives: tuple[Objec
         """How many late proposals do not fit, if those that do not fit end with this outcome."""
         count = 0
         for seed in range(3):
-            study = toy_study(trials=32, seed=seed, space=space, objectives=objectives)
+            study = toy_study(trials=32, seed=seed, space=space, metrics=metrics)
             search = Search(study, tmp_path / f"{outcome}-{seed}")
             while (proposal := search.ask()) is not None:
                 fits = tight_result(proposal.values).outcome is not Outcome.OUT_OF_MEMORY
@@ -181,9 +181,9 @@ def test_tpe_avoids_micro_batches_that_run_out_of_memory(objectives: tuple[Objec
 
 @OBJECTIVES
 def test_gp_models_out_of_memory_and_its_trials_do_not_depend_on_timing(
-    objectives: tuple[Objective, ...], tmp_path: Path
+    metrics: tuple[MetricName, ...], tmp_path: Path
 ):
-    study = toy_study("gp", parallel=2, trials=6, evals=1, objectives=objectives)
+    study = toy_study("gp", parallel=2, trials=6, evals=1, metrics=metrics)
     trials = drive(study, tmp_path / "one", Random(0), tight_result)
     assert {trial.state for trial in trials[:4]} >= {"complete", "infeasible"}  # the last proposals depend on both
     assert drive(study, tmp_path / "other", Random(1), tight_result) == trials

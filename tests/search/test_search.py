@@ -14,7 +14,7 @@ import pytest
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, RunResult
 from hpstudy.search import Search, objective_values
-from hpstudy.study import Objective
+from hpstudy.study.schema import MetricName
 from tests.helpers.search import LOSS, SPEED, VOCAB, drive, result, tell_all, toy_result, toy_study
 
 # Asking and telling
@@ -85,10 +85,10 @@ def test_a_diverged_run_counts_as_a_uniform_guess_and_no_loss_counts_as_worse(
 
 
 def test_two_objectives_have_the_order_of_the_study():
-    assert objective_values(toy_study(objectives=(SPEED, LOSS)), result()) == (1000.0, 3.0)
-    assert objective_values(toy_study(objectives=(LOSS, SPEED)), result(tok_per_sec=None)) is None
+    assert objective_values(toy_study(metrics=(SPEED, LOSS)), result()) == (1000.0, 3.0)
+    assert objective_values(toy_study(metrics=(LOSS, SPEED)), result(tok_per_sec=None)) is None
     out_of_memory = result(Outcome.OUT_OF_MEMORY)  # after some steps
-    assert objective_values(toy_study(objectives=(SPEED, LOSS)), out_of_memory) == (0.0, math.log(VOCAB))
+    assert objective_values(toy_study(metrics=(SPEED, LOSS)), out_of_memory) == (0.0, math.log(VOCAB))
 
 
 def test_the_outcome_of_a_run_decides_the_state_of_its_trial(tmp_path: Path):
@@ -105,14 +105,14 @@ def test_the_outcome_of_a_run_decides_the_state_of_its_trial(tmp_path: Path):
     assert [trial.objectives for trial in search.trials()] == [(3.0,), None, (math.log(VOCAB),), None, None]
 
 
-@pytest.mark.parametrize("objectives", [(LOSS,), (SPEED,), (LOSS, SPEED)], ids=["loss", "speed", "both"])
+@pytest.mark.parametrize("metrics", [(LOSS,), (SPEED,), (LOSS, SPEED)], ids=["loss", "speed", "both"])
 def test_a_trial_that_ran_out_of_memory_has_no_objectives_so_that_it_is_never_ranked(
-    objectives: tuple[Objective, ...], tmp_path: Path
+    metrics: tuple[MetricName, ...], tmp_path: Path
 ):
-    search = Search(toy_study("random", objectives=objectives), tmp_path / "journal")
+    search = Search(toy_study("random", metrics=metrics), tmp_path / "journal")
     for end in (Outcome.OUT_OF_MEMORY, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
         search.tell(search.ask().number, result(end, None, 0.0))  # the values of all three are equal
-    diverged = tuple(math.log(VOCAB) if objective is LOSS else 0.0 for objective in objectives)
+    diverged = tuple(math.log(VOCAB) if metric == LOSS else 0.0 for metric in metrics)
     assert [(trial.state, trial.objectives) for trial in search.trials()] == [
         ("infeasible", None),
         ("complete", diverged),

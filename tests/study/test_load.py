@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def test_the_defaults_are_those_of_the_documents() -> None:
         "design": "paired",
         "speedup": False,
     }
-    assert [asdict(objective) for objective in study.objectives] == [{"metric": "val/loss", "direction": "minimize"}]
+    assert (study.metrics, study.directions) == (("val/loss",), ["minimize"])
     assert (study.project, study.entity, study.vocab_size) == ("hpstudy", None, 50257)
     assert study.space == {"lr": FloatRange(low=1e-4, high=1e-2, scale="linear")}
     assert study.warnings == ()

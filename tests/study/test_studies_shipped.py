@@ -90,6 +90,6 @@ def test_joint_is_also_compared_with_a_tuned_learning_rate() -> None:
 
 def test_the_micro_batch_study_compares_every_size_with_the_largest() -> None:
     study = shipped("micro-batch")
-    assert study.metrics == ["train/tok_per_sec"]
+    assert study.metrics == ("train/tok_per_sec",)
     assert study.baseline_hparams(study.spec.tokens).micro_batch == 64
     assert study.yes == ("slower",)

@@ -24,14 +24,13 @@ def test_a_grid_has_as_many_trials_as_points_and_an_empty_search_has_one() -> No
 
 
 def test_tokens_per_second_are_maximized() -> None:
-    (objective,) = parse(text(objective__metric="train/tok_per_sec")).objectives
-    assert objective.direction == "maximize"
+    assert parse(text(objective__metric="train/tok_per_sec")).directions == ["maximize"]
 
 
 def test_the_metrics_keep_the_order_of_the_file() -> None:
-    assert parse(text()).metrics == ["val/loss"]
+    assert parse(text()).metrics == ("val/loss",)
     metrics = ["train/tok_per_sec", "val/loss"]
-    assert parse(text(objective__metric=metrics)).metrics == metrics
+    assert parse(text(objective__metric=metrics)).metrics == tuple(metrics)
 
 
 def test_a_model_may_be_a_table() -> None:
