@@ -16,14 +16,25 @@ MIN_WARMUP_FRACTION = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """The legal range of one hyperparameter, its unit, and its meaning in one line."""
+    """The legal values of one hyperparameter, its unit, and its meaning in one line."""
 
+    kind: type[float | int | str]
     unit: str
     doc: str
+    choices: tuple[str, ...] = ()  # of text
     low: float = 0.0
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+
+    def problem(self, value: object) -> str | None:
+        """Why a value is not legal, or None if it is."""
+        if self.kind is str:
+            return None if value in self.choices else f"must be one of {', '.join(self.choices)}, but got {value!r}"
+        accepted = int if self.kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            return f"must be {'a whole number' if self.kind is int else 'a number'}, but got {value!r}"
+        return None if self.allows(value) else f"must be in {self}, but got {value!r}"
 
     def allows(self, value: float) -> bool:
         """Whether a number is in the range. NaN and infinities never are."""
@@ -37,8 +48,8 @@ class Rule:
         return f"{low}{self.low:g}, {'inf)' if math.isinf(self.high) else f'{self.high:g}{high}'}"
 
 
-def _key(unit: str, doc: str, **limits: Any) -> dict[str, Rule]:
-    return {"rule": Rule(unit=unit, doc=doc, **limits)}
+def _key(unit: str, doc: str, kind: type[float | int | str] = float, **limits: Any) -> dict[str, Rule]:
+    return {"rule": Rule(kind=kind, unit=unit, doc=doc, **limits)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +66,19 @@ class HParams:
     eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low_open=True))
     weight_decay: float = field(metadata=_key("", "decoupled weight decay of tensors of two or more dimensions"))
     grad_clip: float = field(metadata=_key("", "gradient norm above which gradients are scaled down", low_open=True))
-    clip_mode: ClipMode = field(metadata=_key("", "clip by the global norm, each tensor by its own, or not at all"))
+    clip_mode: ClipMode = field(
+        metadata=_key(
+            "", "clip by the global norm, each tensor by its own, or not at all", str, choices=get_args(ClipMode)
+        )
+    )
     warmup_fraction: float = field(metadata=_key("of the run's tokens", "linear warm-up to the peak", high=1))
     decay_fraction: float = field(
         metadata=_key("of the run's tokens", "point at which the cosine reaches its floor", low_open=True, high=1)
     )
     min_lr_fraction: float = field(metadata=_key("of lr", "floor of the cosine", high=1))
-    batch_tokens: int = field(metadata=_key("tokens", "tokens in one step, over all its micro-batches", low=1))
+    batch_tokens: int = field(metadata=_key("tokens", "tokens in one step, over all its micro-batches", int, low=1))
     micro_batch: int = field(
-        metadata=_key("sequences", "sequences in one forward pass; changes speed, not the loss", low=1)
+        metadata=_key("sequences", "sequences in one forward pass; changes speed, not the loss", int, low=1)
     )
     batch_ramp_fraction: float = field(metadata=_key("of the run's tokens", "linear batch ramp; 0 is no ramp", high=1))
     batch_ramp_start: float = field(
@@ -72,20 +87,6 @@ class HParams:
 
 
 RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in fields(HParams)}
-CLIP_MODES: tuple[str, ...] = get_args(ClipMode)
-INTEGER_KEYS = frozenset({"batch_tokens", "micro_batch"})
-
-
-def value_problem(key: str, value: object) -> str | None:
-    """Why `value` is not legal for the hyperparameter `key`, or None if it is legal."""
-    if key == "clip_mode":
-        return None if value in CLIP_MODES else f"must be one of {', '.join(CLIP_MODES)}, but got {value!r}"
-    kind = "a whole number" if key in INTEGER_KEYS else "a number"
-    accepted = int if key in INTEGER_KEYS else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        return f"must be {kind}, but got {value!r}"
-    return None if RULES[key].allows(value) else f"must lie in {RULES[key]}, but got {value!r}"
-
 
 # GPT-3 Small: Brown et al. 2020, arXiv:2005.14165, Table 2.1, section 2.3 and appendix B. The three fractions are
 # 375M, 260B and 4B tokens of the paper's 300B; the ramp starts at 32k of 2^19 tokens. The paper states no
@@ -124,7 +125,7 @@ def halflife_tokens(beta: float, tokens_per_step: int) -> float:
     Raises ValueError if beta is outside (0, 1).
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta must lie in (0, 1), but got {beta}")
+        raise ValueError(f"beta must be in (0, 1), but got {beta}")
     return tokens_per_step * math.log(0.5) / math.log(beta)
 
 

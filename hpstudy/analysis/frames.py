@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from hpstudy.errors import UserError, did_you_mean
-from hpstudy.hparams import CLIP_MODES, INTEGER_KEYS, RULES
+from hpstudy.hparams import RULES
 from hpstudy.records import GLOSSARY, PHASES, Outcome, RunHeader, RunResult, StepRecord
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_read import FetchedRun, fetch_runs
@@ -66,10 +66,11 @@ STEPS_COLUMNS: dict[str, str] = {
 
 _TRIALS_DTYPES: dict[str, Any] = {
     **dict.fromkeys(TRIALS_COLUMNS, "float64"),
-    **dict.fromkeys(("seed", "budget_tokens", "num_params", *INTEGER_KEYS), "int64"),
+    **{key: "int64" for key, rule in RULES.items() if rule.kind is int},
+    **{key: pd.CategoricalDtype(list(rule.choices)) for key, rule in RULES.items() if rule.choices},
+    **dict.fromkeys(("seed", "budget_tokens", "num_params"), "int64"),
     **dict.fromkeys(("trial", "steps", "tokens"), "Int64"),
     "phase": pd.CategoricalDtype(list(PHASES)),
-    "clip_mode": pd.CategoricalDtype(list(CLIP_MODES)),
     "outcome": pd.CategoricalDtype([o.value for o in Outcome]),
     "of": "str",
     "wandb_id": "str",

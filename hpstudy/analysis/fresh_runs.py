@@ -9,11 +9,10 @@ from functools import cached_property
 import pandas as pd
 
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.records import Outcome, Phase, baseline_run_id, bounded_loss, confirm_run_id, trial_phase
+from hpstudy.records import MEASURED, Outcome, Phase, baseline_run_id, bounded_loss, confirm_run_id, trial_phase
 from hpstudy.study import Study
 
 BASELINE = "baseline"
-MEASURED = (Outcome.COMPLETE.value, Outcome.DIVERGED.value)  # outcomes of runs whose loss counts
 Series = pd.Series
 
 

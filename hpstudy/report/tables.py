@@ -15,12 +15,12 @@ from hpstudy.analysis.numbers import plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.hparams import GPT3
+from hpstudy.records import LOST, Outcome
 from hpstudy.report.comparison import HALFLIVES, comparison, one_seed_note, signed
 from hpstudy.study import Study
 
 MOST_ROWS = 20
 MIN_LOST = 3  # lost runs, before their common values are worth a sentence
-LOST = ("diverged", "failed", "out_of_memory")  # outcomes
 ALWAYS_SHOWN = ("lr", "beta1", "beta2", "weight_decay")
 MEASURES = {
     HALFLIVES[0]: "beta1 half-life (tokens)",
@@ -217,7 +217,7 @@ def lost_trials(results: StudyResults) -> Table | None:
         return None
     columns = ["run_id", "outcome", "tokens", *study.space]
     rows = tuple(tuple(plain(value) for value in row) for row in lost[columns].head(MOST_ROWS).itertuples(index=False))
-    complete = trials[(trials["phase"] == "search") & (trials["outcome"] == "complete")]
+    complete = trials[(trials["phase"] == "search") & (trials["outcome"] == Outcome.COMPLETE.value)]
     note = " ".join(_common_values(lost, complete, study))
     more = f"{len(lost) - MOST_ROWS} more are in the run store. " if len(lost) > MOST_ROWS else ""
     return Table(title="Failed and diverged", header=("run", *columns[1:]), rows=rows, note=more + note)

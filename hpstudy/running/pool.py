@@ -30,7 +30,7 @@ from hpstudy.running.messages import (
 from hpstudy.running.packing import take_pack
 from hpstudy.running.run_queue import RunQueue
 from hpstudy.running.worker import POLL_SECONDS, START_SECONDS, AwakeClock, Worker, refusal, stop_all
-from hpstudy.study import Study, question_sha256
+from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.system import oom_kills
 from hpstudy.tracking.store import RunStore
@@ -384,7 +384,7 @@ class WorkerPool:
         """Freezes the environment of the study's first worker, and refuses later workers that differ from it."""
         frozen = self._store.read_json(ENVIRONMENT)
         if frozen is None:
-            asked = {"study_sha256": question_sha256(self._study.resolved())}
+            asked = {"study_sha256": study_sha256(self._study.resolved())}
             self._store.write_json(ENVIRONMENT, {**describe(report.environment), **asked})
         else:
             refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from hpstudy.hparams import GPT3, INTEGER_KEYS, RULES, value_problem
+from hpstudy.hparams import GPT3, RULES
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
@@ -85,7 +85,7 @@ def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
                 continue
             if key not in RULES:
                 yield f"{section}.{key}", place + _unknown(key)
-            elif problem := value_problem(key, value):
+            elif problem := RULES[key].problem(value):
                 yield f"{section}.{key}", f"{place}{key}: {problem}"
 
 
@@ -107,17 +107,17 @@ def _unknown(key: str) -> str:
 
 
 def _range(key: str, dimension: RangeTable) -> Iterator[str]:
-    low, high, scale = dimension.low, dimension.high, dimension.scale
-    if key in INTEGER_KEYS or key == "clip_mode":
-        example = '["global", "none"]' if key == "clip_mode" else "[8, 16, 32]"
+    low, high, scale, rule = dimension.low, dimension.high, dimension.scale, RULES[key]
+    if rule.kind is not float:
+        example = '["global", "none"]' if rule.kind is str else "[8, 16, 32]"
         yield f"has no continuous range; search it with {{ choices = {example} }}"
         return
     for end, value in (("low", low), ("high", high)):
-        if problem := value_problem(key, value):
+        if problem := rule.problem(value):
             yield f"{end} {problem}"
     if not low < high:
         yield f"`low < high` must hold, but got low={low:g}, high={high:g}"
-    if scale == "log" and low == 0 and RULES[key].allows(low):
+    if scale == "log" and low == 0 and rule.allows(low):
         yield 'scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'
     if scale == "log1m" and key not in BETAS:
         yield 'scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'
@@ -125,7 +125,7 @@ def _range(key: str, dimension: RangeTable) -> Iterator[str]:
 
 def _choices(key: str, dimension: ChoicesTable) -> Iterator[str]:
     values = dimension.choices
-    bad = [problem for value in values if (problem := value_problem(key, value))]
+    bad = [problem for value in values if (problem := RULES[key].problem(value))]
     yield from (f"choices {problem}" for problem in bad)
     if not bad and (len(set(values)) < len(values) or len(values) < 2):
         yield f"choices must be at least two different values, but got {shown(values)}"
@@ -163,9 +163,9 @@ def _model(file: StudyFile) -> Iterator[str]:
 
 
 def _validation(file: StudyFile) -> Iterator[str]:
-    least, got = file.trainer.context + 1, file.trainer.val_tokens
-    if got < least:
-        yield f"[trainer] val_tokens: must hold a sequence and its last target, context + 1 = {least}, but got {got}"
+    context, got = file.trainer.context, file.trainer.val_tokens
+    if got < context:
+        yield f"[trainer] val_tokens: must hold one sequence, context = {context}, but got {got}"
 
 
 def _vocabulary(file: StudyFile) -> Iterator[str]:

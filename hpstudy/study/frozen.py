@@ -49,14 +49,14 @@ def refuse_changes(study: Study, root: Path) -> None:
         remedy = "put the values back, or copy the file under another name for another study"
         raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
     noted = (read_json(root / ENVIRONMENT, json_object) or {}).get("study_sha256")
-    if noted not in (None, question_sha256(frozen)):
+    if noted not in (None, study_sha256(frozen)):
         raise UserError(
             f"{root / STUDY_VALUES}: was edited after the study began (its hash must be {noted}); put back what was "
             "edited, or start again with another --runs folder"
         )
 
 
-def question_sha256(resolved: Mapping[str, Any]) -> str:
+def study_sha256(resolved: Mapping[str, Any]) -> str:
     """The hash of all that a study fixes when it begins: `Study.resolved()` without the growing keys."""
     fixed = {key: value for key, value in resolved.items() if key not in GROWING}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

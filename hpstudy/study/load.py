@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpstudy.errors import UserError, did_you_mean
-from hpstudy.hparams import INTEGER_KEYS
+from hpstudy.hparams import RULES
 from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
 from hpstudy.study import checks
 from hpstudy.study.parse import read
@@ -137,8 +137,7 @@ def _dimension(key: str, table: RangeTable | ChoicesTable) -> Dimension:
 
 def _typed(values: Mapping[str, Value]) -> dict[str, Value]:
     """Turns whole numbers into floats where a key's values are floats, so that `1` and `1.0` are one value."""
-    whole = {*INTEGER_KEYS, "clip_mode"}
-    return {key: value if key in whole else float(value) for key, value in values.items()}
+    return {key: float(value) if RULES[key].kind is float else value for key, value in values.items()}
 
 
 def _warnings(study: Study) -> Iterator[str]:

@@ -11,24 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hpstudy.errors import UserError, did_you_mean
-from hpstudy.study.schema import (
-    MAX_INTEGER,
-    BaselineTable,
-    Budget,
-    ChoicesTable,
-    Confirm,
-    ModelTable,
-    ObjectiveTable,
-    Pruner,
-    RangeTable,
-    Sampler,
-    StudyFile,
-    Table,
-    TrainerTable,
-    WandbTable,
-    nearest,
-    shown,
-)
+from hpstudy.study.schema import MAX_INTEGER, TABLES, StudyFile, nearest, shown
 
 MAX_DEPTH = 16  # tables and arrays within one another; a study needs 4
 TOO_DEEP = f"nested too deep: tables and arrays may be nested {MAX_DEPTH} deep at most"
@@ -36,19 +19,6 @@ TOO_DEEP = f"nested too deep: tables and arrays may be nested {MAX_DEPTH} deep a
 Finding = tuple[str, str]
 """(what is wrong, as "section.key", and the sentence that says so)"""
 
-_TABLES: dict[str, type[Table]] = {  # by the last part of their place, which is unique
-    "baseline": BaselineTable,
-    "trainer": TrainerTable,
-    "model": ModelTable,
-    "range": RangeTable,
-    "choices": ChoicesTable,
-    "objective": ObjectiveTable,
-    "budget": Budget,
-    "sampler": Sampler,
-    "pruner": Pruner,
-    "confirm": Confirm,
-    "wandb": WandbTable,
-}
 _MISSING = {
     "question": '; say what the study asks, as in `question = "Are GPT-3\'s betas right here?"`',
     "format": "; add `format = 1`",
@@ -113,7 +83,7 @@ def _sentence(found: ErrorDetails) -> str:
     if section == "search" and len(inner) > 1:
         del inner[1]  # "range" or "choices", as which the dimension was read
     if kind == "extra_forbidden":
-        known = tuple((_TABLES[str(loc[-2])] if len(loc) > 1 else StudyFile).model_fields)
+        known = tuple((TABLES[str(loc[-2])] if len(loc) > 1 else StudyFile).model_fields)
         word = str(loc[-1])
         near = nearest(word, known) or f"; known are {', '.join(known)}"
         return f'{_place(section, inner[:-1]) if inner else ""}unknown key "{word}"{near}'

@@ -6,37 +6,17 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpstudy.hparams import CLIP_MODES, GPT3, INTEGER_KEYS, RULES
+from hpstudy.hparams import GPT3, RULES
 from hpstudy.records import GLOSSARY
-from hpstudy.study.schema import (
-    BaselineTable,
-    Budget,
-    ChoicesTable,
-    Confirm,
-    ModelTable,
-    ObjectiveTable,
-    Pruner,
-    RangeTable,
-    Sampler,
-    StudyFile,
-    Table,
-    TrainerTable,
-    WandbTable,
-)
+from hpstudy.study.schema import TABLES, StudyFile, Table
 
-SECTIONS: tuple[tuple[str, type[Table]], ...] = (
-    ("[baseline]", BaselineTable),
-    ("[trainer]", TrainerTable),
-    ("[trainer] model, as a table", ModelTable),
-    ("[search] KEY, a range", RangeTable),
-    ("[search] KEY, a list", ChoicesTable),
-    ("[objective]", ObjectiveTable),
-    ("[budget]", Budget),
-    ("[budget] sampler", Sampler),
-    ("[budget] pruner", Pruner),
-    ("[confirm]", Confirm),
-    ("[wandb]", WandbTable),
-)
+TITLES = {
+    "model": "[trainer] model, as a table",
+    "range": "[search] KEY, a range",
+    "choices": "[search] KEY, a list",
+    "sampler": "[budget] sampler",
+    "pruner": "[budget] pruner",
+}
 DERIVED_DEFAULTS = {
     "warmup_fraction": "GPT-3's 0.00125, at least 10 steps and 1%",
     "micro_batch": "largest divisor of the batch up to 16",
@@ -58,9 +38,9 @@ def reference_markdown() -> str:
     """The whole reference as one Markdown page."""
     parts = [INTRO, "## Top level\n", _table(HEADER, _rows(StudyFile))]
     hparams = "## [hparams], [search] and [baseline] overrides: the hyperparameters\n"
-    for title, table in SECTIONS:
-        parts += [f"## {title}\n", f"{table.__doc__}\n", _table(HEADER, _rows(table))]
-        if table is ModelTable:
+    for name, table in TABLES.items():
+        parts += [f"## {TITLES.get(name, f'[{name}]')}\n", f"{table.__doc__}\n", _table(HEADER, _rows(table))]
+        if name == "model":
             parts += [hparams, f"{_HPARAMS}\n", _table(HEADER, _hyperparameters())]
     parts += ["## Metrics\n", f"{_METRICS}\n", _table(("metric", "unit", "meaning"), _metrics())]
     return "\n".join(parts)
@@ -89,9 +69,8 @@ def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
 def _hyperparameters() -> Iterator[tuple[str, ...]]:
     for key, rule in RULES.items():
         value = getattr(GPT3, key)
-        legal = f"{'whole number' if key in INTEGER_KEYS else 'number'} in {rule}"
-        if key == "clip_mode":
-            legal = " or ".join(_code(json.dumps(mode)) for mode in CLIP_MODES)
+        legal = " or ".join(_code(json.dumps(choice)) for choice in rule.choices)
+        legal = legal or f"{'whole number' if rule.kind is int else 'number'} in {rule}"
         shown = value if isinstance(value, int | str) else float(f"{value:.4g}")
         default = DERIVED_DEFAULTS.get(key) or _code(_toml(shown))
         yield _code(key), legal, rule.unit, default, rule.doc, _code(f"{key} = {_toml(shown)}")

@@ -305,3 +305,19 @@ class StudyFile(Table):
     budget: Budget = Budget()
     confirm: Confirm = Confirm()
     wandb: WandbTable = WandbTable()
+
+
+TABLES: dict[str, type[Table]] = {
+    "baseline": BaselineTable,
+    "trainer": TrainerTable,
+    "model": ModelTable,
+    "range": RangeTable,
+    "choices": ChoicesTable,
+    "objective": ObjectiveTable,
+    "budget": Budget,
+    "sampler": Sampler,
+    "pruner": Pruner,
+    "confirm": Confirm,
+    "wandb": WandbTable,
+}
+"""The tables within a file, by the last part of their place, in the order of the reference."""

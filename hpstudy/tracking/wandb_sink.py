@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpstudy.files import RUNS, finite, from_json, to_json, write_atomic
-from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, StepRecord, as_row
+from hpstudy.records import BROKEN, GLOSSARY, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunView
 from hpstudy.tracking.wandb_settings import Mode, resolve_project, study_config
@@ -25,7 +25,6 @@ from hpstudy.tracking.wandb_settings import Mode, resolve_project, study_config
 if TYPE_CHECKING:
     import wandb
 
-BROKEN = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})  # red on W&B; pruned and diverged runs are not failures
 DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 MAX_ID = 128  # characters of a W&B run id
 
@@ -232,7 +231,7 @@ class WandbSink:
         if run:
             figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
             run.summary.update({f"result/{key}": finite(v) for key, v in figures.items() if v not in (None, "")})
-            run.finish(exit_code=int(result.outcome in BROKEN))
+            run.finish(exit_code=int(result.outcome in BROKEN))  # red on W&B
             write_atomic(self._directory / run_id / DELIVERED, to_json({"mode": self._mode, "url": run.url}))
 
     def _replay(self, view: RunView) -> None:

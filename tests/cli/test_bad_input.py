@@ -47,13 +47,13 @@ STUDY_MISTAKES = {
         {"low = 0.9, high = 0.999": "low = 0.99, high = 0.9"},
         ("[search] beta2", "`low < high` must hold, but got low=0.99, high=0.9"),
     ),
-    "beta of one": ({"high = 0.999": "high = 1.0"}, ("[search] beta2", "high must lie in (0, 1), but got 1.0")),
+    "beta of one": ({"high = 0.999": "high = 1.0"}, ("[search] beta2", "high must be in (0, 1), but got 1.0")),
     "beta below zero": (
         {"micro_batch = 16": "micro_batch = 16\nbeta1 = -0.1"},
-        ("[hparams] beta1", "must lie in (0, 1), but got -0.1"),
+        ("[hparams] beta1", "must be in (0, 1), but got -0.1"),
     ),
-    "lr of zero": ({"low = 1e-4": "low = 0"}, ("[search] lr", "low must lie in (0, inf), but got 0")),
-    "lr below zero": ({"low = 1e-4": "low = -1e-4"}, ("[search] lr", "low must lie in (0, inf), but got -0.0001")),
+    "lr of zero": ({"low = 1e-4": "low = 0"}, ("[search] lr", "low must be in (0, inf), but got 0")),
+    "lr below zero": ({"low = 1e-4": "low = -1e-4"}, ("[search] lr", "low must be in (0, inf), but got -0.0001")),
     "batch that no micro-batch fits": (
         {"batch_tokens = 256": "batch_tokens = 300"},
         ("[hparams] batch_tokens", "multiple of micro_batch x context", "300", "the nearest that work: 256, 512"),

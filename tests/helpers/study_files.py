@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.errors import UserError
-from hpstudy.hparams import HParams, value_problem
+from hpstudy.hparams import RULES, HParams
 from hpstudy.study import Study, parse_study
 
 PLACE = Path("studies/x.toml")
@@ -79,7 +79,7 @@ def problems_of(content: str) -> list[str]:
 
 def illegal_values(hparams: HParams) -> list[str]:
     """What makes a training illegal: keys whose value breaks its rule, and a warm-up that ends after the decay."""
-    found = [key for key, value in asdict(hparams).items() if value_problem(key, value)]
+    found = [key for key, value in asdict(hparams).items() if RULES[key].problem(value)]
     if hparams.warmup_fraction > hparams.decay_fraction:
         found.append("warmup_fraction > decay_fraction")
     return found

@@ -11,7 +11,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
-from hpstudy.study import question_sha256
+from hpstudy.study import study_sha256
 from tests.helpers.running import Watch, curves, run_here, trials
 
 ONE = {"trials = 5": "trials = 1"}
@@ -138,7 +138,7 @@ def test_more_trials_leave_the_hash_of_a_study_as_it_was(tiny, tmp_path: Path):
     run_here(tiny(replace=TWO), tmp_path)
     assert store.read_json("environment.json") == before
     assert store.read_json("study.json")["budget.trials"] == 2
-    assert question_sha256(store.read_json("study.json")) == before["study_sha256"]
+    assert study_sha256(store.read_json("study.json")) == before["study_sha256"]
 
 
 def test_another_environment_is_refused_with_each_difference(tiny, tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import from_json, to_json
-from hpstudy.study import GROWING, Study, changed_keys, load_frozen, question_sha256, refuse_changes
+from hpstudy.study import GROWING, Study, changed_keys, load_frozen, refuse_changes, study_sha256
 from hpstudy.tracking.store import RunStore
 from tests.helpers.study_files import parse, text
 
@@ -70,8 +70,8 @@ def test_a_key_that_the_study_began_without_may_only_have_its_default() -> None:
 def test_the_hash_of_a_study_ignores_what_may_grow_and_changes_with_all_else() -> None:
     resolved = parse(text(budget__trials=8)).resolved()
     grown = parse(text(budget__trials=9, confirm__seeds=[*range(101, 107)])).resolved()
-    assert question_sha256(resolved) == question_sha256(grown) == question_sha256(dict(reversed(resolved.items())))
-    changed = {question_sha256({**resolved, key: "changed"}) for key in resolved}
+    assert study_sha256(resolved) == study_sha256(grown) == study_sha256(dict(reversed(resolved.items())))
+    changed = {study_sha256({**resolved, key: "changed"}) for key in resolved}
     assert len(changed) == len(resolved) - len(GROWING) + 1  # the growing keys leave the hash as it was
 
 
@@ -85,7 +85,7 @@ def frozen(tiny: Callable[..., Study], tmp_path: Path) -> Path:
     store = RunStore(tmp_path / "runs" / "tiny")
     store.create()
     store.freeze_study(study.path.read_text(encoding="utf-8"), study.resolved())
-    store.write_json("environment.json", {"study_sha256": question_sha256(study.resolved())})
+    store.write_json("environment.json", {"study_sha256": study_sha256(study.resolved())})
     return store.root
 
 
@@ -190,7 +190,7 @@ def test_damaged_values_are_named_and_never_taken_for_missing_ones(frozen: Path,
 def test_a_study_frozen_by_a_version_without_some_keys_loads(frozen: Path, tiny: Callable[..., Study]) -> None:
     edit_values(frozen, yes=None, confirm__speedup=None, budget__smaller_micro_batch=None, baseline__also=None)
     older = from_json((frozen / "study.json").read_bytes())
-    (frozen / "environment.json").write_text(to_json({"study_sha256": question_sha256(older)}))
+    (frozen / "environment.json").write_text(to_json({"study_sha256": study_sha256(older)}))
     assert load_frozen(frozen).resolved() == tiny().resolved()
     edit(frozen / "study.toml", "seeds = []", "seeds = []\nspeedup = true")
     assert refusal(frozen) == (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpstudy.hparams import RULES, value_problem
+from hpstudy.hparams import RULES
 from hpstudy.records import GLOSSARY
 from hpstudy.study.reference import reference_markdown
 from hpstudy.study.schema import StudyFile, Table
@@ -136,4 +136,4 @@ def test_every_example_is_toml_that_a_study_accepts(heading: str, example: str) 
 def test_every_example_of_a_hyperparameter_is_legal(key: str, cells: list[str]) -> None:
     ((name, value),) = tomllib.loads(cells[-1].strip("`")).items()
     assert name == key
-    assert value_problem(key, value) is None
+    assert RULES[key].problem(value) is None
