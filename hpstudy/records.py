@@ -201,14 +201,6 @@ def bounded_loss(loss: float | None, vocab_size: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """How fast a set of hyperparameters trains on a device, from a few timed steps."""
-
-    step_seconds: float  # median of a full-batch step, evaluation excluded
-    eval_seconds: float  # one evaluation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkFigures:
     """How fast a set of hyperparameters trains beside the device's fastest matrix product."""
 

@@ -171,14 +171,13 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
         soft_wrap=True,
     )
     batch = study.baseline.batch_tokens
-    for size, measured in cost.speeds.items():
-        speed = measured.speed
-        if speed is None:
-            console.print(f"speed    micro-batch {size}: {measured.message}", soft_wrap=True)
+    for size, timed in cost.timed.items():
+        if (step := timed.median_step) is None:
+            console.print(f"speed    micro-batch {size}: {timed.message}", soft_wrap=True)
             continue
         console.print(
-            f"speed    micro-batch {size}: {1000 * speed.step_seconds:,.1f} ms a step, "
-            f"{batch / speed.step_seconds:,.0f} tok/s; {speed.eval_seconds:.2f} s an evaluation",
+            f"speed    micro-batch {size}: {1000 * step:,.1f} ms a step, {batch / step:,.0f} tok/s; "
+            f"{timed.eval_seconds:.2f} s an evaluation",
             markup=False,
         )
     most = "up to " if cost.tokens < cost.runs * cost.run_tokens else ""

@@ -11,7 +11,6 @@ from typing import Any
 
 from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
-from hpstudy.running.cost import measure
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.running.packing import best_pack
 from hpstudy.running.pool import WorkerPool
@@ -48,11 +47,10 @@ def pack_size(study: Study, store: RunStore, pool: WorkerPool, largest: int, say
 
         def step_seconds(size: int) -> float | None:
             try:
-                speed = measure(pool.first, hparams, pool.raise_if_stopped, pack=size).speed
-            except MachineError:  # most likely the kernel killed it, out of memory
+                return pool.first.time_steps(hparams, pool.raise_if_stopped, pack=size).median_step
+            except MachineError:
                 pool.restart_first()
                 return None
-            return speed.step_seconds if speed else None
 
         size, gain = best_pack(step_seconds, largest)
         known["pack"] = size
@@ -69,10 +67,10 @@ def tokens_for(study: Study, store: RunStore, pool: WorkerPool, hparams: HParams
     known = _known(store)
     key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
     if key not in known:
-        speed = measure(pool.first, hparams, pool.raise_if_stopped).speed
-        if speed is None:
+        step_seconds = pool.first.time_steps(hparams, pool.raise_if_stopped).median_step
+        if step_seconds is None:
             return hparams.batch_tokens  # one step, whose run then shows why it failed
-        known[key] = hparams.batch_tokens / speed.step_seconds
+        known[key] = hparams.batch_tokens / step_seconds
         store.write_json(FILE, known)
     return max(1, int(seconds * known[key]) // hparams.batch_tokens) * hparams.batch_tokens
 

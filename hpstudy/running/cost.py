@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from hpstudy.errors import MachineError
-from hpstudy.hparams import HParams
-from hpstudy.running.messages import Measure, Measured, Setup
+from hpstudy.running.messages import Setup, Timed
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.running.worker import Worker
 from hpstudy.study import Choices, Study
@@ -26,7 +26,7 @@ class Cost:
     run_tokens: int  # of one full run
     tokens: int  # of all runs
     seconds: float  # of all runs on one worker; the mean over the micro-batches if they are searched
-    speeds: dict[int, Measured]  # by micro-batch
+    timed: dict[int, Timed]  # by micro-batch
     environment: dict[str, Any]
     num_params: int
 
@@ -50,14 +50,14 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
         baseline = study.baseline
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
-        speeds = {size: measure(worker, replace(baseline, micro_batch=size)) for size in sizes}
+        timed = {size: worker.time_steps(replace(baseline, micro_batch=size), evaluate=True) for size in sizes}
     finally:
         worker.stop()
-    good = [measured.speed for measured in speeds.values() if measured.speed is not None]
-    if not good:
+    steps_seconds = [step for found in timed.values() if (step := found.median_step) is not None]
+    evals_seconds = [found.eval_seconds for found in timed.values() if found.eval_seconds is not None]
+    if not steps_seconds:
         raise MachineError("no step of this study fits or runs here; lower micro_batch, or take a smaller model")
-    mean_step = sum(speed.step_seconds for speed in good) / len(good)
-    mean_eval = sum(speed.eval_seconds for speed in good) / len(good)
+    mean_step, mean_eval = mean(steps_seconds), mean(evals_seconds)
     spec = study.spec
     budget = spec.tokens or math.ceil((spec.seconds or 0.0) / mean_step) * baseline.batch_tokens
     steps = list(plan(baseline, budget=budget, unit=spec.ramp_multiple * spec.context, evals=spec.evals))
@@ -69,16 +69,7 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
         run_tokens=steps[-1].tokens,
         tokens=round(steps[-1].tokens * sum(runs)),
         seconds=sum(runs) * full_batches * mean_step + len(runs) * num_evals * mean_eval,
-        speeds=speeds,
+        timed=timed,
         environment=ready.environment,
         num_params=ready.num_params,
     )
-
-
-def measure(worker: Worker, hparams: HParams, meanwhile: Callable[[], None] = lambda: None, pack: int = 1) -> Measured:
-    """Times a few steps on an idle worker, of `pack` runs as one. Raises MachineError if the worker dies."""
-    worker.send(Measure(hparams=hparams, pack=pack))
-    report = worker.receive(meanwhile)
-    if not isinstance(report, Measured):
-        raise MachineError(f"the worker died in its timed steps: {worker.last_log_line()}")
-    return report

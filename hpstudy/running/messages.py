@@ -1,16 +1,17 @@
 """What the driver and a worker send each other: plain picklable values.
 
-The driver sends orders, the worker sends reports. Nothing here depends on where the worker runs.
+The driver sends orders, the worker sends reports. Paths are those of the driver, whose files the worker shares.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpstudy.hparams import HParams
-from hpstudy.records import BenchmarkFigures, Outcome, Run, Speed, StepRecord
+from hpstudy.records import BenchmarkFigures, Outcome, Run, StepRecord
 from hpstudy.spec import TrainerSpec
 
 
@@ -51,18 +52,13 @@ class Save:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """Order: time a few steps and an evaluation, and keep no result."""
-
-    hparams: HParams
-    pack: int = 1  # runs trained as one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSteps:
-    """Order: run a few steps, time them and measure their memory, and keep no result."""
+    """Order: run full-batch steps, time them and measure their memory, and keep no result."""
 
     hparams: HParams
+    steps: int
+    pack: int  # runs trained as one
+    evaluate: bool  # also time an evaluation of one run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,21 +122,19 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Report: the answer to Measure."""
-
-    speed: Speed | None  # None: it failed, and `message` says why
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
     """Report: the answer to TimeSteps."""
 
-    step_seconds: float | None  # the shortest, because other processes only lengthen steps; None: it failed
+    step_seconds: tuple[float, ...]  # of each step, evaluation excluded; empty if a step failed
+    eval_seconds: float | None
     peak_gib: float
     room_gib: float  # memory that the worker could use
-    message: str = ""  # why it failed
+    message: str = ""  # why a step failed
+
+    @property
+    def median_step(self) -> float | None:
+        """The median of the steps' seconds, or None if a step failed."""
+        return statistics.median(self.step_seconds) if self.step_seconds else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,5 +145,5 @@ class Benchmarked:
     message: str = ""
 
 
-Order = Setup | Train | StopDecision | Save | Measure | TimeSteps | Benchmark
-Report = Ready | Refused | Resumed | Recorded | Saved | Finished | Measured | Timed | Benchmarked
+Order = Setup | Train | StopDecision | Save | TimeSteps | Benchmark
+Report = Ready | Refused | Resumed | Recorded | Saved | Finished | Timed | Benchmarked

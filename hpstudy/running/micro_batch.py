@@ -18,12 +18,12 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.files import CACHE_REMEDY, cache_dir, write_atomic
 from hpstudy.running.capacity import trainings_per_device
-from hpstudy.running.messages import Timed, TimeSteps
 from hpstudy.running.worker import Worker
 from hpstudy.study import Study
 
 HEADROOM = 0.1  # share of the memory that stays free
 NOTICEABLE = 0.02  # a smaller difference in speed is not worth more memory
+PROBE_STEPS = 3  # timed at each size that is tried
 LEAST_TOKENS = 1024  # of one forward pass; half as many trained at 0.8 to 0.9 of the speed on one core
 DEVICE = ("device", "device_name", "memory_gib", "precision", "threads", "torch")  # speed and memory depend on these
 
@@ -66,7 +66,7 @@ def find_micro_batch(
     say: Callable[[str], None],
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Found:
-    """The answer in the cache, or one that an idle worker measures now. Says which, and why.
+    """The answer in the cache, or one that an idle worker measures now. Says which of the two, and the reason.
 
     Raises MachineError if no size runs.
     """
@@ -85,16 +85,17 @@ def find_micro_batch(
     say(f'micro_batch = "auto": timing steps at up to {", ".join(map(str, sizes))} sequences')
 
     def probe(size: int) -> Probe:
-        worker.send(TimeSteps(hparams=replace(baseline, micro_batch=size)))
-        report = worker.receive(meanwhile)
-        if not isinstance(report, Timed):  # most likely the kernel killed it, out of memory
+        try:
+            timed = worker.time_steps(replace(baseline, micro_batch=size), meanwhile, steps=PROBE_STEPS)
+        except MachineError:
             return Probe(size=size, tok_per_sec=None, message=f"its worker died, {worker.last_log_line()}")
         return Probe(
             size=size,
-            tok_per_sec=report.step_seconds and batch / report.step_seconds,
-            peak_gib=report.peak_gib,
-            room_gib=report.room_gib / at_once,
-            message=report.message,
+            # the shortest step, because other processes only lengthen steps
+            tok_per_sec=batch / min(timed.step_seconds) if timed.step_seconds else None,
+            peak_gib=timed.peak_gib,
+            room_gib=timed.room_gib / at_once,
+            message=timed.message,
         )
 
     probes = climb(sizes, probe)
@@ -138,10 +139,11 @@ def candidates(sequences: int, context: int) -> list[int]:
 
 
 def climb(sizes: Sequence[int], probe: Callable[[int], Probe]) -> list[Probe]:
-    """Probes rising sizes.
+    """Probes rising sizes. Stops
 
-    Stops before a size that would not leave the headroom, by the growth of the last two; after one that does not leave
-    it; and after two in a row that are not noticeably faster than the best before them.
+    - before a size that, by the growth of the last two, would not leave the headroom;
+    - after a size that does not leave it;
+    - after two sizes in a row that are not noticeably faster than the best before them.
     """
     probes: list[Probe] = []
     for size in sizes:

@@ -1,7 +1,6 @@
 """The driver's end of a worker: another process that trains as ordered and streams records back.
 
-Orders and reports travel over one pipe, so that something other than a local process can serve the same interface. A
-worker exits by itself when the driver is gone, because the pipe then ends.
+Orders and reports travel over one pipe. A worker exits by itself when the driver is gone, because the pipe then ends.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from typing import IO
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import cache_dir
-from hpstudy.running.messages import Order, Ready, Refused, Report, Setup
+from hpstudy.hparams import HParams
+from hpstudy.running.messages import Order, Ready, Refused, Report, Setup, Timed, TimeSteps
 
 POLL_SECONDS = 0.2  # how often a waiting driver checks its stop request
 GRACE_SECONDS = 1.0  # for a worker to end by itself
@@ -75,6 +75,25 @@ class Worker:
                 raise refusal(refused)
             case _:
                 raise MachineError(f"the worker died before it was ready: {self.last_log_line()}; try `hpstudy doctor`")
+
+    def time_steps(
+        self,
+        hparams: HParams,
+        meanwhile: Callable[[], None] = lambda: None,
+        *,
+        steps: int = 6,
+        pack: int = 1,
+        evaluate: bool = False,
+    ) -> Timed:
+        """Times full-batch steps of an idle worker, of `pack` runs as one. Raises MachineError if the worker dies."""
+        self.send(TimeSteps(hparams=hparams, steps=steps, pack=pack, evaluate=evaluate))
+        report = self.receive(meanwhile)
+        if not isinstance(report, Timed):  # most likely the kernel killed it, out of memory
+            raise MachineError(
+                f"the worker died in its timed steps: {self.last_log_line()}; lower micro_batch, or take a smaller "
+                "model"
+            )
+        return report
 
     def last_log_line(self) -> str:
         """The last line of the log."""

@@ -1,4 +1,7 @@
-"""The worker process: builds a trainer once, trains as ordered, reports every step, and writes nothing itself."""
+"""The worker process: builds a trainer once, trains as ordered, and reports every step.
+
+It writes no files but the checkpoints that the driver orders.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ import torch
 
 from hpstudy.data.corpus import load_corpus
 from hpstudy.errors import UserError
-from hpstudy.hparams import HParams
 from hpstudy.records import Outcome
 from hpstudy.running import messages
 from hpstudy.training.benchmark import benchmark
@@ -22,8 +24,6 @@ from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from hpstudy.training.device import is_out_of_memory, place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.trainer import Trainer
-
-PROBE_STEPS = 3  # timed at each micro-batch that is tried
 
 
 def serve(connection: Connection) -> None:
@@ -42,10 +42,8 @@ def serve(connection: Connection) -> None:
                 train(trainer, order, environment, connection)
             case messages.Save():
                 pass  # the run has ended
-            case messages.Measure(hparams=hparams, pack=pack):
-                connection.send(measure(trainer, hparams, pack))
-            case messages.TimeSteps(hparams=hparams):
-                connection.send(_time_steps(trainer, hparams))
+            case messages.TimeSteps() as order:
+                connection.send(time_steps(trainer, order))
             case messages.Benchmark() as order:
                 connection.send(_benchmark(trainer, order))
             case order:
@@ -150,25 +148,25 @@ def _stop_decision(connection: Connection, run_id: str, saves: list[messages.Sav
     return order.stop
 
 
-def measure(trainer: Trainer, hparams: HParams, pack: int) -> messages.Measured:
-    """Times a few steps and an evaluation."""
-    try:
-        return messages.Measured(speed=trainer.measure(hparams, pack=pack))
-    except Exception as error:
-        message = _short(error)
-    torch.cuda.empty_cache()  # here, as in `train`
-    return messages.Measured(speed=None, message=message)
-
-
-def _time_steps(trainer: Trainer, hparams: HParams) -> messages.Timed:
+def time_steps(trainer: Trainer, order: messages.TimeSteps) -> messages.Timed:
+    """Times steps and, if ordered, an evaluation."""
     trainer.placement.forget_memory()
-    seconds, message = None, ""
+    steps, evaluation, message = list[float](), None, ""
     try:
-        seconds = min(trainer.time_steps(hparams, PROBE_STEPS))
+        steps = trainer.time_steps(order.hparams, order.steps, order.pack)
+        evaluation = trainer.time_evaluation() if order.evaluate else None
     except Exception as error:
         message = "out of memory" if is_out_of_memory(error) else _short(error)
+    if message:
+        torch.cuda.empty_cache()  # here, as in `train`
     peak, room = trainer.placement.memory_gib()
-    return messages.Timed(step_seconds=seconds, peak_gib=peak, room_gib=room, message=message)
+    return messages.Timed(
+        step_seconds=() if message else tuple(steps),
+        eval_seconds=evaluation,
+        peak_gib=peak,
+        room_gib=room,
+        message=message,
+    )
 
 
 def _benchmark(trainer: Trainer, order: messages.Benchmark) -> messages.Benchmarked:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from hpstudy.data.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.hparams import HParams
-from hpstudy.records import Run, Speed, StepRecord
+from hpstudy.records import Run, StepRecord
 from hpstudy.spec import TrainerSpec
 from hpstudy.training.checkpoint import Checkpoint, TrainingState
 from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, captured
@@ -191,19 +190,12 @@ class Trainer:
             **(self._evaluation(step.eval_index) if step.eval_index else {}),
         )
 
-    def measure(self, hparams: HParams, steps: int = 6, pack: int = 1) -> Speed:
-        """Times full-batch steps (the median, after two of warm-up) and one evaluation. Keeps no result.
-
-        With `pack` > 1 it times the steps of so many runs as one; the evaluation is always of one run.
-        """
-        timed = self.time_steps(hparams, steps, pack)
-        self._evaluation(eval_index=1)  # the first one may compile
-        start = time.perf_counter()
-        self._evaluation(eval_index=1)
-        return Speed(step_seconds=statistics.median(timed), eval_seconds=time.perf_counter() - start)
+    def time_evaluation(self) -> float:
+        """Seconds of an evaluation of a single run, after one that may compile."""
+        return [float(self._evaluation(eval_index=1)["eval_seconds"]) for _ in range(2)][1]
 
     def time_steps(self, hparams: HParams, steps: int, pack: int = 1) -> list[float]:
-        """Seconds of each of `steps` full-batch steps, after two of warm-up. Keeps no result."""
+        """Seconds of each of `steps` full-batch steps, of `pack` runs as one, after two of warm-up. Keeps no result."""
         full_batch = replace(hparams, batch_ramp_fraction=0.0)
         far = 1000 * self.spec.evals * hparams.batch_tokens  # long enough that no evaluation is due
         run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)

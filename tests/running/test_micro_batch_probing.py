@@ -12,7 +12,7 @@ import pytest
 
 from hpstudy.errors import MachineError
 from hpstudy.running.cost import estimate
-from hpstudy.running.messages import Order, Setup, Timed, TimeSteps
+from hpstudy.running.messages import Order, Setup, TimeSteps
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.running.worker import Worker
 from hpstudy.study import Study
@@ -142,14 +142,10 @@ def test_memory_that_runs_out_is_reported_and_leaves_the_worker_usable(tiny, tmp
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + 2**26
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    worker.send(TimeSteps(hparams=whole))
-    report = worker.receive()
+    report = worker.time_steps(whole, steps=3)
     resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    worker.send(TimeSteps(hparams=replace(whole, batch_tokens=1024, micro_batch=64)))
-    after = worker.receive()
+    after = worker.time_steps(replace(whole, batch_tokens=1024, micro_batch=64), steps=3)
     worker.stop()
-    assert isinstance(report, Timed)
-    assert (report.step_seconds, report.message) == (None, "out of memory")
-    assert isinstance(after, Timed)
-    assert after.step_seconds is not None
+    assert (report.step_seconds, report.median_step, report.message) == ((), None, "out of memory")
+    assert len(after.step_seconds) == 3
     assert 0 < after.peak_gib < after.room_gib

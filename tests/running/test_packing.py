@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from hpstudy.hparams import GPT3, HParams
-from hpstudy.records import Outcome, Run, Speed, StepRecord
-from hpstudy.running.cost import measure
+from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Options, StopRequest
-from hpstudy.running.messages import Measured
+from hpstudy.running.messages import Timed
 from hpstudy.running.packing import best_pack, take_pack
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.replay import replay
@@ -86,12 +85,12 @@ def test_a_measured_pack_leaves_no_core_idle_and_a_stated_one_that_does_is_repor
 ):
     start, sizes = WorkerPool.start, list[int]()
 
-    def measured(*_: object, pack: int) -> Measured:
+    def time_steps(*_: object, pack: int) -> Timed:
         sizes.append(pack)
-        return Measured(speed=Speed(step_seconds=1.0, eval_seconds=1.0))
+        return Timed(step_seconds=(1.0,), eval_seconds=None, peak_gib=1.0, room_gib=2.0)
 
     monkeypatch.setattr(WorkerPool, "start", lambda pool: start(pool) | {"num_gpus": 0, "cores": 2})
-    monkeypatch.setattr("hpstudy.running.calibration.measure", measured)
+    monkeypatch.setattr(Worker, "time_steps", time_steps)
     study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more=f"pack = {pack}"), Watch()
     store = run_study(study, Options(runs=tmp_path, device="cpu", wandb="disabled"), watch, StopRequest())
     assert sizes == timed
@@ -100,12 +99,14 @@ def test_a_measured_pack_leaves_no_core_idle_and_a_stated_one_that_does_is_repor
 
 
 def test_a_pack_size_that_kills_the_worker_is_not_used_and_the_study_runs(tiny, tmp_path: Path, monkeypatch):
-    def killing(worker: Worker, hparams: HParams, meanwhile: Callable[[], None], pack: int) -> Measured:
+    time_steps = Worker.time_steps
+
+    def killing(worker: Worker, hparams: HParams, meanwhile: Callable[[], None], *, pack: int) -> Timed:
         if pack == 2:
             kill_workers()
-        return measure(worker, hparams, meanwhile, pack)
+        return time_steps(worker, hparams, meanwhile, pack=pack)
 
-    monkeypatch.setattr("hpstudy.running.calibration.measure", killing)
+    monkeypatch.setattr(Worker, "time_steps", killing)
     monkeypatch.setattr("hpstudy.running.driver.trainings_at_once", lambda *_: 1)
     study, watch = tiny(replace=RANDOM | {"trials = 5": "trials = 2"}, more='pack = "auto"'), Watch()
     store = run_here(study, tmp_path, watch=watch)

@@ -11,8 +11,9 @@ import torch
 
 from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome
-from hpstudy.running.messages import Finished, Train
-from hpstudy.running.worker_main import measure, train
+from hpstudy.running.messages import Finished, TimeSteps, Train
+from hpstudy.running.worker_main import time_steps, train
+from hpstudy.training.device import Placement, place
 from tests.helpers.training import run
 
 
@@ -23,14 +24,19 @@ class Cramped:
     def spec(self) -> None:
         raise MemoryError
 
-    def measure(self, *_: object, **__: object) -> None:
+    def time_steps(self, *_: object) -> None:
         raise MemoryError
+
+    @property
+    def placement(self) -> Placement:
+        return place("cpu", "fp32")
 
 
 def test_memory_is_freed_once_no_traceback_refers_to_it(monkeypatch: pytest.MonkeyPatch):
     handled: list[BaseException | None] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: handled.append(sys.exc_info()[1]))
-    assert measure(Cramped(), GPT3, 1).speed is None
+    timed = time_steps(Cramped(), TimeSteps(hparams=GPT3, steps=1, pack=1, evaluate=False))
+    assert (timed.step_seconds, timed.message) == ((), "out of memory")
     ours, theirs = Pipe()
     train(Cramped(), Train(runs=(run(), replace(run(), run_id="search-0001")), awaits_decision=False), {}, theirs)
     finished = ours.recv()
