@@ -107,7 +107,7 @@ def test_a_known_answer_is_used_and_a_damaged_one_is_measured_again(tiny, tmp_pa
     worker.stop()
 
     cost = estimate(study, "cpu", [1.0], tmp_path / "check.log", lines.append)
-    assert list(cost.speeds) == [found.size]
+    assert list(cost.timed) == [found.size]
 
 
 def size_in(note: str) -> int:

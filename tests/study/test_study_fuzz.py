@@ -125,6 +125,7 @@ def problems_of(path: Path, content: bytes) -> list[str]:
 @given(mutations())
 def test_a_changed_study_is_valid_or_its_key_is_named(tmp_path: Path, mutation: tuple[Tables, tuple[str, ...]]) -> None:
     data, words = mutation
+    words = UserError(words).problems  # as a message shows them
     problems = problems_of(tmp_path / "x.toml", rendered(data).encode())
     assert all(PLACED.match(problem) for problem in problems), problems
     assert not problems or any(word in problem for problem in problems for word in words), problems
