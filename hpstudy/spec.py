@@ -46,13 +46,18 @@ class TrainerSpec:
     tokenizer: str  # "gpt2", "gpt2:N", "bytes"
     context: int  # tokens in one sequence
     tokens: int | None  # budget of one run in tokens; None when `seconds` is given
-    seconds: float | None  # budget of one run in seconds, turned into tokens before step 1
+    seconds: float | None = None  # budget of one run in seconds, turned into tokens before step 1
     evals: int  # evaluations of one run, equally spaced in tokens
     val_tokens: int  # validation tokens, the same for every run
-    seed: int  # of initialisation and data order in the search phase
-    threads: int  # CPU threads of one training
-    precision: PrecisionChoice
-    ramp_multiple: int  # sequences; batches of a ramp are multiples of it, so that every micro-batch divides them
+    seed: int = 0  # of initialisation and data order in the search phase
+    threads: int = 1  # CPU threads of one training
+    precision: PrecisionChoice = "auto"
+    ramp_multiple: int = 1  # sequences; the batches of a ramp are multiples of it
+
+    @property
+    def ramp_unit(self) -> int:
+        """Tokens of which the batches of a ramp are multiples."""
+        return self.ramp_multiple * self.context
 
 
 def flops_per_token(model: ModelShape, tokenizer: str, context: int) -> int:

@@ -33,13 +33,8 @@ PROBE = TrainerSpec(
     tokenizer="bytes",
     context=64,
     tokens=4096,
-    seconds=None,
     evals=1,
     val_tokens=4096,
-    seed=0,
-    threads=1,
-    precision="auto",
-    ramp_multiple=1,
 )
 """A tiny training. Building it exercises tokenizer, corpus, device and worker."""
 

@@ -180,14 +180,9 @@ def recorded_outcome(run: Run, recorded: list[StepRecord], vocab_size: int, eval
 
     The records do not show whether a run was pruned.
     """
-    watch = DivergenceWatch(vocab_size)
-    for record in recorded:
-        if watch.diverged(
-            loss=record.loss,
-            grad_norm=record.grad_norm,
-            warming_up=record.tokens <= run.hparams.warmup_fraction * run.tokens,
-        ):
-            return Outcome.DIVERGED
+    watch = DivergenceWatch(run, vocab_size)
+    if any(map(watch.diverged, recorded)):
+        return Outcome.DIVERGED
     return Outcome.COMPLETE if recorded and recorded[-1].eval_index == evals else None
 
 

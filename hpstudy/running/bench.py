@@ -39,13 +39,9 @@ class BenchSetting:
             tokenizer=self.tokenizer,
             context=self.context,
             tokens=10**15,
-            seconds=None,
             evals=1,
             val_tokens=self.context,
-            seed=0,
             threads=threads,
-            precision="auto",
-            ramp_multiple=1,
         )
 
     def hparams(self, kind: str) -> HParams:

@@ -60,7 +60,7 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
     mean_step, mean_eval = mean(steps_seconds), mean(evals_seconds)
     spec = study.spec
     budget = spec.tokens or math.ceil((spec.seconds or 0.0) / mean_step) * baseline.batch_tokens
-    steps = list(plan(baseline, budget=budget, unit=spec.ramp_multiple * spec.context, evals=spec.evals))
+    steps = list(plan(baseline, budget=budget, unit=spec.ramp_unit, evals=spec.evals))
     full_batches = steps[-1].tokens / baseline.batch_tokens  # smaller batches of a ramp cost in proportion
     num_evals = sum(step.eval_index is not None for step in steps)
     return Cost(

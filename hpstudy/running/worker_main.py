@@ -86,10 +86,9 @@ def _stream(
     runs, saves = order.runs, list[messages.Save]()
     identity = fingerprint(trainer.spec, runs[0], environment)
     checkpoint = _checkpoint(order, identity, connection) if order.checkpoint else None
-    watches = {run.run_id: DivergenceWatch(trainer.vocab_size) for run in runs}
+    watches = {run.run_id: DivergenceWatch(run, trainer.vocab_size) for run in runs}
     if checkpoint:
         watches[runs[0].run_id].bad_steps = checkpoint.bad_steps
-    warmup_tokens = {run.run_id: run.hparams.warmup_fraction * run.tokens for run in runs}
     for run_id, record in trainer.train(runs, ended, checkpoint, packed=order.packed):
         # report the step, and wait for the pruner if the order says so
         connection.send(messages.Recorded(run_id=run_id, record=record))
@@ -97,9 +96,8 @@ def _stream(
         stop = awaited and _stop_decision(connection, run_id, saves)
 
         # stop what has diverged or is pruned
-        warming_up = record.tokens <= warmup_tokens[run_id]
         watch = watches[run_id]
-        diverged = watch.diverged(loss=record.loss, grad_norm=record.grad_norm, warming_up=warming_up)
+        diverged = watch.diverged(record)
         if diverged or stop:
             ended.add(run_id)
             outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED

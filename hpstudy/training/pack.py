@@ -7,10 +7,8 @@ Shapes: K runs, S numbers in the flat buffer of one run, B sequences, T tokens.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Container, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from hpstudy.spec import TrainerSpec
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import CLIP_EPS, Clipping, FlatParameters, norm, share_lost_to_bf16
-from hpstudy.training.schedule import plan
+from hpstudy.training.schedule import Evaluation, plan
 
 ValBatches = Sequence[tuple[Tensor, Tensor]]
 
@@ -66,8 +64,7 @@ class Pack:
         self._mean_KS.zero_()
         self._square_KS.zero_()
         samplers = {run.seed: WindowSampler(self._corpus, spec.context, run.seed) for run in runs}
-        unit = spec.ramp_multiple * spec.context
-        plans = (plan(run.hparams, budget=run.tokens, unit=unit, evals=spec.evals) for run in runs)
+        plans = (plan(run.hparams, budget=run.tokens, unit=spec.ramp_unit, evals=spec.evals) for run in runs)
         rows = _Rows(runs, self._placement.device)
         for steps in zip(*plans, strict=True):
             if all(run.run_id in stopped for run in runs):
@@ -79,7 +76,7 @@ class Pack:
                 torch.stack([torch.from_numpy(windows[run.seed][part]) for run in runs]).to(self._placement.device)
                 for part in (0, 1)
             )
-            micro_batch = math.gcd(runs[0].hparams.micro_batch, count)  # as in Trainer
+            micro_batch = step.micro_batch(runs[0].hparams, spec.context)
             loss_K = self._accumulate_gradients(x_KBT, y_KBT, micro_batch)
             clipping = self._clip_(rows)
             self._before_KS.copy_(self._weights_KS)
@@ -87,29 +84,11 @@ class Pack:
             ratio_K = norm(self._weights_KS - self._before_KS) / norm(self._before_KS)
             figures = torch.stack([loss_K, clipping.norm, clipping.clipped, ratio_K], dim=1).tolist()
             seconds = time.perf_counter() - start
-            evaluations = self._evaluations(step.eval_index) if step.eval_index else [{} for _ in runs]
-            for run, own, (loss, grad_norm, clipped, ratio), evaluation in zip(
-                runs, steps, figures, evaluations, strict=True
-            ):
+            evaluations = self._evaluations() if step.eval_index else [None for _ in runs]
+            for run, own, figure, evaluation in zip(runs, steps, figures, evaluations, strict=True):
                 if run.run_id not in stopped:
-                    yield (
-                        run.run_id,
-                        StepRecord(
-                            step=own.step,
-                            tokens=own.tokens,
-                            loss=loss,
-                            grad_norm=grad_norm,
-                            clipped=bool(clipped),
-                            lr=own.lr,
-                            update_to_weight=ratio,
-                            batch_tokens=own.batch_tokens,
-                            micro_batch=micro_batch,
-                            accumulation=count // micro_batch,
-                            step_seconds=seconds,
-                            tok_per_sec=own.batch_tokens / seconds,
-                            **evaluation,
-                        ),
-                    )
+                    size = {"micro_batch": micro_batch, "context": spec.context}
+                    yield run.run_id, own.record(figure, seconds, **size, evaluation=evaluation)
 
     def _accumulate_gradients(self, x_KBT: Tensor, y_KBT: Tensor, micro_batch: int) -> Tensor:
         """The mean loss of each run over its whole batch, [K], with the gradients in the buffer."""
@@ -151,7 +130,7 @@ class Pack:
         self._weights_KS.sub_((self._mean_KS / denominator_KS).mul_(step_size))
 
     @torch.no_grad()
-    def _evaluations(self, eval_index: int) -> list[dict[str, Any]]:
+    def _evaluations(self) -> list[Evaluation]:
         start = time.perf_counter()
         num_runs, count = len(self._weights_KS), 0
         total_K = torch.zeros(num_runs, dtype=torch.float64, device=self._placement.device)
@@ -165,10 +144,7 @@ class Pack:
         )
         figures = torch.stack([total_K / count, lost_K.double()], dim=1).tolist()
         seconds = time.perf_counter() - start
-        return [
-            {"val_loss": val_loss, "eval_index": eval_index, "eval_seconds": seconds, "bf16_lost": bf16_lost}
-            for val_loss, bf16_lost in figures
-        ]
+        return [Evaluation(val_loss=loss, bf16_lost=lost, seconds=seconds) for loss, lost in figures]
 
 
 class _Rows:

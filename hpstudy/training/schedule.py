@@ -8,10 +8,20 @@ floor + (1 - floor) * (1 + cos(pi * (it - warmup_steps) / (decay_steps - warmup_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hpstudy.hparams import HParams
+from hpstudy.records import StepRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation measured."""
+
+    val_loss: float  # nats
+    bf16_lost: float  # share of the last step's non-zero updates that bf16 weights would round away
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +38,34 @@ class StepPlan:
     def tokens(self) -> int:
         """Tokens seen after the step."""
         return self.tokens_before + self.batch_tokens
+
+    def micro_batch(self, hparams: HParams, context: int) -> int:
+        """Sequences in one forward pass: the smaller batches of a ramp may not divide by the full micro-batch."""
+        return math.gcd(hparams.micro_batch, self.batch_tokens // context)
+
+    def record(
+        self, figures: Sequence[float], seconds: float, *, micro_batch: int, context: int, evaluation: Evaluation | None
+    ) -> StepRecord:
+        """What the step measured. `figures`: loss, gradient norm, whether clipped, ||update|| / ||weights||."""
+        loss, grad_norm, clipped, update_to_weight = figures
+        return StepRecord(
+            step=self.step,
+            tokens=self.tokens,
+            loss=loss,
+            grad_norm=grad_norm,
+            clipped=bool(clipped),
+            lr=self.lr,
+            update_to_weight=update_to_weight,
+            batch_tokens=self.batch_tokens,
+            micro_batch=micro_batch,
+            accumulation=self.batch_tokens // (micro_batch * context),
+            step_seconds=seconds,
+            tok_per_sec=self.batch_tokens / seconds,
+            eval_index=self.eval_index,
+            val_loss=evaluation.val_loss if evaluation else None,
+            eval_seconds=evaluation.seconds if evaluation else None,
+            bf16_lost=evaluation.bf16_lost if evaluation else None,
+        )
 
 
 def learning_rate(hparams: HParams, tokens_before: int, batch_tokens: int, budget: int) -> float:
@@ -49,7 +87,7 @@ def learning_rate(hparams: HParams, tokens_before: int, batch_tokens: int, budge
 def ramped_batch(hparams: HParams, tokens_before: int, budget: int, unit: int) -> int:
     """Tokens of the step that starts at `tokens_before`: linear from batch_ramp_start to the full batch.
 
-    Rounded down to a multiple of `unit` tokens, which every micro-batch divides, and at least one unit.
+    Rounded down to a multiple of `unit` tokens, and at least one unit.
     """
     ramp = hparams.batch_ramp_fraction * budget
     if tokens_before >= ramp:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
 from hpstudy.training.pack import Pack
-from hpstudy.training.schedule import StepPlan, plan
+from hpstudy.training.schedule import Evaluation, StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
 
@@ -140,7 +138,7 @@ class Trainer:
 
         # data and schedule are functions of the step alone
         sampler = WindowSampler(self._corpus, spec.context, run.seed)
-        steps = plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals)
+        steps = plan(hparams, budget=run.tokens, unit=spec.ramp_unit, evals=spec.evals)
         unread = self._unread
         unread.clear()
         self._catching_up = False
@@ -149,7 +147,7 @@ class Trainer:
             reading = Reading(self._flat.weights.device)
 
             # accumulate gradients over the micro-batches
-            loss = self._accumulate_gradients(sampler, step, self._micro_batch(hparams, step))
+            loss = self._accumulate_gradients(sampler, step, step.micro_batch(hparams, spec.context))
 
             # clip by the norm, then update
             clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
@@ -166,33 +164,20 @@ class Trainer:
             while len(unread) > (0 if step.eval_index or self._catching_up else self._steps_ahead):
                 yield self._record(hparams, *unread.popleft())
 
-    def _micro_batch(self, hparams: HParams, step: StepPlan) -> int:
-        """Sequences in one forward pass. The smaller batches of a ramp may not divide by the full micro-batch."""
-        return math.gcd(hparams.micro_batch, step.batch_tokens // self.spec.context)
-
     def _record(self, hparams: HParams, step: StepPlan, reading: Reading) -> StepRecord:
         """What a step measured. Reading it is the only synchronisation of a step without an evaluation."""
-        (loss, grad_norm, clipped, ratio), seconds = reading.read()
-        micro_batch = self._micro_batch(hparams, step)
-        return StepRecord(
-            step=step.step,
-            tokens=step.tokens,
-            loss=loss,
-            grad_norm=grad_norm,
-            clipped=bool(clipped),
-            lr=step.lr,
-            update_to_weight=ratio,
-            batch_tokens=step.batch_tokens,
-            micro_batch=micro_batch,
-            accumulation=step.batch_tokens // (micro_batch * self.spec.context),
-            step_seconds=seconds,
-            tok_per_sec=step.batch_tokens / seconds,
-            **(self._evaluation(step.eval_index) if step.eval_index else {}),
+        figures, seconds = reading.read()
+        return step.record(
+            figures,
+            seconds,
+            micro_batch=step.micro_batch(hparams, self.spec.context),
+            context=self.spec.context,
+            evaluation=self._evaluation() if step.eval_index else None,
         )
 
     def time_evaluation(self) -> float:
         """Seconds of an evaluation of a single run, after one that may compile."""
-        return [float(self._evaluation(eval_index=1)["eval_seconds"]) for _ in range(2)][1]
+        return [self._evaluation().seconds for _ in range(2)][1]
 
     def time_steps(self, hparams: HParams, steps: int, pack: int = 1) -> list[float]:
         """Seconds of each of `steps` full-batch steps, of `pack` runs as one, after two of warm-up. Keeps no result."""
@@ -236,7 +221,7 @@ class Trainer:
         return self._graph[1]
 
     @torch.no_grad()
-    def _evaluation(self, eval_index: int) -> dict[str, Any]:
+    def _evaluation(self) -> Evaluation:
         start = time.perf_counter()
         lost = share_lost_to_bf16(self._before, self._flat.weights)
         total = torch.zeros((), dtype=torch.float64, device=self.placement.device)
@@ -246,12 +231,7 @@ class Trainer:
                 total += self._model(x_BT, y_BT).double() * y_BT.numel()
             count += y_BT.numel()
         val_loss, bf16_lost = torch.stack([total / count, lost.double()]).tolist()
-        return {
-            "val_loss": val_loss,
-            "eval_index": eval_index,
-            "eval_seconds": time.perf_counter() - start,
-            "bf16_lost": bf16_lost,
-        }
+        return Evaluation(val_loss=val_loss, bf16_lost=bf16_lost, seconds=time.perf_counter() - start)
 
     def _to_device(self, windows: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(windows)
