@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code of each kind of failure."""
+"""The failures that users see as messages, with their exit codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class UserError(HpstudyError):
 
 
 class MachineError(HpstudyError):
-    """The machine failed. Nothing recorded is lost, and the message ends with how to go on."""
+    """The machine failed. Nothing recorded is lost, and the message ends with what to do next."""
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -15,8 +15,8 @@ from hpstudy.errors import MachineError
 
 RUNS = Path("runs")  # the default folder of run stores
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-STORE_REMEDY = "what was recorded before is safe: free some space and run the same command again"
-CACHE_REMEDY = "point HPSTUDY_CACHE at a folder with space"
+STORE_REMEDY = "what was recorded before is safe; put this right and run the same command again"
+CACHE_REMEDY = "point HPSTUDY_CACHE at a folder that can be written"
 
 T = TypeVar("T")
 _JSON = json.JSONEncoder(allow_nan=False)  # built once: encoding a step then takes microseconds

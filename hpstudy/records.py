@@ -31,7 +31,7 @@ LOST = BROKEN | {Outcome.DIVERGED}  # has no loss of its own, and was not stoppe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training: one set of hyperparameters, one seed, one token budget."""
+    """One training: one set of hyperparameters, one seed, one budget of tokens."""
 
     run_id: str  # the name of its folder: search-0007, baseline-s101, confirm-0007-s101
     phase: Phase
@@ -166,14 +166,15 @@ def from_row(row: dict[str, Any]) -> StepRecord:
 
 
 def step_differences(before: StepRecord, again: StepRecord) -> str:
-    """How a step trained again differs from its record, to the last bit; empty if it does not. Times are left out.
+    """How a step trained again differs from its record, to the last bit; empty if it does not.
 
-    For humans: "train/loss 3.25 where 3.125 was recorded".
+    For humans: "train/loss 3.25 where 3.125 was recorded". Times are left out, and so are metrics that the version
+    which wrote the record did not have.
     """
     old, new = as_row(before), as_row(again)
     return ", ".join(
         f"{name} {new.get(name)} where {old.get(name)} was recorded"
-        for name in old | new
+        for name in dict.fromkeys([*old, "val/loss"])
         if name not in TIMES and repr(old.get(name)) != repr(new.get(name))  # repr: NaN equals NaN
     )
 

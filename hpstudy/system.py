@@ -1,4 +1,4 @@
-"""Main memory: what this process has used, what it may use, and how often the kernel killed for want of it."""
+"""Main memory: what this process has used and may use, and how often the kernel killed because it ran out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def installed_gib() -> float:
 
 
 def oom_kills(pid: int) -> int:
-    """How often the kernel has killed a process of this control group for want of memory; 0 if it does not say."""
+    """How often the kernel has killed a process of this control group because memory ran out; 0 if it does not say."""
     for version, folder in _cgroups(str(pid)):
         counter = folder / ("memory.oom_control" if version == 1 else "memory.events")
         with contextlib.suppress(OSError):

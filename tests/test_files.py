@@ -74,7 +74,7 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_part(tmp_path: Path)
     with full_disk(10), pytest.raises(MachineError) as caught:
         write_atomic(path, "new" * 1000)
     assert str(caught.value) == (
-        f"{path}: cannot be written (File too large); what was recorded before is safe: free some space and run the "
+        f"{path}: cannot be written (File too large); what was recorded before is safe; put this right and run the "
         "same command again"
     )
     assert path.read_text() == "old"
@@ -87,7 +87,7 @@ def test_an_error_of_writing_ends_with_the_remedy_of_the_caller(tmp_path: Path) 
     with pytest.raises(MachineError) as caught:
         write_atomic(folder, "new", remedy=CACHE_REMEDY)
     assert str(caught.value) == (
-        f"{folder}: cannot be written (Is a directory); point HPSTUDY_CACHE at a folder with space"
+        f"{folder}: cannot be written (Is a directory); point HPSTUDY_CACHE at a folder that can be written"
     )
     with pytest.raises(MachineError, match=rf"^{folder}: cannot be written \(Is a directory\); {STORE_REMEDY}$"):
         write_atomic(folder, "new")

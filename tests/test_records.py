@@ -156,3 +156,8 @@ def test_differences_of_the_last_bit_and_of_missing_values_are_named() -> None:
 )
 def test_no_loss_counts_as_worse_than_a_uniform_guess(loss: float | None, bounded: float) -> None:
     assert bounded_loss(loss, 256) == bounded
+
+
+def test_a_metric_that_the_record_lacks_is_not_compared() -> None:
+    assert step_differences(replace(record(1, evaluated=True), bf16_lost=None), record(1, evaluated=True)) == ""
+    assert step_differences(record(1, evaluated=True), replace(record(1, evaluated=True), bf16_lost=0.5)) == ""

@@ -37,7 +37,7 @@ def export(frames: StudyFrames, directory: Path, fmt: Format) -> list[Path]:
                 pq.write_table(_arrow(frame, columns), part, compression="zstd")
             part.replace(path)
     except OSError as error:
-        raise MachineError(f"{directory}: cannot be written: {error}; free some space and export again") from error
+        raise MachineError(f"{directory}: cannot be written: {error}; put this right and export again") from error
     return paths
 
 

@@ -55,18 +55,18 @@ def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
     """
     study, margin, design = fresh.study, fresh.study.confirm.margin, fresh.study.confirm.design
     both = {} if fresh.unfinished else {name: fresh.sides(name) for name in fresh.candidates}
-    judged = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
-    tests = [stats.difference(*pair, design=design, margin=margin) for pair in judged.values()]
+    tested = {name: pair for name, pair in both.items() if min(map(len, pair)) >= 2}
+    tests = [stats.difference(*pair, design=design, margin=margin) for pair in tested.values()]
     ps = zip(stats.holm([d.p for d in tests]), stats.holm([d.p_equivalent for d in tests]), strict=True)
     contrasts = [
-        _contrast(fresh, name, test, p=float(p), p_equivalent=float(q), comparisons=len(judged))
-        for name, test, (p, q) in zip(judged, tests, ps, strict=True)
+        _contrast(fresh, name, test, p=float(p), p_equivalent=float(q), comparisons=len(tested))
+        for name, test, (p, q) in zip(tested, tests, ps, strict=True)
     ]
     if SPEED in study.metrics:
-        speeds = _relatives(fresh, judged, fresh.speeds)
+        speeds = _relatives(fresh, tested, fresh.speeds)
         contrasts = [replace(c, speed=speeds.get(c.candidate)) for c in contrasts]
     if contrasts and study.space and study.space.keys() <= CLIPPING:
-        updates = _relatives(fresh, judged, fresh.updates)
+        updates = _relatives(fresh, tested, fresh.updates)
         contrasts = [replace(c, updates=updates.get(c.candidate)) for c in contrasts]
     contrasts.sort(key=lambda c: _rank(c, study))
     reply, addition, measured = _reply(contrasts, study), _addition(fresh, contrasts), noise(fresh)

@@ -25,10 +25,10 @@ def sentences(
 ) -> list[str]:
     """The headline about the first contrast, beginning with the reply, then what a reader must know besides."""
     study = fresh.study
-    judged = {c.candidate for c in contrasts}
-    unjudged = [name for name in fresh.candidates if name not in judged]
+    tested = {c.candidate for c in contrasts}
+    untested = [name for name in fresh.candidates if name not in tested]
     if not contrasts:
-        return [_no_verdict(fresh, noise, unjudged)]
+        return [_no_verdict(fresh, noise, untested)]
     first, *others = contrasts
     headline = _headline(first, study, len(contrasts))
     parts = [f"{reply.capitalize()}: {headline}" if reply in ("yes", "no") else headline]
@@ -45,14 +45,14 @@ def sentences(
     if addition:
         parts.append(_added(addition))
     if sum(not c.is_tuned_lr for c in contrasts) > study.confirm.top:
-        parts.append("The search was extended after its winner was confirmed: the winners of both times are judged.")
+        parts.append("The search was extended after its winner was confirmed: the winners of both times are tested.")
     if selections > 1:
         parts.append(
             f"This is selection {selections} of seeds and candidates: each one before it had its own chance of 5% to "
             "err, which no adjustment takes back."
         )
-    if unjudged:
-        parts.append(f"Not judged, for want of two seeds: {', '.join(unjudged)}.")
+    if untested:
+        parts.append(f"Not tested, because fewer than two seeds measured both sides: {', '.join(untested)}.")
     if diverged := sorted({run for c in contrasts for run in c.diverged}):
         guess = bounded_loss(None, study.vocab_size)
         parts.append(f"Diverged, and counted as a uniform guess of {guess:.2f} nats: {', '.join(diverged)}.")
@@ -61,7 +61,7 @@ def sentences(
     return parts
 
 
-def _no_verdict(fresh: FreshRuns, noise: Noise | None, unjudged: Sequence[str]) -> str:
+def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) -> str:
     study, runs, missing = fresh.study, fresh.table, fresh.unfinished
     resume = f"`hpstudy run {study.name}` resumes the study"
     if len(study.confirm.seeds) < 2:
@@ -69,7 +69,7 @@ def _no_verdict(fresh: FreshRuns, noise: Noise | None, unjudged: Sequence[str]) 
     if not study.space and noise:
         se, mean = noise.sd / math.sqrt(noise.n), fresh.complete_losses(BASELINE).mean()
         return (
-            f"Nothing is searched, so there is nothing to judge: the val loss of {_opponent(study)} is "
+            f"Nothing is searched, so there is nothing to test: the val loss of {_opponent(study)} is "
             f"{mean:.{decimals(se)}f} ± {se:.{decimals(se)}f} nats (mean and standard error, {noise.n} seeds)."
         )
     if not study.space:
@@ -77,8 +77,8 @@ def _no_verdict(fresh: FreshRuns, noise: Noise | None, unjudged: Sequence[str]) 
     if missing:
         how_many = f"{len(missing)} runs on fresh seeds have" if len(missing) > 1 else "one run on a fresh seed has"
         return f"No verdict yet: {how_many} not ended, {_few(missing)}; {resume}."
-    if unjudged:
-        outcomes = runs[runs["candidate"].isin([BASELINE, *unjudged]) & runs["loss"].isna()]
+    if untested:
+        outcomes = runs[runs["candidate"].isin([BASELINE, *untested]) & runs["loss"].isna()]
         failed = [f"{run} ({outcome})" for run, outcome in outcomes[["run", "outcome"]].values]
         return f"No verdict: fewer than two seeds measured both sides; these have no loss: {_few(failed)}."
     if len(runs):

@@ -75,7 +75,7 @@ def doctor(runs: Path, device: str) -> None:
             missing.append(check.what)
     out().print(table)
     if missing:
-        raise MachineError(f"missing here: {', '.join(missing)}")
+        raise MachineError(f"missing here: {', '.join(missing)}; the lines above say what each needs")
 
 
 def _checks(runs: Path, device: str) -> Iterator[Check]:

@@ -24,8 +24,7 @@ CHECKPOINT_SHARE = 0.02  # of a run's time that its checkpoints may take
 class ActiveRun:
     """One run between its worker and the sinks: first the run store, then W&B and the live view.
 
-    A run of a pack (`alone` is False) repeats to rounding only, so it always starts again from step 1 and writes no
-    checkpoints.
+    Packs write no checkpoints, so a run with pack arithmetic (`packed`) always starts again from step 1.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class ActiveRun:
         clock: AwakeClock,
         deaths: int,
         furthest: int,
-        alone: bool,
+        packed: bool,
         checkpoint_seconds: float,
     ) -> None:
         self.header = header
@@ -55,14 +54,14 @@ class ActiveRun:
         self._summary = RunSummary()
         folder = store.folder(self.run.run_id)
         self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
-        self._alone, self._checkpoint_seconds = alone, checkpoint_seconds
+        self._packed, self._checkpoint_seconds = packed, checkpoint_seconds
         self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
         self._warned = False
 
     def begin(self) -> None:
         """Opens the run in all sinks. The intact steps of earlier attempts pass through W&B and the view again."""
-        self._writer = self._store.begin(self.header, anew=not self._alone)
-        if not self._alone:
+        self._writer = self._store.begin(self.header, fresh=self._packed)
+        if self._packed:
             self._checkpoint.unlink(missing_ok=True)
         self._wandb.begin(self.header)
         self._progress.start(self.run)
@@ -106,10 +105,10 @@ class ActiveRun:
         self._last_report += silent
         return silent
 
-    def wants_checkpoint(self, *, now: bool = False) -> bool:
-        """Whether to order a checkpoint: once per interval, or `now`. Call it only to order one."""
+    def begin_save(self, *, now: bool = False) -> bool:
+        """Whether a checkpoint is due, once per interval or `now`. If so, the caller must order it."""
         due = now or time.monotonic() - self._last_order >= self._checkpoint_seconds
-        if not self._alone or self.saving or not due:
+        if self._packed or self.saving or not due:
             return False
         self._last_order, self.saving = time.monotonic(), True
         return True
@@ -146,7 +145,7 @@ class ActiveRun:
         """Leaves the run unfinished and without steps or checkpoint, to be trained as `run` from step 1."""
         self.abandon()
         self._remove_checkpoints()
-        self._store.begin(replace(self.header, run=run), anew=True).close()
+        self._store.begin(replace(self.header, run=run), fresh=True).close()
 
     def _remove_checkpoints(self) -> None:
         for path in (self._checkpoint, self.part):
@@ -157,12 +156,13 @@ class ActiveRun:
 def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHeader:
     """The header of a run that begins now, or the one that it began with.
 
-    Raises MachineError if the run began with other hyperparameters; only its micro-batch may have become smaller.
+    Raises MachineError if the run began with other hyperparameters. Its micro-batch may differ: it changes no loss, and
+    becomes smaller when memory runs out.
     """
     known = store.header(run.run_id)
     if known and replace(known.run.hparams, micro_batch=run.hparams.micro_batch) != run.hparams:
         raise MachineError(
-            f"{store.folder(run.run_id)}: began with {known.run.hparams}, and is now to have {run.hparams}; "
+            f"{store.folder(run.run_id)}: began with {known.run.hparams}, but now has {run.hparams}; "
             "remove the folder to train the run again from step 1"
         )
     return known or RunHeader(

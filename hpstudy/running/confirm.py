@@ -52,7 +52,7 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     if before is not None and before.candidates != now.candidates:
         say(
             f"confirm: after {now.trials} trials the choice is {_named(now)}, after {before.trials} it was "
-            f"{_named(before)}; all are confirmed, and the verdict is adjusted for all"
+            f"{_named(before)}; all are confirmed, and Holm's adjustment covers all"
         )
     return selections
 

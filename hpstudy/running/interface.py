@@ -46,7 +46,7 @@ class Interrupted(HpstudyError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Where and how a study runs. Only `trials` changes results: it may extend the search."""
+    """Where and how a study runs. `trials` may extend the search, and `device` may decide the precision."""
 
     runs: Path
     device: str

@@ -97,8 +97,8 @@ class WorkerPool:
     def set_pack(self, size: int) -> None:
         """Lets up to `size` runs train as one.
 
-        With a size above 1, a single run trains as a pack of one too: which runs wait together depends on timing, and
-        the last bits of a pack differ from those of a run alone, but not from those of another pack.
+        With a size above 1, a single run trains as a pack of one too. Timing decides which runs share a pack, and pack
+        arithmetic for all keeps the results independent of that.
         """
         self._pack, self._packed = size, size > 1
 
@@ -152,8 +152,7 @@ class WorkerPool:
                 self._waiting.append(run)
                 continue
             for record in self._store.view(run.run_id).records():
-                if record.evaluated:
-                    queue.on_eval(run, record)  # in case the journal lost it
+                queue.on_step(run, record)  # in case the journal lost it
             queue.on_result(run, result)
         return bool(self._waiting)
 
@@ -165,8 +164,7 @@ class WorkerPool:
         for run in runs:
             active = self._activate(run, deaths, furthest)
             for record in active.recorded:
-                if record.evaluated:
-                    queue.on_eval(active.run, record)
+                queue.on_step(active.run, record)
             if (outcome := self._recorded_outcome(active, queue)) is not None:
                 queue.on_result(active.run, active.finish(outcome, ""))
             else:
@@ -197,14 +195,14 @@ class WorkerPool:
             clock=self._clock,
             deaths=deaths,
             furthest=furthest,
-            alone=not self._packed,
+            packed=self._packed,
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
         active.begin()
         return active
 
     def _recorded_outcome(self, active: ActiveRun, queue: RunQueue) -> Outcome | None:
-        """How a run ended whose records are complete but whose result was not written; None if it goes on."""
+        """How a run ended whose last record was written but not its result; None if it has not ended."""
         evals = self._study.spec.evals
         outcome = recorded_outcome(active.run, active.recorded, self._study.vocab_size, evals)
         last = active.recorded[-1] if active.recorded else None
@@ -251,10 +249,9 @@ class WorkerPool:
                 active = runs[run_id]
                 active.record(record)
                 self._longest_gap = max(self._longest_gap, silent)
-                if record.evaluated:
-                    queue.on_eval(active.run, record)
-                    if queue.awaits_decision and record.eval_index != self._study.spec.evals:
-                        worker.send(StopDecision(run_id=run_id, stop=queue.should_stop(active.run, record)))
+                queue.on_step(active.run, record)
+                if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
+                    worker.send(StopDecision(run_id=run_id, stop=queue.should_stop(active.run, record)))
             case Saved(run_id=run_id, seconds=seconds, problem=problem):
                 runs[run_id].on_saved(seconds, problem)
             case Finished(run_ids=run_ids, outcome=outcome, message=message):
@@ -313,7 +310,9 @@ class WorkerPool:
         was_ready = dead in self._ready
         self._early_deaths += not was_ready
         if self._early_deaths == ATTEMPTS:
-            raise MachineError(f"{cause} before it was ready, {ATTEMPTS} times in a row: {dead.last_log_line()}")
+            raise MachineError(
+                f"{cause} before it was ready, {ATTEMPTS} times in a row: {dead.last_log_line()}; try `hpstudy doctor`"
+            )
         index = self._workers.index(dead)
         worker = self._workers[index] = self._start_worker(index)
         runs = self._active.pop(dead, {})
@@ -324,7 +323,7 @@ class WorkerPool:
         if was_ready and code == -9 and kills > before:
             self._active[worker] = runs
             size = next(iter(runs.values())).run.hparams.micro_batch
-            message = f"the kernel killed the worker for want of memory, at micro_batch {size}"
+            message = f"the kernel killed the worker because memory ran out, at micro_batch {size}"
             self._end(worker, list(runs.values()), Outcome.OUT_OF_MEMORY, message, queue)
         elif deaths < ATTEMPTS:
             self._progress.say(f"{', '.join(runs)}: {cause}; {'it starts' if len(runs) == 1 else 'they start'} again")
@@ -341,7 +340,7 @@ class WorkerPool:
     def _order_checkpoints(self, *, now: bool = False) -> None:
         for worker, runs in self._active.items():
             for run_id, active in runs.items():
-                if active.wants_checkpoint(now=now):
+                if active.begin_save(now=now):
                     worker.send(Save(run_id=run_id, path=active.part))
 
     def _save_all(self, queue: RunQueue) -> None:
@@ -357,10 +356,9 @@ class WorkerPool:
                 match report:
                     case Recorded(run_id=run_id, record=record):
                         runs[run_id].record(record)
-                        if record.evaluated:
-                            queue.on_eval(runs[run_id].run, record)
-                            if queue.awaits_decision:  # the next session decides, so no checkpoint will come
-                                missing.discard(run_id)
+                        queue.on_step(runs[run_id].run, record)
+                        if record.evaluated and queue.awaits_decision:  # the next session decides: no checkpoint comes
+                            missing.discard(run_id)
                     case Saved(run_id=run_id, seconds=seconds, problem=problem):
                         runs[run_id].on_saved(seconds, problem)
                         missing.discard(run_id)
@@ -381,7 +379,7 @@ class WorkerPool:
         return Worker.start(setup, self._store.root / f"worker-{index}.log")
 
     def _admit(self, worker: Worker, report: Ready) -> dict[str, Any]:
-        """Freezes the environment of the study's first worker, and refuses later workers that differ from it."""
+        """Makes a worker ready for runs. The study's first freezes the environment; one that differs is refused."""
         frozen = self._store.read_json(ENVIRONMENT)
         if frozen is None:
             asked = {"study_sha256": study_sha256(self._study.resolved())}

@@ -14,8 +14,10 @@ from hpstudy.running.environment import differences
 from hpstudy.running.messages import Finished, Recorded, Setup, Train
 from hpstudy.running.worker import Worker
 from hpstudy.study import Study
+from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore, RunView
 
+REMEDY = "try `hpstudy doctor`, or replay it where it was trained"
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats by which a loss may differ between machines, or in a pack
 
 
@@ -47,7 +49,7 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
     recorded = list(views[run_id].records())
     if not recorded:
         raise UserError(f"{store.root}: {run_id} has no step to compare with")
-    frozen = store.read_json("environment.json") or {}
+    frozen = store.read_json(ENVIRONMENT) or {}
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker.start(Setup(spec=study.spec, device=device, base=Path.cwd()), Path(folder) / "worker.log")
         try:
@@ -80,10 +82,12 @@ def _again(worker: Worker, view: RunView, num_steps: int) -> Iterator[StepRecord
                 yield record
             case Finished(outcome=outcome, message=message):
                 raise MachineError(
-                    f"{run.run_id}: ended {outcome.value} after step {count}: {message or 'no reason given'}"
+                    f"{run.run_id}: ended {outcome.value} after step {count}: {message or 'no reason given'}; {REMEDY}"
                 )
             case None:
-                raise MachineError(f"{run.run_id}: its worker died after step {count}: {worker.last_log_line()}")
+                raise MachineError(
+                    f"{run.run_id}: its worker died after step {count}: {worker.last_log_line()}; {REMEDY}"
+                )
             case report:
                 raise AssertionError(f"unexpected report {report!r}")
 

@@ -1,6 +1,6 @@
 """Where runs come from: the trials of a search, or a fixed list.
 
-Both queues hand out runs, and are called back with their evaluations and results.
+Both queues hand out runs, and are called back with their steps and results.
 """
 
 from __future__ import annotations
@@ -55,12 +55,11 @@ class TrialQueue:
             return self._study.baseline_hparams(tokens)
         return self._study.trial_hparams(proposal.values, tokens)
 
-    def on_eval(self, run: Run, record: StepRecord) -> None:
-        """Reports an evaluation to the search."""
-        assert run.trial is not None
-        assert record.eval_index is not None
-        assert record.val_loss is not None
-        self._search.report(run.trial, record.eval_index, record.val_loss)
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """Reports an evaluation to the search, if the step has one. A report that the journal has is ignored."""
+        if record.eval_index is not None and record.val_loss is not None:
+            assert run.trial is not None
+            self._search.report(run.trial, record.eval_index, record.val_loss)
 
     def should_stop(self, run: Run, record: StepRecord) -> bool:
         """The pruner's decision."""
@@ -91,7 +90,7 @@ class RunList:
         """The next run of the list."""
         return self._runs.popleft() if self._runs else None
 
-    def on_eval(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, run: Run, record: StepRecord) -> None:
         """Does nothing."""
 
     def should_stop(self, run: Run, record: StepRecord) -> bool:

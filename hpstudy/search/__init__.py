@@ -1,9 +1,9 @@
 """Optuna behind four verbs: ask, report, should_stop, tell. No other package imports it.
 
-The journal only records. What trial n is proposed, and whether it is stopped, is computed in a fresh in-memory study
-that holds exactly what trial n may know: trials 0..n-parallel as they ended, and those between as running. So the
-trials are a function of the study file alone, not of timing, workers or kills. Each event is one line of the journal,
-so that a kill falls between events, never inside one.
+The journal only records. What trial n is proposed, and whether it is stopped, is computed in an in-memory study that
+holds exactly what trial n may know: trials 0..n-parallel as they ended, and those between as running. So the trials
+follow from the study file, not from timing, workers or kills. Each event is one line of the journal, so that a kill
+falls between events, never inside one.
 """
 
 import logging

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpstudy.search.sampling import is_infeasible
@@ -16,8 +16,8 @@ from hpstudy.study import Pruner
 class TrialPruner:
     """Decides for the trials of one study; `evals` is the number of evaluations of a trial.
 
-    Finished trials never change, so what the pruner needs of them is computed once and kept. Successive halving marks a
-    trial's rungs while it judges it, so each finished trial is judged again once, to mark its rungs.
+    Finished trials never change, so what the pruner needs of them is computed once and kept. Optuna notes the rungs of
+    successive halving that a trial passed only while it decides, so each finished trial is decided again once.
     """
 
     def __init__(self, pruner: Pruner, evals: int) -> None:
@@ -67,6 +67,10 @@ def _replay(view: optuna.Study, reports: Mapping[int, float]) -> tuple[Trial, bo
 
 def _pruner(pruner: Pruner, first: int) -> BasePruner:
     """Optuna's pruner, with evaluations as steps."""
-    if pruner.name == "median":
-        return MedianPruner(n_startup_trials=pruner.startup, n_warmup_steps=first)
-    return SuccessiveHalvingPruner(min_resource=first, reduction_factor=pruner.reduction)
+    match pruner.name:
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(n_startup_trials=pruner.startup)
+        case "successive_halving":
+            return SuccessiveHalvingPruner(min_resource=first, reduction_factor=pruner.reduction)

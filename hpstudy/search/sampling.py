@@ -44,8 +44,8 @@ def num_trials(study: Study, asked: int | None) -> int:
 class SamplerView:
     """The search as the sampler may see it, in memory: known trials as they ended, later ones as running.
 
-    It grows with the search, so that a proposal costs no more than the sampler; a view built anew would propose the
-    same. Results of later trials are left out even if they exist by now, because that depends on timing.
+    It is kept from trial to trial, which saves building it again and changes no proposal. Results of later trials are
+    left out even if they exist by now, because that depends on timing.
     """
 
     def __init__(self, study: Study) -> None:
@@ -56,7 +56,7 @@ class SamplerView:
     def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
         """The sampler's proposal after `trials`, of which it may know how the first `num_known` ended."""
         constrained = self._constrained or any(map(is_infeasible, trials[self._num_told : num_known]))
-        if constrained != self._constrained or self._num_asked > len(trials):
+        if constrained != self._constrained:
             self._renew(constrained)
         self._view.sampler = _sampler(self._study.budget.sampler, len(trials))
         for trial in trials[self._num_asked :]:

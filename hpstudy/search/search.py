@@ -1,4 +1,4 @@
-"""A study's trials: asked, reported, judged, told, in the order that makes them reproducible."""
+"""A study's trials: asked, reported, stopped, told, in the order that makes them reproducible."""
 
 from __future__ import annotations
 

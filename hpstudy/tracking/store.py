@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import from_json, json_object, read_json, to_json, write_atomic, writing
-from hpstudy.hparams import HParams
+from hpstudy.hparams import GPT3, HParams
 from hpstudy.records import (
     Outcome,
     Run,
@@ -105,13 +105,13 @@ class RunWriter:
         """Bytes of damaged lines that were cut off."""
 
     @classmethod
-    def open(cls, folder: Path, *, anew: bool = False) -> RunWriter:
-        """Resumes a run after its intact steps, cutting off the rest; with `anew` it starts again from step 1."""
+    def open(cls, folder: Path, *, fresh: bool = False) -> RunWriter:
+        """Resumes a run after its intact steps, cutting off the rest; with `fresh` it starts again from step 1."""
         path = folder / "steps.jsonl"
         with writing(path):
-            steps = path.open("wb" if anew else "ab")
-            lines = path.read_bytes()
-            recorded, intact = _intact(lines)
+            lines = path.read_bytes() if path.exists() and not fresh else b""
+            recorded, intact = _intact(path, lines)
+            steps = path.open("ab")
             steps.truncate(intact)
         return cls(path, steps, recorded, len(lines) - intact)
 
@@ -152,17 +152,29 @@ class RunWriter:
             self._steps.close()
 
 
-def _intact(lines: bytes) -> tuple[list[StepRecord], int]:
-    """The records of the first lines, up to a damaged or missing one, and the number of their bytes."""
+def _intact(path: Path, lines: bytes) -> tuple[list[StepRecord], int]:
+    """The records of the first lines, up to a damaged or missing one, and the number of their bytes.
+
+    Raises MachineError if the first line is intact and lacks a metric: another version wrote it, and cutting it off
+    would lose the run.
+    """
     records: list[StepRecord] = []
     size = 0
     for line in lines.splitlines(keepends=True):
         try:
-            record = from_row(from_json(line))
-        except (ValueError, TypeError, AttributeError):
+            row = json_object(from_json(line))
+        except (ValueError, TypeError):
             break
-        if not line.endswith(b"\n") or record.step != len(records) + 1:
+        if not line.endswith(b"\n") or row.get("step") != len(records) + 1:
             break
+        try:
+            record = from_row(row)
+        except TypeError as error:
+            if records:
+                break
+            raise MachineError(
+                f"{path}: was written by another version of hpstudy ({error}); resume the study with that version"
+            ) from error
         records.append(record)
         size += len(line)
     return records, size
@@ -235,12 +247,12 @@ class RunStore:
         write_atomic(self.root / STUDY_FILE, toml_text)
         self.write_json(STUDY_VALUES, {**began, **{key: resolved[key] for key in GROWING if key in resolved}})
 
-    def begin(self, header: RunHeader, *, anew: bool = False) -> RunWriter:
-        """Starts or resumes a run; `anew` discards its steps. header.json is written before anything else."""
+    def begin(self, header: RunHeader, *, fresh: bool = False) -> RunWriter:
+        """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else."""
         folder = self.folder(header.run.run_id)
         assert not (folder / "result.json").exists(), f"{folder} is finished"
         write_atomic(folder / "header.json", to_json(dataclasses.asdict(header)))
-        return RunWriter.open(folder, anew=anew)
+        return RunWriter.open(folder, fresh=fresh)
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""
@@ -275,7 +287,8 @@ def build_run(raw: dict[str, Any]) -> Run:
 
 
 def _hparams(raw: dict[str, Any]) -> HParams:
-    return HParams(**_known(HParams, raw))
+    """A hyperparameter that the version which wrote `raw` did not have was at GPT-3's value."""
+    return dataclasses.replace(GPT3, **_known(HParams, raw))
 
 
 def _known(kind: type[Any], raw: dict[str, Any]) -> dict[str, Any]:

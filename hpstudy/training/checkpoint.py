@@ -39,8 +39,8 @@ class Checkpoint:
 
 
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:
-    """Equal for two trainings exactly if they give the same numbers."""
-    trained = {key: value for key, value in asdict(run).items() if key not in ("of", "fraction")}  # only names
+    """Equal only for the same run of the same spec on the same kind of machine."""
+    trained = {key: value for key, value in asdict(run).items() if key not in ("of", "fraction")}  # newer than files
     machine = {key: environment[key] for key in MACHINE}
     return hashlib.sha256(
         json.dumps([asdict(spec), trained, machine], sort_keys=True, default=repr).encode()

@@ -81,7 +81,7 @@ def test_without_a_search_the_baselines_loss_is_the_answer(study: MakeStudy, tmp
     found = verdict(fresh_runs(tmp_path, {"search-0000": 3.2, **ends()}, replace(study(), space={})))
     assert found.noise is not None
     assert found.sentence == (
-        f"Nothing is searched, so there is nothing to judge: the val loss of {OPPONENT} is 3.2158 ± 0.0042 nats "
+        f"Nothing is searched, so there is nothing to test: the val loss of {OPPONENT} is 3.2158 ± 0.0042 nats "
         "(mean and standard error, 5 seeds)."
     )
 
@@ -104,7 +104,7 @@ def test_a_later_selection_is_numbered(study: MakeStudy, tmp_path: Path) -> None
 
 def test_the_winner_of_a_longer_search_is_named(study: MakeStudy, tmp_path: Path) -> None:
     fresh = fresh_runs(tmp_path, ends({"search-0003": LOWER, "search-0004": LOWER}), study())
-    extended = "The search was extended after its winner was confirmed: the winners of both times are judged."
+    extended = "The search was extended after its winner was confirmed: the winners of both times are tested."
     assert extended not in verdict(fresh).sentence
     confirm = fresh.study.confirm.model_copy(update={"top": 1})
     assert extended in verdict(replace(fresh, study=replace(fresh.study, confirm=confirm))).sentence

@@ -84,8 +84,7 @@ def train(study: Study, store: RunStore, run: Run, queue: TrialQueue) -> None:
         measured = record(run, step)
         writer.append(measured)
         summary.add(measured)
-        if measured.evaluated:
-            queue.on_eval(run, measured)
+        queue.on_step(run, measured)
     result = summary.result(Outcome.COMPLETE)
     writer.finish(result)
     queue.on_result(run, result)

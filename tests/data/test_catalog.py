@@ -231,5 +231,5 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("some text " * 20)
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("HPSTUDY_CACHE", str(tmp_path / "file"))
-    with pytest.raises(MachineError, match="point HPSTUDY_CACHE at a folder with space"):
+    with pytest.raises(MachineError, match="point HPSTUDY_CACHE at a folder that can be written"):
         load_corpus("text:a.txt", "bytes", 10, base=tmp_path)

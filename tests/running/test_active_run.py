@@ -38,7 +38,7 @@ class Sinks:
         self.store = RunStore(root / "runs" / "tiny")
         self.wandb, self.progress = Mock(spec=WandbSink), Mock(spec=Progress)
 
-    def active(self, run: Run, *, alone: bool = True) -> ActiveRun:
+    def active(self, run: Run, *, packed: bool = False) -> ActiveRun:
         return ActiveRun(
             header_of(run, self.store, "tiny", 1000),
             self.store,
@@ -47,7 +47,7 @@ class Sinks:
             clock=AwakeClock(),
             deaths=0,
             furthest=0,
-            alone=alone,
+            packed=packed,
             checkpoint_seconds=60.0,
         )
 
@@ -77,7 +77,7 @@ def test_steps_and_checkpoint_of_an_earlier_attempt_stay_until_a_packed_run_begi
     folder.mkdir(parents=True)
     for name in ("steps.jsonl", "checkpoint.pt"):
         (folder / name).write_text("from before")
-    active = sinks.active(a_run(), alone=False)
+    active = sinks.active(a_run(), packed=True)
     assert set(files(tmp_path).values()) == {b"from before"}
     active.begin()
     assert not (folder / "checkpoint.pt").exists()
@@ -90,22 +90,22 @@ def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_ti
     monkeypatch.setattr(active_run.time, "monotonic", lambda: now)
     active = sinks.active(a_run())
     active.begin()
-    assert not active.wants_checkpoint()
+    assert not active.begin_save()
     now = 60.0
-    assert (active.wants_checkpoint(), active.wants_checkpoint(now=True)) == (True, False)  # one at a time
+    assert (active.begin_save(), active.begin_save(now=True)) == (True, False)  # one at a time
     active.part.write_text("state")
     active.on_saved(3.0, "")
     assert active.checkpoint is not None
     assert active.checkpoint.read_text() == "state"
     now = 60.0 + 149.0
-    assert not active.wants_checkpoint()
+    assert not active.begin_save()
     now = 60.0 + 150.0
-    assert active.wants_checkpoint()
+    assert active.begin_save()
     active.abandon()
 
 
 def test_a_run_of_a_pack_wants_no_checkpoint(sinks: Sinks):
-    assert not sinks.active(a_run(), alone=False).wants_checkpoint(now=True)
+    assert not sinks.active(a_run(), packed=True).begin_save(now=True)
 
 
 def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):
@@ -120,7 +120,7 @@ def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
     with pytest.raises(MachineError) as error:
         header_of(other, sinks.store, "tiny", 1000)
     assert str(error.value) == (
-        f"{sinks.store.folder('search-0000')}: began with {a_run().hparams}, and is now to have {other.hparams}; "
+        f"{sinks.store.folder('search-0000')}: began with {a_run().hparams}, but now has {other.hparams}; "
         "remove the folder to train the run again from step 1"
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpstudy.errors import MachineError, UserError
+from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome, Phase, StepRecord
 from hpstudy.tracking.store import RunStore, RunView
 from tests.helpers.command_line import run_python
@@ -173,11 +174,32 @@ def test_a_step_trained_again_with_other_numbers_is_an_error_that_names_them(sto
     again.close()
 
 
+def test_an_intact_step_that_this_version_cannot_read_is_kept_and_named(store: RunStore) -> None:
+    writer = store.begin(header())
+    writer.append(record(1))
+    writer.close()
+    path = store.folder("search-0007") / "steps.jsonl"
+    path.write_text(path.read_text().replace('"train/loss"', '"train/former_loss"'))
+    before = path.read_bytes()
+    with pytest.raises(MachineError, match=r"steps\.jsonl: was written by another version of hpstudy .*with that version"):
+        store.begin(header())
+    assert path.read_bytes() == before
+
+
+def test_a_hyperparameter_that_an_older_version_did_not_have_is_gpt3s(store: RunStore) -> None:
+    store.begin(header()).close()
+    path = store.folder("search-0007") / "header.json"
+    kept = json.loads(path.read_text())
+    del kept["run"]["hparams"]["grad_clip"]
+    path.write_text(json.dumps(kept))
+    assert store.header("search-0007").run.hparams.grad_clip == GPT3.grad_clip
+
+
 def test_a_run_that_begins_anew_discards_its_steps(store: RunStore) -> None:
     writer = store.begin(header())
     writer.append(record(1))
     writer.close()
-    again = store.begin(header(), anew=True)
+    again = store.begin(header(), fresh=True)
     assert again.recorded == []
     assert again.append(record(1, loss=2.0)) is True
     again.close()
@@ -296,8 +318,8 @@ def test_a_full_disk_names_the_file_and_the_remedy_and_loses_no_step(store: RunS
         writer.append(record(step))
     size = (store.folder("search-0007") / "steps.jsonl").stat().st_size
     message = (
-        r"steps\.jsonl: cannot be written \(File too large\); what was recorded before is safe: free some space and "
-        "run the same command again"
+        r"steps\.jsonl: cannot be written \(File too large\); what was recorded before is safe; put this right "
+        "and run the same command again"
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # room for a part of the third line
