@@ -1,10 +1,11 @@
-"""Files: the cache folder, the one atomic write, and JSON that keeps NaN and infinities."""
+"""Files: their folders, the one atomic write, and JSON that keeps NaN and infinities."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ CACHE_REMEDY = "point HPSTUDY_CACHE at a folder that can be written"
 
 T = TypeVar("T")
 _JSON = json.JSONEncoder(allow_nan=False)  # built once: encoding a step then takes microseconds
+
+
+def command(verb: str, name: str, runs: Path, *more: str) -> str:
+    """The command line that does something with a study, with --runs if `runs` is not the default."""
+    folder = [] if runs == RUNS else ["--runs", str(runs)]
+    return shlex.join(["hpstudy", verb, name, *folder, *more])
 
 
 def cache_dir() -> Path:

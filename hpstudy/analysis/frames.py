@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from hpstudy.errors import UserError, did_you_mean
+from hpstudy.files import RUNS, command
 from hpstudy.hparams import RULES
 from hpstudy.records import GLOSSARY, PHASES, Outcome, RunHeader, RunResult, StepRecord
-from hpstudy.tracking.store import RunStore, RunView
+from hpstudy.tracking.store import RunStore, RunView, begun_studies
 from hpstudy.tracking.wandb_read import FetchedRun, fetch_runs
 
 WANDB_PREFIX = "wandb:"
@@ -100,6 +101,7 @@ class StudyFrames:
     name: str
     trials: pd.DataFrame  # TRIALS_COLUMNS
     read_steps: Callable[[], pd.DataFrame]
+    runs: Path = RUNS  # the folder of run stores, for the commands that sentences name
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -116,14 +118,13 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     if name.startswith(WANDB_PREFIX):
         sources = fetch_runs(name.removeprefix(WANDB_PREFIX))
     else:
-        known = sorted(path.parent.name for path in Path(runs).glob("*/study.json"))
-        if name not in known:
-            there = f"begun are {', '.join(known)}" if known else "none is; `hpstudy run NAME` begins one"
+        if name not in (known := begun_studies(Path(runs))):
+            there = f"begun are {', '.join(known)}" if known else f"`{command('run', 'NAME', Path(runs))}` begins one"
             raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
         sources = RunStore(Path(runs) / name).runs()
     trials = _trials(sources)
     heads = trials[list(_RUN_COLUMNS)]  # a copy, so that changes to `trials` do not reach it
-    return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(heads, sources))
+    return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(heads, sources), runs=Path(runs))
 
 
 def _trials(sources: Sequence[Source]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from hpstudy.analysis.answers import ALPHA, Addition, Answer, Contrast, Noise, R
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.fresh_runs import BASELINE, FreshRuns
 from hpstudy.analysis.numbers import decimals, listed
+from hpstudy.files import command
 from hpstudy.records import bounded_loss
 from hpstudy.study import Study
 
@@ -63,7 +64,7 @@ def sentences(
 
 def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) -> str:
     study, runs, missing = fresh.study, fresh.table, fresh.unfinished
-    resume = f"`hpstudy run {study.name}` resumes the study"
+    resume = f"`{command('run', study.name, fresh.frames.runs)}` resumes the study"
     if len(study.confirm.seeds) < 2:
         return "No verdict: it takes two fresh seeds, and [confirm] seeds states fewer."
     if not study.space and noise:

@@ -12,12 +12,14 @@ from hpstudy.analysis.frames import load as load_frames
 from hpstudy.analysis.results import StudyResults, best_by_loss, load
 from hpstudy.cli.common import err, out
 from hpstudy.errors import UserError
+from hpstudy.files import command
 from hpstudy.records import Outcome
-from hpstudy.search import Search
+from hpstudy.search import JOURNAL, Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
 from hpstudy.study import list_studies, study_name
 from hpstudy.study.ranking import ranks_by_loss
+from hpstudy.tracking.store import begun_studies
 
 OUTCOMES = tuple(Outcome)
 
@@ -48,16 +50,16 @@ def report_page(results: StudyResults) -> Path:
 
     assert results.store is not None
     root, study = results.store.root, results.study
-    trials = Search(study, root / "optuna.journal", read_only=True).trials()
+    trials = Search(study, root / JOURNAL, read_only=True).trials()
     return write_report(results, root / "report", importances=importances(study, trials))
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     """Serves optuna-dashboard until Ctrl-C."""
     study = study_name(name)
-    journal = runs / study / "optuna.journal"
+    journal = runs / study / JOURNAL
     if not journal.exists():
-        raise UserError(f"{journal}: no search has begun; start it with `hpstudy run {name}`")
+        raise UserError(f"{journal}: no search has begun; start it with `{command('run', name, runs)}`")
     err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
     try:
         serve(journal, host, port)
@@ -71,8 +73,8 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
 def _print_studies(runs: Path) -> None:
     table = Table("study", "runs", "finished", "lowest val loss", "question", box=None, header_style="dim")
     questions = dict(list_studies())
-    begun = {path.parent.name for path in runs.glob("*/study.json")}
-    for name in sorted(questions.keys() | begun):
+    begun = begun_studies(runs)
+    for name in sorted({*questions, *begun}):
         counts = ("-", "-", "-")
         if name in begun:
             trials = load_frames(name, runs=runs).trials
@@ -101,8 +103,9 @@ def _print_runs(results: StudyResults) -> None:
         by_loss = ranks_by_loss(results.study.metrics)
         score = f"val loss {best['val_loss']:.4f}" if by_loss else f"{best['tok_per_sec']:,.0f} tok/s"
         console.print(f"best of the search: {score} ({best['run_id']}, one seed)")
-    console.print(sentence)
+    console.print(sentence, soft_wrap=True)
     if noise := results.noise:
         console.print(f"noise: {noise}")
+    resume = command("run", results.name, results.frames.runs)
     for run_id in trials.loc[trials["outcome"].isna(), "run_id"]:
-        console.print(f"unfinished: {run_id}; `hpstudy run {results.name}` resumes it")
+        console.print(f"unfinished: {run_id}; `{resume}` resumes it", soft_wrap=True)

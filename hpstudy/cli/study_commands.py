@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -20,18 +19,18 @@ from hpstudy.cli.common import err, out, say
 from hpstudy.cli.progress import StudyProgress, duration
 from hpstudy.data.corpus import check_size, load_corpus
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import RUNS
+from hpstudy.files import RUNS, command
 from hpstudy.running.confirm import planned
 from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_frozen, load_study, study_name
-from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_settings import ModeFlag, require_login
 from hpstudy.tracking.wandb_sink import sink_for, whereabouts
 
-RESULTS = "hpstudy.report"  # importing this imports all that the end of a run needs
+AT_THE_END = "hpstudy.report"  # importing this imports all that the end of a run needs
 SYNC_SECONDS = 24 * 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -55,7 +54,7 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
         cost = estimate(study, device, shares, Path(folder) / "worker.log", say)
     _print_cost(console, study, cost, corpus.num_train_tokens)
     console.print(f"         {', '.join(f'{len(phase)} {name}' for name, phase in plan.items())}")
-    if (runs / study.name / "study.json").exists():
+    if study.name in begun_studies(runs):
         from hpstudy.analysis.results import load  # scipy takes a second to import
 
         if noise := load(study.name, runs).noise:
@@ -71,14 +70,14 @@ def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None
     console.print(f"{study.name}: {study.question}")
     options = Options(runs=runs, device=device, wandb=wandb, workers=workers, trials=trials)
     progress = StudyProgress(study, console)
-    Thread(target=import_module, args=(RESULTS,)).start()  # a second or two, while a worker starts
+    Thread(target=import_module, args=(AT_THE_END,)).start()  # a second or two, while a worker starts
     with _stop_on_signals(console) as stop:
         try:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except (Interrupted, KeyboardInterrupt) as error:
-            raise Interrupted(f"stopped; every finished run is kept. Resume with: {_command(name, options)}") from error
-    _print_result(study, store, runs, _command(name, replace(options, trials=None)))
+            raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
+    _print_result(study, store, runs, _resume(name, replace(options, trials=None)))
 
 
 def confirm(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None) -> None:
@@ -89,19 +88,19 @@ def confirm(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | 
     if done < wanted:
         raise UserError(
             f"{store.root}: {done} of {wanted} trials of the search are done, and the winner is known after the last; "
-            f"`hpstudy run {name}` finishes the search, then confirms"
+            f"`{command('run', name, runs)}` finishes the search, then confirms"
         )
     if not study.confirm.seeds:
         raise UserError(f"{study.path}: [confirm] seeds: must hold fresh seeds to confirm on, but is empty; add some")
     run(name, runs, device, wandb, workers, None)
 
 
-def _command(name: str, options: Options) -> str:
+def _resume(name: str, options: Options) -> str:
     """The command that resumes a study, with each flag that is not at its default."""
     default = Options(runs=RUNS, device="auto", wandb="auto")
-    flags = [field.name for field in fields(options) if getattr(options, field.name) != getattr(default, field.name)]
-    given = [word for flag in flags for word in (f"--{flag}", str(getattr(options, flag)))]
-    return shlex.join(["hpstudy", "run", name, *given])
+    flags = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "trials"))
+    given = [word for flag, v in flags if v != getattr(default, flag) for word in (f"--{flag}", str(v))]
+    return command("run", name, options.runs, *given)
 
 
 def sync(name: str, runs: Path) -> None:
@@ -121,24 +120,23 @@ def sync(name: str, runs: Path) -> None:
     out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
 
 
-def _print_result(study: Study, store: RunStore, runs: Path, command: str) -> None:
+def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> None:
     from hpstudy.analysis.results import load
     from hpstudy.cli.data_commands import report_page
-    from hpstudy.report.comparison import comparison
-    from hpstudy.report.terminal import comparison_table
+    from hpstudy.report.leaderboard import leaderboard
+    from hpstudy.report.terminal import leaderboard_table
 
     results = load(study.name, runs)
     page = report_page(results)
     console = out()
-    console.print(comparison_table(comparison(results), study.name, width=console.width, noise=results.noise))
+    console.print(leaderboard_table(leaderboard(results), study.name, width=console.width, noise=results.noise))
     console.print(f"\n{results.verdict().sentence}\n", style="bold")
-    export = shlex.join(["hpstudy", "export", study.name, *([] if runs == RUNS else ["--runs", str(runs)])])
     for what, value in (
         ("files", store.root),
         ("report", page),
         ("W&B runs", whereabouts(store.root, study.name)),
-        ("next", export),
-        ("", f"{command} --trials {2 * study.trials}"),
+        ("next", command("export", study.name, runs)),
+        ("", f"{resume} --trials {2 * study.trials}"),
     ):
         console.print(f"{what:<8} {value}", soft_wrap=True)
 

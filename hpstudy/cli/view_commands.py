@@ -11,7 +11,9 @@ from rich.table import Table
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.cli.common import err, out
 from hpstudy.errors import UserError
+from hpstudy.files import command
 from hpstudy.study import study_name
+from hpstudy.tracking.store import begun_studies
 from hpstudy.tracking.wandb_settings import require_login, resolve_project
 from hpstudy.tracking.wandb_views import build, default_entity
 
@@ -44,18 +46,19 @@ def workspace(name: str, runs: Path, save: bool) -> None:
             out().print(url, soft_wrap=True)
     else:
         out().print(json.dumps(views.spec(), indent=2), soft_wrap=True)
-        err().print(f"not saved: `hpstudy workspace {name} --save` sends both to W&B, in the project {project}")
+        save_it = command("workspace", name, runs, "--save")
+        err().print(f"not saved: `{save_it}` sends both to W&B, in the project {project}", soft_wrap=True)
 
 
 def compare(names: Sequence[str], runs: Path) -> None:
     """Prints the studies' questions and their table, writes the page, and prints its path last."""
     from hpstudy.report import finding, side_by_side, write_side_by_side  # plotly takes half a second to import
-    from hpstudy.report.compare import scales
+    from hpstudy.report.compare import incomparable
 
     findings = [finding(found) for found in all_loaded(names, runs)]
     if len(findings) < 2:
         one = " ".join(names)
-        raise UserError(f"compare {one}: takes two studies or more; `hpstudy report {names[0]}` shows one")
+        raise UserError(f"compare {one}: takes two studies or more; `{command('report', names[0], runs)}` shows one")
     console = out()
     for found in findings:
         console.print(f"{found.study.name}: {found.study.question}")
@@ -66,7 +69,7 @@ def compare(names: Sequence[str], runs: Path) -> None:
     for row in shown.rows:
         table.add_row(*map(_in_two_lines, row))
     console.print(table)
-    for sentence in scales(findings):
+    for sentence in incomparable(findings):
         console.print(sentence)
     stem = "+".join(found.study.name for found in findings)[:MAX_STEM]
     console.print(str(write_side_by_side(findings, runs / "compare" / f"{stem}.html")), soft_wrap=True)
@@ -76,9 +79,9 @@ def results(names: Sequence[str], runs: Path) -> None:
     """Prints the answers of studies as Markdown; of all that have begun if none is named."""
     from hpstudy.report import results_markdown  # plotly takes half a second to import
 
-    begun = sorted(path.parent.name for path in runs.glob("*/study.json"))
+    begun = begun_studies(runs)
     if not (names or begun):
-        raise UserError(f"{runs}: no study has begun there; start one with `hpstudy run NAME`")
+        raise UserError(f"{runs}: no study has begun there; start one with `{command('run', 'NAME', runs)}`")
     print(results_markdown(all_loaded(names or begun, runs)), end="")
 
 

@@ -81,7 +81,7 @@ def side_by_side(findings: Sequence[Finding]) -> Table:
     return Table(title="Side by side", header=HEADER, rows=tuple(map(_row, findings)), note=NOTE)
 
 
-def scales(findings: Sequence[Finding]) -> Iterator[str]:
+def incomparable(findings: Sequence[Finding]) -> Iterator[str]:
     """A sentence for each thing that makes the losses of the studies incomparable."""
     for key in MEASURED_ON:
         names = defaultdict(list)
@@ -101,7 +101,7 @@ def write_side_by_side(findings: Sequence[Finding], page: Path) -> Path:
             title="Side by side",
             figures=(differences(findings),),
             tables=(side_by_side(findings),),
-            warnings=tuple(scales(findings)),
+            warnings=tuple(incomparable(findings)),
             text=questions,
         ),
         Section(title="Winner and baseline", figures=tuple(map(_curves, findings))),

@@ -20,15 +20,15 @@ def report_markdown(study: Study, verdict: Verdict, sections: Sequence[Section])
     """A study's report without its figures."""
     parts = [f"# {_md(study.name)}", f"> {_md(study.question)}", f"**{_md(verdict.sentence)}**"]
     for section in sections:
-        if not (section.text or section.tables or section.commands):
-            continue  # it has only figures
-        parts.append(f"## {_md(section.title)}")
+        before = len(parts)
         parts += [f"**Note:** {_md(warning)}" for warning in section.warnings]
         parts += [_md(text) for text in section.text]
         for table in (*section.tables, *section.folded):
             parts += [f"### {_md(table.title)}", _markdown_table(table), *([_md(table.note)] if table.note else [])]
         if section.commands:
             parts.append("\n".join(f"    {command}" for command in section.commands))
+        if len(parts) > before:  # it has more than figures
+            parts.insert(before, f"## {_md(section.title)}")
     return "\n\n".join(parts) + "\n"
 
 

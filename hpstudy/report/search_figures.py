@@ -25,10 +25,10 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
     column, complete = objective_column(study), results.ranked()
     lost = trials[(trials["phase"] == "search") & trials["outcome"].isin(LOST)]
     baseline = study.baseline
+    worst = _worst_shown(complete[column], column)
+    limits = (None, worst) if column == "val_loss" else (worst, None)
     for key, dimension in study.space.items():
         plot = empty_plot(f"{key}{_scale_note(dimension)}", UNITS[column], height=280)
-        worst = _worst_shown(complete[column], column)
-        limits = (None, worst) if column == "val_loss" else (worst, None)
         for group, colour, symbol, size in (
             (complete, MUTED, "circle", 7),
             (complete[complete["run_id"] == winner], ACCENT, "circle", 13),
@@ -73,11 +73,10 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
 
 def _worst_shown(values: pd.Series, column: str) -> float:
     """The end of the axis, so that a few bad values do not flatten the rest."""
-    best, worst, most = (values.min(), values.max(), values.quantile(0.85)) if column == "val_loss" else (
-        values.max(), values.min(), values.quantile(0.15)
-    )  # fmt: skip
-    edge = most + 0.5 * (most - best)
-    return float(min(worst, edge) if column == "val_loss" else max(worst, edge))
+    sign = 1 if column == "val_loss" else -1
+    values = sign * values  # the lower, the better
+    most = values.quantile(0.85)
+    return sign * float(min(values.max(), most + 0.5 * (most - values.min())))
 
 
 def _scale_note(dimension: Any) -> str:

@@ -22,6 +22,7 @@ class Section:
     title: str
     text: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # sentences that the reader must not miss
+    legend: str = ""  # of the figures
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()  # shown on request
@@ -65,7 +66,7 @@ def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Se
         Section(title="How sure", text=(_certainty(verdict),), tables=tuple(certain)),
         Section(
             title="The hyperparameters",
-            text=("Dashed: the baseline's value. Blue: the confirmed candidate. Crosses: failed or diverged.",),
+            legend="Dashed: the baseline's value. Blue: the confirmed candidate. Crosses: failed or diverged.",
             warnings=warnings,
             figures=(*hyperparameters, *together),
         ),
@@ -95,6 +96,6 @@ def _certainty(verdict: Verdict) -> str:
         return "The noise between seeds is not measured yet: the baseline needs at least two runs on fresh seeds."
     return (
         f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.4f} nats ({noise.n} "
-        f"seeds). So many seeds per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
+        f"seeds). {noise.n} seeds per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
         f"A difference below the study's margin of {verdict.margin:g} nats counts as none."
     )

@@ -16,15 +16,15 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.hparams import GPT3
 from hpstudy.records import LOST, Outcome
-from hpstudy.report.comparison import HALFLIVES, comparison, one_seed_note, signed
+from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, leaderboard, one_seed_note, signed
 from hpstudy.study import Study
 
 MOST_ROWS = 20
 MIN_LOST = 3  # lost runs, before their common values are worth a sentence
 ALWAYS_SHOWN = ("lr", "beta1", "beta2", "weight_decay")
 MEASURES = {
-    HALFLIVES[0]: "beta1 half-life (tokens)",
-    HALFLIVES[1]: "beta2 half-life (tokens)",
+    HALFLIFE_COLUMNS[0]: "beta1 half-life (tokens)",
+    HALFLIFE_COLUMNS[1]: "beta2 half-life (tokens)",
     "decay_timescale_steps": "decay timescale (steps)",
     "clipped_share": "clipped steps",
     "tok_per_sec": "speed (tokens/s)",
@@ -129,7 +129,7 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
     if column == "tok_per_sec":
         return plain(runs[column].median())
     value = runs[column].iloc[0]
-    return short(float(value)) if column in HALFLIVES else plain(value)
+    return short(float(value)) if column in HALFLIFE_COLUMNS else plain(value)
 
 
 def certainty(verdict: Verdict) -> Iterator[Table]:
@@ -188,12 +188,12 @@ def _ratio(ratio: Ratio) -> str:
 
 def best_trials(results: StudyResults) -> Table:
     """The baseline and the best of the search, one seed each."""
-    frame, noise = comparison(results, best=10).drop(columns="baseline"), results.noise
+    frame, noise = leaderboard(results, best=10).drop(columns="baseline"), results.noise
     formats: dict[str, Callable[[float], str]] = {
         "val_loss": "{:.4f}".format,
         "difference": lambda difference: signed(difference, noise) if difference else "baseline",
         "speedup": "{:.2f}x".format,
-        **dict.fromkeys((*HALFLIVES, "tok_per_sec"), short),
+        **dict.fromkeys((*HALFLIFE_COLUMNS, "tok_per_sec"), short),
     }
     rows = tuple(
         tuple(formats[key](value) if key in formats and pd.notna(value) else plain(value) for key, value in row.items())
@@ -267,7 +267,7 @@ def resolved_table(study: Study) -> Table:
 
 
 def command(results: StudyResults) -> str:
-    """The command that trains the study again, with as many trials as its search has."""
+    """The command that trains the study again anywhere, with as many trials as its search has."""
     searched = int((results.trials["phase"] == "search").sum())
     more = ["--trials", str(searched)] if searched > results.study.trials else []
     return shlex.join(["hpstudy", "run", results.name, *more])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hpstudy.analysis.answers import Noise
 from hpstudy.analysis.numbers import short
-from hpstudy.report.comparison import HALFLIVES, one_seed_note, signed
+from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, one_seed_note, signed
 
 GAP = 2  # characters between columns
 CAPTION = (
@@ -20,10 +20,10 @@ CAPTION = (
 )
 
 
-def comparison_table(
+def leaderboard_table(
     frame: pd.DataFrame, title: str | None = None, width: int = 100, noise: Noise | None = None
 ) -> Table:
-    """The result of `comparison` for people. Runs are rows or, if that is wider than `width`, columns.
+    """The result of `leaderboard` for people. Runs are rows or, if that is wider than `width`, columns.
 
     If columns are too wide as well, the last trials are left out. Differences that two seeds of one setting may show
     too are marked.
@@ -57,7 +57,7 @@ def _cells(frame: pd.DataFrame, noise: Noise | None) -> list[list[str]]:
         "speedup": ("speedup", "{:.2f}x".format),
         "lr": ("lr", "{:.3g}".format),
         "beta2": ("beta2", "{:.5g}".format),
-        **dict.fromkeys(HALFLIVES, ("half-\nlife", short)),
+        **dict.fromkeys(HALFLIFE_COLUMNS, ("half-\nlife", short)),
     }
     columns = []
     for name in frame.columns.drop("baseline"):

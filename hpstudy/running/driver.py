@@ -19,8 +19,8 @@ from hpstudy.running.confirm import confirm_runs, update_selections
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.run_queue import RunList, TrialQueue
-from hpstudy.running.tuned_lr import JOURNAL, tuned_lr
-from hpstudy.search import Search
+from hpstudy.running.tuned_lr import TUNED_LR_JOURNAL, tuned_lr
+from hpstudy.search import JOURNAL, Search
 from hpstudy.study import Study, refuse_changes
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_settings import resolve_mode
@@ -83,7 +83,7 @@ class _Driver:
         """Trains every trial of the search and tells its result."""
         if self._wandb.live:
             self._replay_finished()  # what an earlier session did not deliver
-        self._search_phase(self._study, "optuna.journal", self._options.trials, "search")
+        self._search_phase(self._study, JOURNAL, self._options.trials, "search")
 
     def baseline(self) -> None:
         """Trains the baseline on the search seed, unless it is trial 0."""
@@ -105,7 +105,7 @@ class _Driver:
         """Searches the lr of the tuned-lr opponent, in as many trials as the search has."""
         if self._study.also == "tuned-lr":
             trials = sum(view.header.run.phase == "search" for view in self._store.runs())
-            self._search_phase(tuned_lr(self._study), JOURNAL, trials, "tuned-lr")
+            self._search_phase(tuned_lr(self._study), TUNED_LR_JOURNAL, trials, "tuned-lr")
 
     def confirm(self) -> None:
         """Trains candidates and baseline again on fresh seeds."""

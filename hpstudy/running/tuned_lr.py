@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hpstudy.study import Choices, FloatRange, Sampler, Study
 
-JOURNAL = "tuned-lr.journal"
+TUNED_LR_JOURNAL = "tuned-lr.journal"
 BELOW, ABOVE = 10, 50  # range of the baseline's lr; small models need far more than GPT-3's 6e-4, large ones less
 
 

@@ -16,4 +16,6 @@ from hpstudy.search.search import Proposal, Search, TrialState, TrialView, objec
 for _logger in ("optuna.storages", "optuna._gp"):
     logging.getLogger(_logger).setLevel(logging.ERROR)
 
-__all__ = ["Proposal", "Search", "TrialState", "TrialView", "num_trials", "objective_values"]
+JOURNAL = "optuna.journal"  # in the study's run folder
+
+__all__ = ["JOURNAL", "Proposal", "Search", "TrialState", "TrialView", "num_trials", "objective_values"]

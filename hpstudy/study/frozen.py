@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.errors import UserError
-from hpstudy.files import json_object, read_json
+from hpstudy.files import command, json_object, read_json
 from hpstudy.study.load import parse_study
 from hpstudy.study.study import Study
 
@@ -30,7 +30,7 @@ def load_frozen(root: Path) -> Study:
     """
     path = root / STUDY_FILE
     if not path.exists():
-        raise UserError(f"{root}: no study has begun there; start it with `hpstudy run {root.name}`")
+        raise UserError(f"{root}: no study has begun there; start it with `{command('run', root.name, root.parent)}`")
     text = path.read_text(encoding="utf-8", errors="replace")  # damage then shows as bad TOML or changed values
     study = parse_study(text, name=root.name, path=path)
     refuse_changes(study, root)

@@ -180,6 +180,11 @@ def _intact(path: Path, lines: bytes) -> tuple[list[StepRecord], int]:
     return records, size
 
 
+def begun_studies(runs: Path) -> list[str]:
+    """The names of the studies that have begun in a folder of run stores, sorted."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{STUDY_VALUES}"))
+
+
 @dataclass(frozen=True, slots=True)
 class RunStore:
     """The folder of one study, `RUNS/NAME`. Nothing is created before `create`."""

@@ -13,7 +13,7 @@ from hpstudy.files import restored
 from hpstudy.hparams import GPT3, RULES, derived
 from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, run_order
 from hpstudy.tracking.store import build_run
-from hpstudy.tracking.wandb_settings import login
+from hpstudy.tracking.wandb_settings import find_login
 
 _METRICS = frozenset(metric.name for metric in GLOSSARY.values())
 _DERIVED = tuple(derived(GPT3))
@@ -56,7 +56,7 @@ def fetch_runs(path: str) -> list[FetchedRun]:
     if not (entity and project and study):
         raise UserError(f'"wandb:{path}": must have the form wandb:ENTITY/PROJECT/STUDY')
     with answered(f'"wandb:{path}"'):
-        has_login, host = login()
+        has_login, host = find_login()
         if not has_login:
             raise UserError(f'"wandb:{path}": no login for {host}; set WANDB_API_KEY or run `wandb login`')
         found = list(wandb.Api().runs(f"{entity}/{project}", filters={"group": study}, lazy=False))

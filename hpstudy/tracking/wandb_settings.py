@@ -31,25 +31,25 @@ def resolve_mode(flag: ModeFlag) -> Mode:
         if asked not in WANDB_MODES:
             raise UserError(f'WANDB_MODE: must be one of {", ".join(WANDB_MODES)}, but got "{asked}"; or pass --wandb')
         return WANDB_MODES[asked]
-    return "online" if _has_login() else "offline"
+    return "online" if _may_have_login() else "offline"
 
 
 def require_login(what: str = "") -> None:
-    """Raises UserError unless runs can go online; `what` begins the message."""
-    if resolve_mode("auto") != "online":
+    """Raises UserError without a key or login, whatever WANDB_MODE says; `what` begins the message."""
+    if not _may_have_login():
         raise UserError(f"{what}{NO_LOGIN}")
 
 
-def _has_login() -> bool:
+def _may_have_login() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return login()[0]
+        return find_login()[0]
     except Exception:  # a malformed key, or settings that do not load: going online reports it and falls back
         return True
 
 
-def login() -> tuple[bool, str]:
+def find_login() -> tuple[bool, str]:
     """Whether there is a key or a login for W&B's server, and the server's address. Never prompts."""
     import wandb  # here: it takes half a second
     from wandb.sdk.lib import wbauth
@@ -58,9 +58,9 @@ def login() -> tuple[bool, str]:
     return bool(wbauth.authenticate_session(host=host, source="hpstudy", prompt=False, update_session=False)), host
 
 
-def resolve_project(project: str | None, entity: str | None) -> tuple[str, str | None]:
-    """The project and entity that runs go to. WANDB_PROJECT and WANDB_ENTITY come before the study's own."""
-    return os.environ.get("WANDB_PROJECT") or project or "hpstudy", os.environ.get("WANDB_ENTITY") or entity
+def resolve_project(project: str, entity: str | None) -> tuple[str, str | None]:
+    """The project and entity that runs go to. WANDB_PROJECT and WANDB_ENTITY override the study's own."""
+    return os.environ.get("WANDB_PROJECT") or project, os.environ.get("WANDB_ENTITY") or entity
 
 
 def study_config(study: Study) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpstudy.files import RUNS, finite, from_json, to_json, write_atomic
+from hpstudy.files import command, finite, from_json, to_json, write_atomic
 from hpstudy.records import BROKEN, GLOSSARY, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunView
@@ -41,7 +41,7 @@ def whereabouts(root: Path, study: str) -> str:
     pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
     if pages:
         return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
-    sync = f"hpstudy sync {study}" + ("" if root.parent == RUNS else f" --runs {root.parent}")
+    sync = command("sync", study, root.parent)
     return f"{root / 'wandb'} (offline; `{sync}` sends them)" if deliveries else "none"
 
 
@@ -266,7 +266,8 @@ class WandbSink:
         self._say(self._line(f"{reason}; {effect}"))
 
     def _line(self, what: str) -> str:
-        return f"W&B: {what}; the run store has every step: `hpstudy sync {self._study}` sends what is missing"
+        sync = command("sync", self._study, self._directory.parent)
+        return f"W&B: {what}; the run store has every step: `{sync}` sends what is missing"
 
 
 def _end_service() -> None:

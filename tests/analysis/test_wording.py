@@ -22,6 +22,10 @@ SPEED = "train/tok_per_sec"
 LOSS = "val/loss"
 
 
+def resume(root: Path) -> str:
+    return f"hpstudy run tiny --runs {root / 'runs'}"
+
+
 def sentence(root: Path, runs: Ends, asked: Study, *, selections: int = 1) -> str:
     return verdict(fresh_runs(root, runs, asked), selections=selections).sentence
 
@@ -66,7 +70,7 @@ def test_without_fresh_runs_the_sentence_says_what_runs_them(study: MakeStudy, t
     found = verdict(fresh)
     assert (found.contrasts, found.noise) == ((), None)
     assert found.sentence == (
-        "No verdict yet: winner and baseline have not run on fresh seeds; `hpstudy run tiny` resumes the study."
+        f"No verdict yet: winner and baseline have not run on fresh seeds; `{resume(tmp_path)}` resumes the study."
     )
 
 
@@ -123,7 +127,7 @@ def test_unfinished_fresh_runs_are_named(study: MakeStudy, tmp_path: Path) -> No
     runs = {**ends(), **repeated("search-0003", LOWER[:3], SEEDS[:3]), "confirm-0003-s104": None}
     assert sentence(tmp_path, runs, study()) == (
         "No verdict yet: 2 runs on fresh seeds have not ended, confirm-0003-s104, confirm-0003-s105; "
-        "`hpstudy run tiny` resumes the study."
+        f"`{resume(tmp_path)}` resumes the study."
     )
 
 
@@ -131,8 +135,8 @@ def test_missing_runs_of_the_baseline_of_an_independent_design_are_named_too(stu
     runs = {**on_seeds("baseline", BASELINE[:3], OTHERS[:3]), **repeated("search-0003", LOWER, SEEDS)}
     runs |= {"baseline-s1000104": Outcome.FAILED}
     assert sentence(tmp_path, runs, study(design="independent")) == (
-        "No verdict yet: one run on a fresh seed has not ended, baseline-s1000105; `hpstudy run tiny` resumes the "
-        "study."
+        f"No verdict yet: one run on a fresh seed has not ended, baseline-s1000105; `{resume(tmp_path)}` "
+        "resumes the study."
     )
 
 

@@ -96,7 +96,7 @@ def test_a_study_that_has_not_begun_lists_those_that_have(refused, finished, tmp
 
 def test_dashboard_before_the_search_names_the_command_that_begins_it(refused, tmp_path) -> None:
     place = str(tmp_path / "runs" / "tiny" / "optuna.journal")
-    refused("dashboard", "tiny", parts=(place, "no search has begun; start it with `hpstudy run tiny`"))
+    refused("dashboard", "tiny", parts=(place, "no search has begun; start it with `hpstudy run tiny --runs "))
 
 
 @pytest.mark.parametrize("name", ["../tiny", "a/b", "..", ".", "", "a b", "tiny\n"])

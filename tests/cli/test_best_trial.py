@@ -13,8 +13,8 @@ from rich.console import Console
 
 from hpstudy import load
 from hpstudy.records import Run
-from hpstudy.report.comparison import comparison
-from hpstudy.report.terminal import comparison_table
+from hpstudy.report.leaderboard import leaderboard
+from hpstudy.report.terminal import leaderboard_table
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.command_line import hpstudy
@@ -71,7 +71,7 @@ def test_every_view_names_the_same_best_trial(
 
     results = load("tiny", runs)
     terminal = io.StringIO()
-    Console(file=terminal, width=110).print(comparison_table(comparison(results), "tiny", width=110))
+    Console(file=terminal, width=110).print(leaderboard_table(leaderboard(results), "tiny", width=110))
     rows = [line.split()[0] for line in terminal.getvalue().splitlines() if line.startswith("search-")]
     assert rows[:2] == ["search-0000", best]  # the baseline, then the trials from the best on
 

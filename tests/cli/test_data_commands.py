@@ -36,7 +36,7 @@ def test_status_counts_the_runs_of_a_study_and_names_the_unfinished(finished, co
     (copied / "tiny" / worst / "result.json").unlink()
     result = hpstudy("status", finished.path, "--runs", copied)
     assert ["search", "5", "4", "0", "0", "0", "0", "1"] in [line.split() for line in result.out.splitlines()]
-    assert f"unfinished: {worst}; `hpstudy run tiny` resumes it" in result.out
+    assert f"unfinished: {worst}; `hpstudy run tiny --runs {copied}` resumes it" in result.out
 
 
 def test_status_without_a_name_lists_studies_that_have_and_have_not_begun(finished, tmp_path, monkeypatch) -> None:

@@ -109,7 +109,7 @@ def test_all_unknown_names_are_reported_at_once(compare):
 def test_one_study_cannot_be_compared_with_itself(compare, names: list[str]):
     result = compare(*names)
     assert result.code == 2
-    assert "takes two studies or more; `hpstudy report sure` shows one" in result.err
+    assert "takes two studies or more; `hpstudy report sure --runs " in result.err
 
 
 def test_studies_without_a_finished_run_have_a_row(compare, tiny: Tiny, write_run):

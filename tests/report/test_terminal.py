@@ -14,8 +14,8 @@ from rich.console import Console
 
 from hpstudy.analysis.answers import Noise
 from hpstudy.hparams import GPT3, derived
-from hpstudy.report.comparison import comparison
-from hpstudy.report.terminal import comparison_table
+from hpstudy.report.leaderboard import leaderboard
+from hpstudy.report.terminal import leaderboard_table
 from tests.helpers.comparisons import BOTH, FIVE, LOSS, frames, trial
 from tests.helpers.stores import results_of
 
@@ -55,14 +55,14 @@ def compared(tiny, tmp_path: Path) -> Table:
         }
         study = tiny(more=f"[objective]\nmetric = {metrics}\n", replace=changes)
         assert set(study.space) == set(keys)
-        return comparison(results_of(study, frames(*rows), tmp_path))
+        return leaderboard(results_of(study, frames(*rows), tmp_path))
 
     return build
 
 
 def printed(frame: pd.DataFrame, noise: Noise | None = None) -> list[str]:
     console = Console(width=100, file=io.StringIO(), force_terminal=False)
-    console.print(comparison_table(frame, noise=noise))
+    console.print(leaderboard_table(frame, noise=noise))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 

@@ -181,7 +181,7 @@ def test_an_intact_step_that_this_version_cannot_read_is_kept_and_named(store: R
     path = store.folder("search-0007") / "steps.jsonl"
     path.write_text(path.read_text().replace('"train/loss"', '"train/former_loss"'))
     before = path.read_bytes()
-    with pytest.raises(MachineError, match=r"steps\.jsonl: was written by another version of hpstudy .*with that version"):
+    with pytest.raises(MachineError, match=r"steps\.jsonl: was written by another version of hpstudy .*that version"):
         store.begin(header())
     assert path.read_bytes() == before
 

@@ -57,11 +57,13 @@ def test_a_required_login_is_missed_with_a_message_that_names_the_remedy(monkeyp
     assert str(caught.value) == "--save: W&B: no key or login here; set WANDB_API_KEY or run `wandb login`"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     require_login("--save: ")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # how runs go, not whether they may be sent later
+    require_login("--save: ")
 
 
 @pytest.mark.usefixtures("home")
 def test_the_environment_names_the_project_before_the_study_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_project(None, None) == ("hpstudy", None)
+    assert resolve_project("mine", None) == ("mine", None)
     assert resolve_project("mine", "me") == ("mine", "me")
     monkeypatch.setenv("WANDB_PROJECT", "ours")
     monkeypatch.setenv("WANDB_ENTITY", "us")

@@ -172,7 +172,7 @@ def test_a_run_whose_server_does_not_answer_continues_offline(
     assert "\n" not in line
     assert line.startswith("W&B: CommError: ")
     assert "offline" in line
-    assert "`hpstudy sync quickstart`" in line
+    assert "`hpstudy sync quickstart --runs " in line
     assert same(offline_rows(home, "id"), STEPS)
     assert capfd.readouterr() == ("", "")
 
@@ -244,7 +244,7 @@ def test_close_waits_no_longer_than_its_timeout(home: Path, server: Loopback) ->
     sink.close(0.3)
     assert time.monotonic() - began < 1.0
     assert "within 0.3 s" in messages[0]
-    assert "`hpstudy sync quickstart`" in messages[0]
+    assert "`hpstudy sync quickstart --runs " in messages[0]
     sink.close(30)
 
 

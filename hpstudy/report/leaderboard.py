@@ -7,11 +7,11 @@ import pandas as pd
 from hpstudy.analysis.answers import Noise
 from hpstudy.analysis.results import StudyResults
 
-HALFLIVES = ("beta1_halflife_tokens", "beta2_halflife_tokens")
-ALWAYS_SHOWN = ("lr", "beta1", HALFLIVES[0], "beta2", HALFLIVES[1], "weight_decay", "micro_batch")
+HALFLIFE_COLUMNS = ("beta1_halflife_tokens", "beta2_halflife_tokens")
+ALWAYS_SHOWN = ("lr", "beta1", HALFLIFE_COLUMNS[0], "beta2", HALFLIFE_COLUMNS[1], "weight_decay", "micro_batch")
 
 
-def comparison(results: StudyResults, *, best: int = 5) -> pd.DataFrame:
+def leaderboard(results: StudyResults, *, best: int = 5) -> pd.DataFrame:
     """The baseline's row, then up to `best` trials in the order of `StudyResults.ranked`, of two objectives the front.
 
     Columns: run, baseline (whether the row is it), val_loss (nats), difference (of val_loss to the baseline's),

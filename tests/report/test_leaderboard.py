@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpstudy.analysis.answers import Noise
 from hpstudy.analysis.results import StudyResults
-from hpstudy.report.comparison import comparison, one_seed_note, signed
+from hpstudy.report.leaderboard import leaderboard, one_seed_note, signed
 from tests.helpers.comparisons import BOTH, FIVE, LOSS, SPEED, frames, trial
 from tests.helpers.stores import results_of
 
@@ -30,20 +30,20 @@ def compared(tiny, tmp_path: Path) -> Compared:
 
 
 def test_the_baseline_is_first_and_complete_trials_follow_by_loss(compared: Compared) -> None:
-    table = comparison(compared(*FIVE))
+    table = leaderboard(compared(*FIVE))
     assert list(table["run"]) == ["search-0000", "search-0001", "search-0004", "search-0005", "search-0007"]
     assert list(table["baseline"]) == [True, False, False, False, False]
     assert table["difference"].tolist() == pytest.approx([0, -0.1, -0.05, 0.5, 0.6])
 
 
 def test_a_study_of_speed_ranks_by_it_and_shows_the_ratio(compared: Compared) -> None:
-    table = comparison(compared(*FIVE, metrics=SPEED), best=2)
+    table = leaderboard(compared(*FIVE, metrics=SPEED), best=2)
     assert list(table["run"]) == ["search-0000", "search-0005", "search-0007"]
     assert table["speedup"].tolist() == [1.0, 3.0, 2.5]
 
 
 def test_two_objectives_show_the_pareto_front_by_loss(compared: Compared) -> None:
-    table = comparison(compared(*FIVE, metrics=BOTH))
+    table = leaderboard(compared(*FIVE, metrics=BOTH))
     assert list(table["run"]) == ["search-0000", "search-0001", "search-0004", "search-0005"]
 
 
@@ -51,7 +51,7 @@ def test_two_objectives_show_the_pareto_front_by_loss(compared: Compared) -> Non
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12, unique=True))
 def test_the_front_is_exactly_the_trials_that_none_beats(compared: Compared, points: list[tuple[int, int]]) -> None:
     rows = [trial(number, float(loss), float(speed)) for number, (loss, speed) in enumerate(points, start=1)]
-    table = comparison(compared(*rows, metrics=BOTH), best=12)
+    table = leaderboard(compared(*rows, metrics=BOTH), best=12)
     unbeaten = [
         (loss, speed)
         for loss, speed in points
@@ -67,17 +67,17 @@ def test_without_a_finished_baseline_there_are_no_differences(
     rows = [trial(1, 3.9, 500.0), *([baseline] if baseline else [])]
     results = compared(*rows, replace={"low = 1e-4": "low = 1e-3"})  # GPT-3's 6e-4 lies outside
     assert results.study.baseline_run_id == "baseline-s0"
-    table = comparison(results)
+    table = leaderboard(results)
     assert list(table["run"]) == [*(["baseline-s0"] if baseline else []), "search-0001"]
     assert table["difference"].isna().all()
 
 
 def test_a_search_without_complete_trials_shows_only_the_baseline(compared: Compared) -> None:
-    assert list(comparison(compared(trial(0, 4.0, 1000.0)))["run"]) == ["search-0000"]
+    assert list(leaderboard(compared(trial(0, 4.0, 1000.0)))["run"]) == ["search-0000"]
 
 
 def test_a_search_without_runs_has_an_empty_comparison(compared: Compared) -> None:
-    assert comparison(compared()).empty
+    assert leaderboard(compared()).empty
 
 
 def test_differences_within_the_noise_are_marked() -> None:
