@@ -92,11 +92,11 @@ def crossing_tokens(fresh: FreshRuns, candidate: str) -> float | None:
     below = np.flatnonzero(curve.to_numpy() <= target)
     if not len(below):
         return None
-    last = below[0]
+    first = below[0]
     tokens, values = curve.index.to_numpy(float), curve.to_numpy(float)
-    if last == 0:
+    if first == 0:
         return float(tokens[0])
-    return float(np.interp(-target, -values[last - 1 : last + 1], tokens[last - 1 : last + 1]))
+    return float(np.interp(-target, -values[first - 1 : first + 1], tokens[first - 1 : first + 1]))
 
 
 def _first(grid: np.ndarray, reached: np.ndarray) -> float | None:

@@ -123,11 +123,10 @@ def detectable(sd: float, seeds: int, *, sd_df: float | None = None) -> float:
 def seeds_to_decide(se: float, df: float, seeds: int, *, margin: float, comparisons: int = 1) -> int | None:
     """Further seeds per arm that decide with a chance of 80%, whatever the true difference is.
 
-    A difference stays undecided while its 95% interval reaches zero and its 90% interval reaches beyond the margin:
-    while the estimate is in a window of width (t95 + t90) * se - margin, which closes as seeds are added. The chance is
-    for the worst true difference, averaged over the values that the true noise may have, because `se` is measured with
-    `df` degrees of freedom. With several `comparisons` both levels are divided by their number.
-    None without a margin, or above MOST_SEEDS.
+    A difference is undecided while the estimate is in a window of width (t95 + t90) * se - margin: then the 95%
+    interval reaches zero, and the 90% interval reaches beyond the margin. More seeds close the window. The chance is
+    for the worst true difference, averaged over the noise that `se` with `df` degrees of freedom leaves plausible. With
+    several `comparisons` both levels are divided by their number. None without a margin, or above MOST_SEEDS.
     """
     if margin <= 0:
         return None

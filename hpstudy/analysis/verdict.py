@@ -37,16 +37,16 @@ def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
 
     There is none before every run on fresh seeds has ended, because testing after each pair would err far more often.
 
-    Equivalent: the 90% interval lies within the margin (TOST, p_equivalent <= 5%). Otherwise better or worse: the
-    difference is significant (p <= 5%). Otherwise undecided. Equivalence comes first, because the asker said beforehand
-    that so small a difference does not matter; the sentence says if it is measurable nonetheless.
+    - Equivalent: the 90% interval is within the margin (two one-sided tests, p_equivalent <= 5%). This comes first,
+      because the asker said beforehand that so small a difference does not matter.
+    - Better or worse: the difference is significant (p <= 5%).
+    - Undecided: neither.
 
-    Over all candidates, a false better or worse comes in at most 5% of the studies in which none differs, and so does a
-    false equivalent in those in which all differ by the margin or more. Both hold for one selection. `selections`
-    counts the choices of seeds and candidates that a verdict may have followed, such as seeds added to an undecided
-    study. Each had its own chance to err, which no later adjustment takes back (without a margin two err in 9%, by
-    simulation, with 5 seeds and 5 or 20 more). So there is no adjustment, and the sentence says which selection this
-    is.
+    Holm's adjustment over the candidates keeps a false better or worse to 5% of the studies in which none differs, and
+    a false equivalent to 5% of those in which all differ by the margin or more. That holds for one selection of seeds
+    and candidates. `selections` counts the selections so far, such as seeds added to an undecided study. Each had its
+    own chance to err, for which nothing later adjusts (two err in 9% without a margin, by simulation, with 5 seeds and
+    5 or 20 more), so the sentence says which selection this is.
 
     If tokens per second are an objective, a candidate is also faster, slower or undecided, by the same test of their
     logarithms, Holm-adjusted among themselves. If they are the only objective, that is the answer.

@@ -84,9 +84,9 @@ def status(
     runs: Runs = RUNS,
 ) -> None:
     """Prints what is done, unfinished and failed."""
-    from hpstudy.cli import data_commands
+    from hpstudy.cli import report_commands
 
-    data_commands.status(name, runs)
+    report_commands.status(name, runs)
 
 
 @app.command(epilog="Example: hpstudy export quickstart --format csv")
@@ -96,25 +96,25 @@ def export(
     format: Annotated[Literal["parquet", "csv"], typer.Option("--format", help="File format.")] = "parquet",
 ) -> None:
     """Writes every trial and every step as two tables, and prints their paths."""
-    from hpstudy.cli import data_commands
+    from hpstudy.cli import report_commands
 
-    data_commands.export(name, runs, format)
+    report_commands.export(name, runs, format)
 
 
 @app.command(epilog="Example: hpstudy report quickstart")
 def report(name: Name, runs: Runs = RUNS) -> None:
     """Writes the report as HTML and Markdown, and prints the path of the page."""
-    from hpstudy.cli import data_commands
+    from hpstudy.cli import report_commands
 
-    data_commands.report(name, runs)
+    report_commands.report(name, runs)
 
 
 @app.command(epilog="Example: hpstudy sync quickstart")
 def sync(name: Name, runs: Runs = RUNS) -> None:
     """Sends W&B every finished run that it does not have online, each step exactly once."""
-    from hpstudy.cli import study_commands
+    from hpstudy.cli import wandb_commands
 
-    study_commands.sync(name, runs)
+    wandb_commands.sync(name, runs)
 
 
 @app.command(epilog="Example: hpstudy compare betas weight-decay")
@@ -123,9 +123,9 @@ def compare(
     runs: Runs = RUNS,
 ) -> None:
     """Shows several studies side by side: prints a table, writes a page, and prints its path."""
-    from hpstudy.cli import view_commands
+    from hpstudy.cli import report_commands
 
-    view_commands.compare(names, runs)
+    report_commands.compare(names, runs)
 
 
 @app.command(epilog="Example: hpstudy results betas clipping > RESULTS.md")
@@ -136,9 +136,9 @@ def results(
     runs: Runs = RUNS,
 ) -> None:
     """Prints the answers of studies as Markdown: a table of all, then each with its numbers and its command."""
-    from hpstudy.cli import view_commands
+    from hpstudy.cli import report_commands
 
-    view_commands.results(names or [], runs)
+    report_commands.results(names or [], runs)
 
 
 @app.command(epilog="Example: hpstudy workspace quickstart --save")
@@ -148,9 +148,9 @@ def workspace(
     save: Annotated[bool, typer.Option("--save", help="Saves both on W&B as new views.")] = False,
 ) -> None:
     """Builds a W&B workspace and a W&B report of a study; prints them as JSON, or with --save their addresses."""
-    from hpstudy.cli import view_commands
+    from hpstudy.cli import wandb_commands
 
-    view_commands.workspace(name, runs, save)
+    wandb_commands.workspace(name, runs, save)
 
 
 @app.command(epilog="Example: hpstudy replay quickstart search-0003")
@@ -161,9 +161,9 @@ def replay(
     device: Device = "auto",
 ) -> None:
     """Trains one run again in a fresh process and compares every step; exit code 1 if it differs."""
-    from hpstudy.cli import replay_command
+    from hpstudy.cli import study_commands
 
-    replay_command.replay(name, run, runs, device)
+    study_commands.replay(name, run, runs, device)
 
 
 @app.command(epilog="Example: hpstudy dashboard quickstart --port 8081")
@@ -174,9 +174,9 @@ def dashboard(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8080,
 ) -> None:
     """Serves optuna-dashboard on the study's journal until Ctrl-C."""
-    from hpstudy.cli import data_commands
+    from hpstudy.cli import report_commands
 
-    data_commands.dashboard(name, runs, host, port)
+    report_commands.dashboard(name, runs, host, port)
 
 
 @app.command(epilog="Example: hpstudy reference")
@@ -190,9 +190,9 @@ def reference() -> None:
 @app.command(epilog="Example: hpstudy corpora")
 def corpora() -> None:
     """Lists the corpora that a study can train on."""
-    from hpstudy.cli import machine_commands
+    from hpstudy.cli import data_commands
 
-    machine_commands.corpora()
+    data_commands.corpora()
 
 
 @app.command(epilog="Example: hpstudy prepare asv --tokenizer gpt2:2048")
@@ -202,9 +202,9 @@ def prepare(
     shards: Annotated[int, typer.Option("--shards", min=1, max=99, help="Shards of 100M tokens to download.")] = 10,
 ) -> None:
     """Tokenizes or downloads a corpus, and prints the paths of its shards."""
-    from hpstudy.cli import machine_commands
+    from hpstudy.cli import data_commands
 
-    machine_commands.prepare(corpus, tokenizer, shards)
+    data_commands.prepare(corpus, tokenizer, shards)
 
 
 @app.command(epilog="Example: hpstudy doctor --device cuda")
@@ -223,9 +223,9 @@ def bench(
     preset: Annotated[str | None, typer.Option("--preset", help="Only this model.", metavar="NAME")] = None,
 ) -> None:
     """Measures tokens per second, MFU and memory of training on this machine."""
-    from hpstudy.cli import bench_command
+    from hpstudy.cli import machine_commands
 
-    bench_command.bench(device=device, threads=threads, quick=quick, preset=preset)
+    machine_commands.bench(device=device, threads=threads, quick=quick, preset=preset)
 
 
 def _num_workers(text: str) -> int | None:

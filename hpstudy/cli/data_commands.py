@@ -1,111 +1,25 @@
-"""`status`, `export`, `report` and `dashboard`: what a study has so far."""
+"""`corpora` and `prepare`: what a study can train on."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.table import Table
 
-from hpstudy.analysis.export import Format
-from hpstudy.analysis.export import export as write_tables
-from hpstudy.analysis.frames import load as load_frames
-from hpstudy.analysis.results import StudyResults, best_by_loss, load
-from hpstudy.cli.common import err, out
-from hpstudy.errors import UserError
-from hpstudy.files import command
-from hpstudy.records import Outcome
-from hpstudy.search import JOURNAL, Search
-from hpstudy.search.dashboard import serve
-from hpstudy.search.importance import importances
-from hpstudy.study import list_studies, study_name
-from hpstudy.study.ranking import ranks_by_loss
-from hpstudy.tracking.store import begun_studies
-
-OUTCOMES = tuple(Outcome)
+from hpstudy.cli.common import out, say
+from hpstudy.data.corpus import list_corpora
+from hpstudy.data.corpus import prepare as prepare_corpus
 
 
-def status(name: str | None, runs: Path) -> None:
-    """One line per study, or one study's phases and its best trial."""
-    if name is None:
-        _print_studies(runs)
-    else:
-        _print_runs(load(study_name(name), runs))
-
-
-def export(name: str, runs: Path, fmt: Format) -> None:
-    """Writes the tables and prints their paths."""
-    study = study_name(name)
-    for path in write_tables(load_frames(study, runs=runs), runs / study / "export", fmt):
-        out().print(str(path), soft_wrap=True)
-
-
-def report(name: str, runs: Path) -> None:
-    """Writes the report of a study as far as it is, and prints the path of the page."""
-    out().print(str(report_page(load(study_name(name), runs))), soft_wrap=True)
-
-
-def report_page(results: StudyResults) -> Path:
-    """Writes the report and returns the path of its page."""
-    from hpstudy.report import write_report  # plotly takes half a second to import
-
-    assert results.store is not None
-    root, study = results.store.root, results.study
-    trials = Search(study, root / JOURNAL, read_only=True).trials()
-    return write_report(results, root / "report", importances=importances(study, trials))
-
-
-def dashboard(name: str, runs: Path, host: str, port: int) -> None:
-    """Serves optuna-dashboard until Ctrl-C."""
-    study = study_name(name)
-    journal = runs / study / JOURNAL
-    if not journal.exists():
-        raise UserError(f"{journal}: no search has begun; start it with `{command('run', name, runs)}`")
-    err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
-    try:
-        serve(journal, host, port)
-    except OSError as error:
-        raise UserError(
-            f"--host {host} --port {port}: must be an address that is free here, but got: {error.strerror}; "
-            "choose another port"
-        ) from error
-
-
-def _print_studies(runs: Path) -> None:
-    table = Table("study", "runs", "finished", "lowest val loss", "question", box=None, header_style="dim")
-    questions = dict(list_studies())
-    begun = begun_studies(runs)
-    for name in sorted({*questions, *begun}):
-        counts = ("-", "-", "-")
-        if name in begun:
-            trials = load_frames(name, runs=runs).trials
-            best = best_by_loss(trials)
-            loss = f"{best['val_loss'].iloc[0]:.4f}" if len(best) else "-"
-            counts = (str(len(trials)), str(trials["outcome"].notna().sum()), loss)
-        table.add_row(name, *counts, questions.get(name, "(no study file here)"))
+def corpora() -> None:
+    """Lists what a study's `corpus` may be."""
+    table = Table("corpus", "here", "tokens", "what", box=None, header_style="dim")
+    for corpus in list_corpora():
+        tokens = f"{corpus.tokens:,}" if corpus.tokens else "-"
+        table.add_row(corpus.name, "yes" if corpus.available else "no", tokens, corpus.description)
     out().print(table)
 
 
-def _print_runs(results: StudyResults) -> None:
-    trials, ranked, sentence = results.trials, results.ranked(), results.verdict().sentence
-    table = Table("phase", "runs", *OUTCOMES, "unfinished", box=None, header_style="dim")
-    for phase, runs in trials.groupby("phase", observed=True):
-        counts = runs["outcome"].value_counts()
-        table.add_row(
-            str(phase),
-            str(len(runs)),
-            *(str(int(counts.get(outcome, 0))) for outcome in OUTCOMES),
-            str(int(runs["outcome"].isna().sum())),
-        )
-    console = out()
-    console.print(table)
-    if len(ranked):
-        best = ranked.iloc[0]
-        by_loss = ranks_by_loss(results.study.metrics)
-        score = f"val loss {best['val_loss']:.4f}" if by_loss else f"{best['tok_per_sec']:,.0f} tok/s"
-        console.print(f"best of the search: {score} ({best['run_id']}, one seed)")
-    console.print(sentence, soft_wrap=True)
-    if noise := results.noise:
-        console.print(f"noise: {noise}")
-    resume = command("run", results.name, results.frames.runs)
-    for run_id in trials.loc[trials["outcome"].isna(), "run_id"]:
-        console.print(f"unfinished: {run_id}; `{resume}` resumes it", soft_wrap=True)
+def prepare(corpus: str, tokenizer: str, shards: int) -> None:
+    """Tokenizes or downloads a corpus, and prints the paths of its shards."""
+    say(f"preparing {corpus} for {tokenizer}")
+    for path in prepare_corpus(corpus, tokenizer, num_shards=shards):
+        out().print(str(path), soft_wrap=True)

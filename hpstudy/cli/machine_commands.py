@@ -1,4 +1,4 @@
-"""`corpora`, `prepare` and `doctor`: what this machine has."""
+"""`doctor` and `bench`: what this machine has, and how fast it trains."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hpstudy.cli.common import out, say
-from hpstudy.data.corpus import list_corpora
-from hpstudy.data.corpus import prepare as prepare_corpus
-from hpstudy.errors import HpstudyError, MachineError
+from hpstudy.errors import HpstudyError, MachineError, UserError
 from hpstudy.files import cache_dir
+from hpstudy.running.bench import QUICK, SETTINGS, BenchResult
+from hpstudy.running.bench import bench as measure
 from hpstudy.running.messages import Setup
 from hpstudy.running.worker import Worker
 from hpstudy.spec import PRESETS, TrainerSpec
@@ -26,6 +26,9 @@ from hpstudy.tracking.wandb_settings import resolve_mode
 
 PACKAGES = ("torch", "optuna", "wandb", "tiktoken", "pandas", "pyarrow")
 FREE_GIB_NEEDED = 1.0
+ROUNDS = 5
+
+TURN_SECONDS, QUICK_TURN_SECONDS = 1.0, 0.25
 
 PROBE = TrainerSpec(
     model=PRESETS["gpt-2x64"],
@@ -37,22 +40,6 @@ PROBE = TrainerSpec(
     val_tokens=4096,
 )
 """A tiny training. Building it exercises tokenizer, corpus, device and worker."""
-
-
-def corpora() -> None:
-    """Lists what a study's `corpus` may be."""
-    table = Table("corpus", "here", "tokens", "what", box=None, header_style="dim")
-    for corpus in list_corpora():
-        tokens = f"{corpus.tokens:,}" if corpus.tokens else "-"
-        table.add_row(corpus.name, "yes" if corpus.available else "no", tokens, corpus.description)
-    out().print(table)
-
-
-def prepare(corpus: str, tokenizer: str, shards: int) -> None:
-    """Tokenizes or downloads a corpus, and prints the paths of its shards."""
-    say(f"preparing {corpus} for {tokenizer}")
-    for path in prepare_corpus(corpus, tokenizer, num_shards=shards):
-        out().print(str(path), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,3 +97,40 @@ def _folder(what: str, path: Path) -> Check:
     free = shutil.disk_usage(there).free / 2**30
     good = os.access(there, os.W_OK) and free >= FREE_GIB_NEEDED
     return Check(what=f"{what} folder", good=good, found=f"{path}, {free:.0f} GiB free")
+
+
+def bench(*, device: str, threads: int, quick: bool, preset: str | None) -> None:
+    """Prints one row per model."""
+    settings = [setting for setting in SETTINGS if setting.name == preset] if preset else QUICK if quick else SETTINGS
+    if not settings:
+        raise UserError(f"--preset {preset}: must be one of {', '.join(setting.name for setting in SETTINGS)}")
+    turn_seconds = QUICK_TURN_SECONDS if quick else TURN_SECONDS
+    found = []
+    with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder:
+        for setting in settings:
+            say(f"measuring {setting.name}")
+            log = Path(folder) / f"{setting.name}.log"
+            found.append(
+                measure(setting, device=device, threads=threads, rounds=ROUNDS, turn_seconds=turn_seconds, log=log)
+            )
+    out().print(f"{found[0].device_name}, {found[0].precision}, {threads} thread{'s' if threads > 1 else ''}")
+    out().print(bench_table(found))
+    repeats = all(result.figures.repeats for result in found)
+    out().print(f"the same numbers to the last bit when trained again: {'yes' if repeats else 'no'}")
+
+
+def bench_table(found: list[BenchResult]) -> Table:
+    """A row per model. The limit is the fastest large matrix product in the training's precision."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("model")
+    for heading in ("tok/s", "MFU", "limit GFLOP/s", "peak GiB"):
+        table.add_column(heading, justify="right")
+    for result in found:
+        table.add_row(
+            f"{result.setting.name} at {result.setting.context}",
+            f"{result.tok_per_sec:,.0f}",
+            f"{result.mfu:.1%}",
+            f"{result.figures.flops_per_second / 1e9:,.0f}",
+            f"{result.figures.peak_gib:.2f}",
+        )
+    return table

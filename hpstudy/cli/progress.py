@@ -89,7 +89,7 @@ class StudyProgress:
         if run.run_id == self._study.baseline_run_id:
             self._baseline = result
         if run.phase == "search" and result.outcome is Outcome.COMPLETE:
-            self._complete.append(_score(run.run_id, result))
+            self._complete.append(Score.of(run.run_id, result))
 
     def _best(self) -> str:
         """The best complete trial, by the same ranking as in the report."""
@@ -136,14 +136,9 @@ class StudyProgress:
             f"{self._time_left()} left",
         )
         lines = [Text(f"  {run_id}  {self._describe(active)}") for run_id, active in self._active.items()]
-        baseline = self._shown(_score("", self._baseline)) if self._baseline else "-"
+        baseline = self._shown(Score.of("", self._baseline)) if self._baseline else "-"
         lines.append(Text(f"  best {self._best()} · baseline {baseline}", style="dim"))
         return Group(head, *lines)
-
-
-def _score(run_id: str, result: RunResult) -> Score:
-    loss = math.nan if result.val_loss is None else result.val_loss
-    return Score(run_id, loss, result.tok_per_sec or 0.0)
 
 
 def _loss(loss: float | None) -> str:

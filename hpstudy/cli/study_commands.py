@@ -1,4 +1,4 @@
-"""`check`, `run`, `confirm` and `sync`."""
+"""`check`, `run`, `confirm` and `replay`: all that trains a study's runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hpstudy.running.confirm import planned
 from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
+from hpstudy.running.replay import replay as train_again
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_frozen, load_study, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
-from hpstudy.tracking.wandb_settings import ModeFlag, require_login
-from hpstudy.tracking.wandb_sink import sink_for, whereabouts
+from hpstudy.tracking.wandb_settings import ModeFlag
+from hpstudy.tracking.wandb_sink import whereabouts
 
 AT_THE_END = "hpstudy.report"  # importing this imports all that the end of a run needs
-SYNC_SECONDS = 24 * 3600.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -95,6 +95,28 @@ def confirm(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | 
     run(name, runs, device, wandb, workers, None)
 
 
+def replay(name: str, run_id: str, runs: Path, device: str) -> None:
+    """Prints how a run repeats. Raises MachineError if it does not."""
+    store = RunStore(runs / study_name(name))
+    found = train_again(load_frozen(store.root), store, run_id, device)
+    console = out()
+    if found.first is None:
+        console.print(f"{run_id}: {found.steps} of {found.steps} steps repeat bitwise", soft_wrap=True)
+    else:
+        console.print(
+            f"{run_id}: does not repeat bitwise; first difference at {found.first}\n"
+            f"largest difference of a loss over {found.steps} steps: {found.largest:.3g} nats "
+            f"(tolerance between machines: {found.tolerance:g})",
+            markup=False,
+            soft_wrap=True,
+        )
+    for change in found.changed:
+        console.print(f"changed since it was recorded: {change}", markup=False, soft_wrap=True)
+    if not found.good:
+        rule = "beyond the tolerance" if found.changed else "though nothing that numbers depend on has changed"
+        raise MachineError(f"{run_id}: does not repeat, {rule}; the record was edited, or this machine makes errors")
+
+
 def _resume(name: str, options: Options) -> str:
     """The command that resumes a study, with each flag that is not at its default."""
     default = Options(runs=RUNS, device="auto", wandb="auto")
@@ -103,26 +125,9 @@ def _resume(name: str, options: Options) -> str:
     return command("run", name, options.runs, *given)
 
 
-def sync(name: str, runs: Path) -> None:
-    """Sends every finished run that W&B does not have online, each step once."""
-    store = RunStore(runs / study_name(name))
-    study = load_frozen(store.root)
-    require_login()
-    failures: list[str] = []
-    with store.locked():
-        sink = sink_for(study, store.root, "online", failures.append)
-        finished = [view for view in store.runs() if view.result]
-        for view in finished:
-            sink.replay(view)
-        sink.close(timeout=SYNC_SECONDS)
-    if failures:
-        raise MachineError(failures[0])
-    out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
-
-
 def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> None:
     from hpstudy.analysis.results import load
-    from hpstudy.cli.data_commands import report_page
+    from hpstudy.cli.report_commands import report_page
     from hpstudy.report.leaderboard import leaderboard
     from hpstudy.report.terminal import leaderboard_table
 

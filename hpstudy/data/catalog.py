@@ -63,7 +63,7 @@ def locate(name: str, tokenizer: str, base: Path) -> Source:
 
 
 def _tokenized(documents: Iterable[str], content: str, tokenizer: str) -> Source:
-    """Documents as shards of the cache, keyed by their hash and the tokenizer. They are read only on a miss."""
+    """Documents as shards of the cache, keyed by their hash and the tokenizer. A cached corpus is not read."""
     folder = cache_dir() / TOKENS_FOLDER / tokenizer.replace(":", "-") / content
     shards = sealed_shards(folder) or write_shards(folder, _encoded(documents, load_tokenizer(tokenizer)))
     return Source(train=shards, val=[], digest=_digest(content, tokenizer))

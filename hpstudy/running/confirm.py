@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hpstudy.files import read_json
+from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
 from hpstudy.running.tuned_lr import tuned_lr
 from hpstudy.search import num_trials
@@ -79,27 +79,23 @@ def eligible(study: Study, views: Sequence[RunView], phase: Literal["search", "t
     With two objectives only those on the Pareto front that are no slower than the baseline.
     """
     metrics: Sequence[MetricName] = ("val/loss",) if phase == "tuned-lr" else study.metrics
-    by_id = {view.run_id: view for view in views}
-    baseline = by_id[study.baseline_run_id]
-    measured = [_score(view) for view in views if view.header.run.phase == phase and _is_complete(view)]
+    runs = {view.run_id: view.header.run for view in views}
+    results = {view.run_id: view.result for view in views if view.result is not None}
+    measured = [
+        Score.of(run_id, result)
+        for run_id, result in results.items()
+        if runs[run_id].phase == phase and result.outcome is Outcome.COMPLETE
+    ]
     ranked = front(metrics, best_first(metrics, measured))
     if len(metrics) > 1:
-        ranked = [score for score in ranked if score.tok_per_sec >= _score(baseline).tok_per_sec]
-    distinct: dict[Any, str] = {}
+        baseline = results.get(study.baseline_run_id)
+        least = (baseline.tok_per_sec if baseline else None) or 0.0
+        ranked = [score for score in ranked if score.tok_per_sec >= least]
+    distinct: dict[HParams, str] = {}
     for score in ranked:
-        distinct.setdefault(by_id[score.run_id].header.run.hparams, score.run_id)
-    distinct.pop(baseline.header.run.hparams, None)
+        distinct.setdefault(runs[score.run_id].hparams, score.run_id)
+    distinct.pop(runs[study.baseline_run_id].hparams, None)
     return list(distinct.values())
-
-
-def _is_complete(view: RunView) -> bool:
-    return view.result is not None and view.result.outcome is Outcome.COMPLETE
-
-
-def _score(view: RunView) -> Score:
-    loss = view.result.val_loss if view.result else None
-    speed = view.result.tok_per_sec if view.result else None
-    return Score(view.run_id, math.nan if loss is None else loss, speed or 0.0)
 
 
 def confirm_runs(study: Study, selections: Sequence[Selection], begun: Mapping[str, Run]) -> list[Run]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from hpstudy.records import RunResult
 from hpstudy.study.schema import MetricName
 
 
@@ -15,6 +16,11 @@ class Score(NamedTuple):
     run_id: str
     val_loss: float  # nats
     tok_per_sec: float
+
+    @classmethod
+    def of(cls, run_id: str, result: RunResult) -> Score:
+        """The score of a run's result."""
+        return cls(run_id, math.nan if result.val_loss is None else result.val_loss, result.tok_per_sec or 0.0)
 
 
 def ranks_by_loss(metrics: Sequence[MetricName]) -> bool:

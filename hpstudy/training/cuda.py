@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Reading:
     """The figures of one step, copied from the device while the host launches the next step.
 
-    Create it when the step begins. The seconds are the device's own, from the moment the step could begin (the step
-    before had ended and the host had reached this one) to its end, so that the times of steps never overlap.
+    Create it when the step begins. The seconds are the device's own. A step's time starts when the step before has
+    ended and the host has launched this one, so that the times of steps never overlap.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -85,14 +85,16 @@ def prepare_process(threads: int) -> None:
 
 
 def place(device: str, precision: PrecisionChoice) -> Placement:
-    """Resolves a device (auto, cpu, cuda, cuda:N) and a precision (auto, bf16, fp32) on this machine.
+    """Resolves a device (auto, cpu, cuda, cuda:N) and a precision (auto, bf16, fp32), and makes a GPU the current one.
 
     Raises UserError if this machine does not have them.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        return Placement(device="cpu", **_cpu_precision(precision))
+        instructions = torch.cpu.get_capabilities()
+        has_bf16 = bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))
+        return _placement("cpu", "CPU", precision, has_bf16, " (AVX512-BF16 or AMX)")
     kind, colon, index = device.partition(":")
     if kind != "cuda" or (colon and not index.isdigit()):
         raise UserError(f"--device {device}: must be auto, cpu, cuda or cuda:N; use --device auto")
@@ -101,13 +103,19 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
         found = f"this machine has {count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA GPU was found"
         raise UserError(f"--device {device}: {found}; use --device cpu, or leave the flag out")
     torch.cuda.set_device(int(index or 0))  # otherwise every worker would hold memory on the first GPU
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return _placement(f"cuda:{index or 0}", "GPU", precision, has_bf16)
+
+
+def _placement(device: str, kind: str, precision: PrecisionChoice, has_bf16: bool, how: str = "") -> Placement:
+    """bf16 where the device has it, unless the study asks for fp32. `how` says which instructions that means."""
     if precision == "fp32":
-        return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="the study asks for it")
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        if precision == "bf16":
-            raise UserError('[trainer] precision: this GPU has no bf16 arithmetic; use precision = "fp32" or "auto"')
-        return Placement(device=f"cuda:{index or 0}", precision="fp32", reason="this GPU has no bf16 arithmetic")
-    return Placement(device=f"cuda:{index or 0}", precision="bf16", reason="the GPU has bf16 arithmetic")
+        return Placement(device=device, precision="fp32", reason="the study asks for it")
+    if has_bf16:
+        return Placement(device=device, precision="bf16", reason=f"the {kind} has bf16 arithmetic{how}")
+    if precision == "bf16":
+        raise UserError(f'[trainer] precision: this {kind} has no bf16 arithmetic; use precision = "fp32" or "auto"')
+    return Placement(device=device, precision="fp32", reason=f"this {kind} has no bf16 arithmetic{how}")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -121,14 +129,3 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
-
-
-def _cpu_precision(precision: PrecisionChoice) -> dict[str, str]:
-    has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
-    if precision == "bf16" and not has_bf16:
-        raise UserError('[trainer] precision: this CPU has no bf16 arithmetic; use precision = "fp32" or "auto"')
-    if precision == "fp32":
-        return {"precision": "fp32", "reason": "the study asks for it"}
-    if has_bf16:
-        return {"precision": "bf16", "reason": "the CPU has bf16 arithmetic (AVX512-BF16 or AMX)"}
-    return {"precision": "fp32", "reason": "this CPU has no bf16 arithmetic (AVX512-BF16 or AMX)"}

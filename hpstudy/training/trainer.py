@@ -93,11 +93,11 @@ class Trainer:
 
         A single run may resume after a `checkpoint`, with the same numbers as if it had never stopped.
 
-        Several runs must be of equal shape (see Run.packs_with). They train in lockstep as one stacked model and share
-        the wall time of a step; tokens per second are those of each run. Losses equal those of single runs up to
-        rounding, and those of any other pack, also of one run (`packed`), bitwise.
-        A run yields no more records after the caller has put its id into `stopped`.
-        On a GPU a record comes one step late, while the next step runs, except after an evaluation and at the end.
+        Several runs must be of equal shape (see Run.packs_with). They train in lockstep as one stacked model, a pack,
+        and share the wall time of a step; tokens per second are those of each run. A pack's losses equal a single run's
+        up to rounding, and any other pack's bitwise. With `packed` one run is a pack too. A run yields no more records
+        after the caller has put its id into `stopped`. On a GPU a record comes one step late, while the next step runs,
+        except after an evaluation and at the end.
         """
         if packed or len(runs) > 1:
             assert all(runs[0].packs_with(run) for run in runs)
@@ -120,7 +120,7 @@ class Trainer:
     def state(self) -> TrainingState | None:
         """The state of a single run after the step that `train` yielded last. Read it before the next step.
 
-        None if the device is ahead of that step. The trainer then catches up, and a later call has the state.
+        None if the device is ahead of that step. The call then makes the trainer catch up, so that a later one has it.
         """
         self._catching_up = bool(self._unread)
         if self._unread or self._optimizer is None:

@@ -35,7 +35,7 @@ import sys, time
 from pathlib import Path
 import hpstudy
 from hpstudy.analysis.export import export
-from hpstudy.cli.data_commands import report_page
+from hpstudy.cli.report_commands import report_page
 from hpstudy.system import peak_gib
 runs, start = Path(sys.argv[1]), time.perf_counter()
 PART

@@ -1,30 +1,10 @@
-"""`corpora`, `prepare` and `doctor`: results on stdout, exit code 0."""
+"""`doctor` and `bench`: results on stdout."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tests.helpers.command_line import hpstudy
-
-
-def test_corpora_lists_what_a_study_may_name() -> None:
-    result = hpstudy("corpora")
-    assert (result.code, result.err) == (0, "")
-    rows = [line.split() for line in result.out.splitlines()]
-    assert ["asv", "yes", "1,009,473"] in [row[:3] for row in rows]
-    assert {row[0] for row in rows[1:]} == {"asv", "text:PATH", "shards:GLOB", "fineweb-edu"}
-
-
-def test_prepare_prints_the_paths_of_the_shards_it_wrote(cache_folder: Path, tmp_path: Path) -> None:
-    result = hpstudy("prepare", "asv", "--tokenizer", "gpt2:256")
-    assert result.code == 0
-    paths = [Path(line) for line in result.out.splitlines()]
-    assert paths
-    assert all(path.is_file() and path.is_relative_to(cache_folder) for path in paths)
-    text = tmp_path / "text.txt"
-    text.write_text("to be")
-    (shard,) = hpstudy("prepare", f"text:{text}", "--tokenizer", "bytes").out.splitlines()
-    assert Path(shard).read_bytes()[1024:] == b"\0".join(bytes([letter]) for letter in b"to be") + b"\0"
 
 
 def test_doctor_finds_what_a_study_needs(tmp_path: Path) -> None:
@@ -34,3 +14,21 @@ def test_doctor_finds_what_a_study_needs(tmp_path: Path) -> None:
     for what in ("packages", "cores", "training", "W&B", "cache folder", "runs folder"):
         assert what in result.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_bench_prints_a_row_per_model() -> None:
+    result = hpstudy("bench", "--quick", "--device", "cpu")
+    assert result.code == 0, result.err
+    machine, header, *rows, last = result.out.splitlines()
+    assert re.fullmatch(r".+, (bf16|fp32), 1 thread", machine)
+    assert header.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB"]
+    assert [row.split()[0] for row in rows] == ["gpt-2x64", "gpt-4x128", "gpt-6x256"]
+    assert all("%" in row for row in rows)
+    assert last == "the same numbers to the last bit when trained again: yes"
+    assert result.err.splitlines() == [f"measuring {setting.name}" for setting in QUICK]
+
+
+def test_bench_refuses_an_unknown_model_and_lists_the_known_ones() -> None:
+    result = hpstudy("bench", "--preset", "gpt-4")
+    known = ", ".join(setting.name for setting in SETTINGS)
+    assert result == (2, "", f"--preset gpt-4: must be one of {known}\n")

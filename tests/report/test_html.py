@@ -19,7 +19,7 @@ from hpstudy.analysis import results as results_module
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.results import StudyResults
-from hpstudy.cli.data_commands import report_page
+from hpstudy.cli.report_commands import report_page
 from hpstudy.errors import MachineError, UserError
 from hpstudy.report import results_markdown, write_report
 from hpstudy.study import Study

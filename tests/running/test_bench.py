@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.cli import bench_command
+from hpstudy.cli import machine_commands
 from hpstudy.errors import MachineError, UserError
 from hpstudy.records import BenchmarkFigures, StepRecord
 from hpstudy.running.bench import SETTINGS, BenchResult, BenchSetting, bench
@@ -141,7 +141,7 @@ def test_hpstudy_bench_prints_a_row_for_the_preset():
 
 
 def test_hpstudy_bench_reports_a_model_that_cannot_be_built_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench_command, "SETTINGS", [NEGATIVE])
+    monkeypatch.setattr(machine_commands, "SETTINGS", [NEGATIVE])
     result = hpstudy("bench", "--preset", "tiny", "--device", "cpu")
     assert (result.code, result.out) == (1, "")
     assert result.err == f"measuring tiny\n{CANNOT_BE_BUILT}\n"

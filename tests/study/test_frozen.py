@@ -159,7 +159,8 @@ def test_a_damaged_byte_within_a_text_is_refused_with_the_key(frozen: Path) -> N
 def test_a_folder_without_a_study_is_refused(frozen: Path, tmp_path: Path) -> None:
     (frozen / "study.toml").unlink()
     for root in (frozen, tmp_path / "absent" / "tiny"):
-        assert refusal(root) == f"{root}: no study has begun there; start it with `hpstudy run tiny`"
+        begin = f"hpstudy run tiny --runs {root.parent}"
+        assert refusal(root) == f"{root}: no study has begun there; start it with `{begin}`"
 
 
 def test_edited_values_are_refused_with_the_key(frozen: Path) -> None:

@@ -1,0 +1,65 @@
+"""`sync` and `workspace`: what W&B has of a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hpstudy.cli.common import err, out
+from hpstudy.errors import MachineError
+from hpstudy.files import command
+from hpstudy.study import load_frozen, study_name
+from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_settings import require_login, resolve_project
+from hpstudy.tracking.wandb_sink import sink_for, whereabouts
+from hpstudy.tracking.wandb_views import build, default_entity
+
+SYNC_SECONDS = 24 * 3600.0
+
+
+def sync(name: str, runs: Path) -> None:
+    """Sends every finished run that W&B does not have online, each step once."""
+    store = RunStore(runs / study_name(name))
+    study = load_frozen(store.root)
+    require_login()
+    failures: list[str] = []
+    with store.locked():
+        sink = sink_for(study, store.root, "online", failures.append)
+        finished = [view for view in store.runs() if view.result]
+        for view in finished:
+            sink.replay(view)
+        sink.close(timeout=SYNC_SECONDS)
+    if failures:
+        raise MachineError(failures[0])
+    out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
+
+
+def workspace(name: str, runs: Path, save: bool) -> None:
+    """Prints the views' JSON without any network, or saves them and prints their addresses."""
+    from hpstudy.analysis.results import load  # pandas takes half a second to import
+
+    loaded = load(study_name(name), runs)
+    study = loaded.study
+    if save:
+        require_login("--save: ")
+    project, entity = resolve_project(study.project, study.entity)
+    trials = loaded.trials
+    reference = trials["run_id"] == study.baseline_run_id
+    baselines = [
+        *trials.loc[reference, "wandb_id"],
+        *trials.loc[~reference & (trials["phase"] == "baseline"), "wandb_id"],
+    ]
+    views = build(
+        study,
+        sentence=loaded.verdict().sentence,
+        baselines=baselines,
+        project=project,
+        entity=entity or (default_entity() if save else ""),
+    )
+    if save:
+        for url in views.save():
+            out().print(url, soft_wrap=True)
+    else:
+        out().print(json.dumps(views.spec(), indent=2), soft_wrap=True)
+        save_it = command("workspace", name, runs, "--save")
+        err().print(f"not saved: `{save_it}` sends both to W&B, in the project {project}", soft_wrap=True)
