@@ -270,9 +270,9 @@ def _yes(file: StudyFile) -> Iterator[str]:
     by_speed = file.objective.metric == ["train/tok_per_sec"]
     possible = ("faster", "slower") if by_speed else ("better", "worse", "equivalent")
     if other := [answer for answer in file.yes if answer not in possible]:
-        about = "train/tok_per_sec, as the only objective," if by_speed else "val/loss"
         listed = ", ".join(f'"{answer}"' for answer in possible)
-        yield f"yes: the verdict is about {about} and can be {listed}, but got {shown(other[0])}"
+        metric = shown(file.objective.metric)
+        yield f"yes: with [objective] metric {metric} the verdict can be {listed}, but got {shown(other[0])}"
     if file.yes and not file.search:
         yield "yes: an empty [search] compares nothing, so the question has no yes or no; leave it out"
 

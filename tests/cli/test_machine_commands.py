@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from hpstudy.running.bench import QUICK, SETTINGS
 from tests.helpers.command_line import hpstudy
 
 
