@@ -78,31 +78,31 @@ def to_json(value: Any) -> str:
     try:
         return _JSON.encode(value)
     except ValueError:  # some number is not finite, which is rare
-        return _JSON.encode(finite(value))
+        return _JSON.encode(spelled(value))
 
 
 def from_json(text: str | bytes) -> Any:
     """The value that `to_json` wrote, with tuples as lists. Raises ValueError when the text is not JSON."""
-    return restored(json.loads(text))
+    return unspelled(json.loads(text))
 
 
-def finite(value: Any) -> Any:
-    """A copy in which numbers that are not finite are the strings of NON_FINITE."""
+def spelled(value: Any) -> Any:
+    """A copy in which numbers that are not finite are spelled out, as JSON has none: the strings of NON_FINITE."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: spelled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [spelled(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def restored(value: Any) -> Any:
-    """The inverse of `finite`."""
+def unspelled(value: Any) -> Any:
+    """The inverse of `spelled`."""
     if isinstance(value, dict):
-        return {key: restored(item) for key, item in value.items()}
+        return {key: unspelled(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [restored(item) for item in value]
+        return [unspelled(item) for item in value]
     return NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 

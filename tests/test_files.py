@@ -23,11 +23,11 @@ from hpstudy.files import (
     NON_FINITE,
     STORE_REMEDY,
     cache_dir,
-    finite,
     from_json,
     read_json,
-    restored,
+    spelled,
     to_json,
+    unspelled,
     write_atomic,
     writing,
 )
@@ -156,8 +156,8 @@ def test_json_loses_nothing_and_stays_standard(value: object) -> None:
 
 @given(JSON)
 def test_a_finite_copy_has_no_other_numbers_and_is_restored_whole(value: object) -> None:
-    json.dumps(finite(value), allow_nan=False)
-    assert repr(restored(finite(value))) == repr(value)
+    json.dumps(spelled(value), allow_nan=False)
+    assert repr(unspelled(spelled(value))) == repr(value)
 
 
 def test_tuples_become_lists() -> None:

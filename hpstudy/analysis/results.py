@@ -22,7 +22,7 @@ from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.ranking import Score, best_first, front
 from hpstudy.tracking.store import RunStore
 
-HALFLIVES = (
+OPTIMIZER_COLUMNS = (
     *("run_id", "phase", "val_loss", "batch_tokens", "beta1", "beta1_halflife_tokens"),
     *("beta2", "beta2_halflife_tokens", "lr", "weight_decay", "decay_timescale_steps"),
 )
@@ -91,7 +91,7 @@ class StudyResults:
     @property
     def halflives(self) -> pd.DataFrame:
         """Each run's betas as half-lives in tokens and its weight decay as a timescale in steps."""
-        return self.trials[list(HALFLIVES)]
+        return self.trials[list(OPTIMIZER_COLUMNS)]
 
     def ranked(self, *, only_front: bool = False) -> pd.DataFrame:
         """The complete trials of the search, best first; see `hpstudy.study.ranking`.

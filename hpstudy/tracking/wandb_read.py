@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import restored
+from hpstudy.files import unspelled
 from hpstudy.hparams import GPT3, RULES, derived
 from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, run_order
 from hpstudy.tracking.store import build_run
@@ -41,7 +41,7 @@ class FetchedRun:
                 f"sent (`hpstudy sync {self.header.study}` sends what is missing), then load again"
             )
         for row in rows:
-            yield {key: restored(value) for key, value in row.items() if key in _METRICS}
+            yield {key: unspelled(value) for key, value in row.items() if key in _METRICS}
 
 
 def fetch_runs(path: str) -> list[FetchedRun]:
@@ -97,7 +97,7 @@ def _fetched(remote: Any) -> FetchedRun:
         num_params=config["num_params"],
         started=config["started"],
     )
-    summary = {key: restored(remote.summary_metrics.get(f"result/{key}")) for key in ("outcome", *_FIGURES)}
+    summary = {key: unspelled(remote.summary_metrics.get(f"result/{key}")) for key in ("outcome", *_FIGURES)}
     outcome = summary.pop("outcome")
     return FetchedRun(
         header=header, result=RunResult(outcome=Outcome(outcome), **summary) if outcome else None, remote=remote

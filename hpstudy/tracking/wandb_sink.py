@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpstudy.files import command, finite, from_json, to_json, write_atomic
+from hpstudy.files import command, from_json, spelled, to_json, write_atomic
 from hpstudy.records import BROKEN, GLOSSARY, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunView
@@ -201,7 +201,7 @@ class WandbSink:
             name=header.run.run_id,
             group=self._study,
             job_type=header.run.phase,
-            config=finite(self._extra | _config(header)),
+            config=spelled(self._extra | _config(header)),
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(
@@ -230,7 +230,7 @@ class WandbSink:
         run = self._open.pop(run_id, None)
         if run:
             figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
-            run.summary.update({f"result/{key}": finite(v) for key, v in figures.items() if v not in (None, "")})
+            run.summary.update({f"result/{key}": spelled(v) for key, v in figures.items() if v not in (None, "")})
             run.finish(exit_code=int(result.outcome in BROKEN))  # red on W&B
             write_atomic(self._directory / run_id / DELIVERED, to_json({"mode": self._mode, "url": run.url}))
 

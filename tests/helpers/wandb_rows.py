@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpstudy.files import restored
+from hpstudy.files import unspelled
 from hpstudy.records import StepRecord, as_row
 from hpstudy.tracking.wandb_settings import Mode
 from hpstudy.tracking.wandb_sink import WandbSink
@@ -64,7 +64,7 @@ def own_keys(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def history(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows in the records of an offline file."""
-    return restored(own_keys([line["history"]["item"] for line in records if line["type"] == "history"]))
+    return unspelled(own_keys([line["history"]["item"] for line in records if line["type"] == "history"]))
 
 
 def offline_rows(folder: Path, wandb_id: str) -> list[dict[str, Any]]:
