@@ -113,7 +113,9 @@ def json_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, build: Callable[[Any], T] = lambda value: value) -> T | None:
+def read_json(
+    path: Path, build: Callable[[Any], T] = lambda value: value, remedy: str = "restore it from a copy"
+) -> T | None:
     """What `build` makes of a JSON file, or None if there is no file.
 
     Raises MachineError if the file is damaged, or `build` does not find what it needs.
@@ -123,4 +125,12 @@ def read_json(path: Path, build: Callable[[Any], T] = lambda value: value) -> T 
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        raise MachineError(f"{path}: must be a file that hpstudy wrote, but it is damaged: {error!r}") from error
+        raise MachineError(
+            f"{path}: must be a file that hpstudy wrote, but it is damaged: {_problem(error)}; {remedy}"
+        ) from error
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

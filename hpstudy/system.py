@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory instead of returning it to the kernel. False without glibc.
 
     A training step frees and takes the same large blocks over and over. By default the kernel maps and zeroes each
-    block anew, and small steps took 1.4 times as long. Call this before the first large allocation.
+    block again, and small steps took 1.4 times as long. Call this before the first large allocation.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

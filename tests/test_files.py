@@ -184,15 +184,24 @@ def test_a_file_reads_as_what_is_built_of_it(tmp_path: Path) -> None:
     assert read_json(path, lambda raw: raw["loss"]) == math.inf
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", b"3", b'"x"', b'{"loss": "a"}', b"\xff\xfe{}"])
-def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "Expecting value: line 1 column 1 (char 0)"),
+        (b"{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (b"{}", "'loss' is missing"),
+        (b"[]", "list indices must be integers or slices, not str"),
+        (b"null", "'NoneType' object is not subscriptable"),
+        (b'{"loss": "a"}', "could not convert string to float: 'a'"),
+        (b'{"loss": 1, "of": "\xe9"}', "byte 19 is not UTF-8"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(MachineError) as caught:
-        read_json(path, lambda raw: float(raw["loss"]))
-    cause = caught.value.__cause__
-    assert isinstance(cause, ValueError | TypeError | KeyError)
-    assert str(caught.value) == f"{path}: must be a file that hpstudy wrote, but it is damaged: {cause!r}"
+        read_json(path, lambda raw: float(raw["loss"]), "remove it")
+    assert str(caught.value) == f"{path}: must be a file that hpstudy wrote, but it is damaged: {problem}; remove it"
 
 
 # The cache folder

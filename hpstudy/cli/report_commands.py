@@ -24,9 +24,7 @@ from hpstudy.tracking.store import begun_studies
 
 OUTCOMES = tuple(Outcome)
 WORDS = ("study", "winner", "answer")  # columns of text
-# columns of text
 MAX_STEM = 200  # characters of a file's name
-# characters of a file's name
 
 
 def status(name: str | None, runs: Path) -> None:
@@ -162,7 +160,7 @@ def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
         except UserError as error:
             problems += error.problems
     if problems:
-        raise UserError(problems)
+        raise UserError(dict.fromkeys(problems))  # a name given twice has its problems once
     return list(found.values())
 
 

@@ -45,7 +45,7 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     console.print(_space_table(study))
     from hpstudy.analysis.departures import departures_sentence  # pandas takes half a second to import
 
-    console.print(f"baseline {departures_sentence(study)}", soft_wrap=True)
+    console.print(departures_sentence(study), soft_wrap=True)
     for warning in study.warnings:
         say(f"warning: {warning}")
     plan = planned(study, trials)
@@ -136,13 +136,16 @@ def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> Non
     console = out()
     console.print(leaderboard_table(leaderboard(results), study.name, width=console.width, noise=results.noise))
     console.print(f"\n{results.verdict().sentence}\n", style="bold")
-    for what, value in (
+    lines = [
         ("files", store.root),
         ("report", page),
         ("W&B runs", whereabouts(store.root, study.name)),
         ("next", command("export", study.name, runs)),
-        ("", f"{resume} --trials {2 * study.trials}"),
-    ):
+    ]
+    searched = int((results.trials["phase"] == "search").sum())
+    if (more := num_trials(study, 2 * searched)) > searched:
+        lines.append(("", f"{resume} --trials {more}"))
+    for what, value in lines:
         console.print(f"{what:<8} {value}", soft_wrap=True)
 
 

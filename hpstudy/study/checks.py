@@ -223,7 +223,7 @@ def _pruner(file: StudyFile) -> Iterator[str]:
     name = file.budget.pruner.name
     if name != "none" and file.objective.metric != ["val/loss"]:
         yield (
-            f'[budget] pruner: "{name}" judges only val/loss, but the objective is {shown(file.objective.metric)}; '
+            f'[budget] pruner: "{name}" compares only val/loss, but the objective is {shown(file.objective.metric)}; '
             'use pruner = "none"'
         )
 

@@ -15,6 +15,7 @@ from hpstudy.study.study import Study
 
 GROWING = ("budget.trials", "confirm.seeds")  # the keys that may grow in a study that has begun
 STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
+ANOTHER_STUDY = "put the values back, or copy the file under another name for another study"
 PLAINEST = """
 question = "What are the defaults?"
 format = 1
@@ -28,32 +29,37 @@ def load_frozen(root: Path) -> Study:
 
     Raises UserError if no study has begun there or its frozen files were edited, MachineError if they are damaged.
     """
-    path = root / STUDY_FILE
+    path, run_it = root / STUDY_FILE, f"`{command('run', root.name, root.parent)}`"
+    repair = f"{run_it} writes this copy again from the study's own file"
     if not path.exists():
-        raise UserError(f"{root}: no study has begun there; start it with `{command('run', root.name, root.parent)}`")
+        if (root / STUDY_VALUES).exists():
+            raise UserError(f"{path}: is missing; {repair}")
+        raise UserError(f"{root}: no study has begun there; start it with {run_it}")
     text = path.read_text(encoding="utf-8", errors="replace")  # damage then shows as bad TOML or changed values
-    study = parse_study(text, name=root.name, path=path)
-    refuse_changes(study, root)
+    try:
+        study = parse_study(text, name=root.name, path=path)
+    except UserError as error:
+        raise UserError(f"{error.problems[0]}; {repair}") from error
+    refuse_changes(study, root, repair)
     return study
 
 
-def refuse_changes(study: Study, root: Path) -> None:
+def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> None:
     """Raises UserError if `study` differs from the one that began in the run folder `root`, except in what may grow.
 
-    Also if the frozen values do not have the hash that was noted when the study began.
+    Also if the frozen values do not have the hash that was noted when the study began. `remedy` ends each line.
     """
     frozen = read_json(root / STUDY_VALUES, json_object)
     if frozen is None:
         return
-    if changes := changed_keys(frozen, study.resolved()):
-        remedy = "put the values back, or copy the file under another name for another study"
-        raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
     noted = (read_json(root / ENVIRONMENT, json_object) or {}).get("study_sha256")
     if noted not in (None, study_sha256(frozen)):
         raise UserError(
             f"{root / STUDY_VALUES}: was edited after the study began (its hash must be {noted}); put back what was "
             "edited, or start again with another --runs folder"
         )
+    if changes := changed_keys(frozen, study.resolved()):
+        raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
 
 
 def study_sha256(resolved: Mapping[str, Any]) -> str:

@@ -96,7 +96,12 @@ def _sentence(found: ErrorDetails) -> str:
         example = ", as in { low = 1e-4, high = 1e-2 } or { choices = [1, 2] }" if section == "search" else ""
         return f"{place}must be a table{example}, but got {shown(value)}"
     rule = re.sub("^(Input|String|List|Tuple) should", "must", found["msg"])
-    rule = rule.replace("a valid integer", "a whole number").replace("valid tuple", "valid list")
+    for theirs, ours in (
+        ("a valid integer", "a whole number"),
+        ("valid tuple", "valid list"),
+        (" after validation", ""),
+    ):
+        rule = rule.replace(theirs, ours)
     remedy = ""
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         remedy = f"; write {int(value):_}"

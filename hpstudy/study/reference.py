@@ -49,9 +49,7 @@ def reference_markdown() -> str:
 _HPARAMS = """\
 Each key is fixed in `[hparams]`, or varies in `[search]`, or is GPT-3's. Whole numbers and `clip_mode` are searched as
 a list, all others as a list or a range. `[hparams] micro_batch = "auto"` measures the fastest size on the device."""
-_METRICS = (
-    "The names in `steps.jsonl`, on W&B, and in the table `steps`. Metrics of an evaluation are null on other steps."
-)
+_METRICS = "The names in `steps.jsonl`, on W&B, and in the table `steps`. Steps without an evaluation lack its metrics."
 
 
 def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
@@ -61,7 +59,7 @@ def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
         if field.description is None:
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = "required" if field.is_required() else _code(_toml(field.default))
+        default = "required" if field.is_required() else _code(_toml(field.default)) or "not set"
         example = "" if extra["example"] is None else _code(f"{key} = {_toml(extra['example'])}")
         yield _code(key), _type(properties[key]), str(extra["unit"]), default, field.description, example
 
@@ -69,7 +67,7 @@ def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
 def _hyperparameters() -> Iterator[tuple[str, ...]]:
     for key, rule in RULES.items():
         value = getattr(GPT3, key)
-        legal = " or ".join(_code(json.dumps(choice)) for choice in rule.choices)
+        legal = _either(rule.choices)
         legal = legal or f"{'whole number' if rule.kind is int else 'number'} in {rule}"
         shown = value if isinstance(value, int | str) else float(f"{value:.4g}")
         default = DERIVED_DEFAULTS.get(key) or _code(_toml(shown))
@@ -86,20 +84,27 @@ def _type(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type(part) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema or "const" in schema:
-        return " or ".join(_code(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
+        return _either(schema.get("enum", [schema.get("const")]))
     if "$ref" in schema:
         return "table"
     if schema.get("type") == "array":
-        items = schema.get("items", {})
-        return f"list of {_type(items)}" if items else "list"
+        items = _type(schema["items"]) if schema.get("items") else ""
+        if items.startswith("`"):
+            return f"{items}; or a list of them"
+        return f"list of {items.replace('number', 'numbers', 1)}" if items else "list"
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
     return names.get(str(schema.get("type")), "table") + _limits(schema)
 
 
 def _limits(schema: dict[str, Any]) -> str:
-    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     found = [f"{word} {_number(schema[name])}" for name, word in words.items() if name in schema]
-    return f" {' '.join(found)}" if found else ""
+    return f", {' and '.join(found)}" if found else ""
+
+
+def _either(values: Sequence[object]) -> str:
+    *others, last = [_code(json.dumps(value)) for value in values] or [""]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _number(value: float) -> str:

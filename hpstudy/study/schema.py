@@ -187,7 +187,7 @@ class TrainerTable(Table):
     val_tokens: Count = _key(2**16, "size of the validation set", unit="tokens")
     seed: Seed = _key(0, "seed of initialisation and data order in the search")
     threads: Count = _key(1, "CPU threads of one training")
-    precision: PrecisionChoice = _key("auto", "bf16 where the device has it, with fp32 weights, or fp32", "fp32")
+    precision: PrecisionChoice = _key("auto", "bf16 if the device has it, with fp32 weights, or fp32", "fp32")
 
 
 class RangeTable(Table):
@@ -213,7 +213,7 @@ class ObjectiveTable(Table):
     """What the search improves."""
 
     metric: Annotated[list[MetricName], BeforeValidator(_listed)] = _key(
-        ["val/loss"], "one metric, or both in a list for a Pareto front", min_length=1, max_length=2
+        ["val/loss"], "one metric, or both in a list for a Pareto front", min_length=1
     )
     goal: Annotated[list[Direction], BeforeValidator(_listed)] | None = _key(
         None, "direction of each metric; may only state the natural one", ["minimize"]
@@ -294,7 +294,7 @@ class StudyFile(Table):
 
     question: Text = _key(..., "what the study asks, in one line", "Are GPT-3's betas right here?")
     yes: Annotated[list[Yes], BeforeValidator(_listed)] = _key(
-        [], "answers of the verdict that mean yes; it then begins with Yes, No or Undecided", "better", max_length=2
+        [], "answers of the verdict that mean yes; it then begins with Yes, No or Undecided", "better"
     )
     format: Literal[1] = _key(..., "version of this format", 1)
     baseline: BaselineTable = BaselineTable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import platform
 import re
@@ -13,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import from_json, json_object, read_json, to_json, write_atomic, writing
-from hpstudy.hparams import GPT3, HParams
+from hpstudy.hparams import GPT3
 from hpstudy.records import (
-    Outcome,
     Run,
     RunHeader,
     RunResult,
@@ -35,6 +37,7 @@ from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +70,8 @@ class RunView:
                 return
             count += 1
             try:
-                row = from_json(line)
-            except ValueError as error:
+                row = json_object(from_json(line))
+            except (ValueError, TypeError) as error:
                 raise self._damaged(f"line {count} must be a JSON object, but it is damaged ({error})") from error
             yield row
         self.expect(count)
@@ -84,11 +87,15 @@ class RunView:
                 yield from file
 
     def _damaged(self, what: str) -> MachineError:
-        return MachineError(f"{self.steps_path}: {what}; remove {self.folder} and run the study again")
+        return MachineError(f"{self.steps_path}: {what}; {_retrain(self.folder)}")
 
     def records(self) -> Iterator[StepRecord]:
-        """Each step as a record, in order. Raises as `rows` does."""
-        return map(from_row, self.rows())
+        """Each step as a record, in order. Raises as `rows` does, and if another version wrote the steps."""
+        for row in self.rows():
+            try:
+                yield from_row(row)
+            except TypeError as error:
+                raise _other_version(self.steps_path, error) from error
 
 
 class RunWriter:
@@ -172,12 +179,19 @@ def _intact(path: Path, lines: bytes) -> tuple[list[StepRecord], int]:
         except TypeError as error:
             if records:
                 break
-            raise MachineError(
-                f"{path}: was written by another version of hpstudy ({error}); resume the study with that version"
-            ) from error
+            raise _other_version(path, error) from error
         records.append(record)
         size += len(line)
     return records, size
+
+
+def _other_version(path: Path, error: TypeError) -> MachineError:
+    return MachineError(f"{path}: was written by another version of hpstudy ({error}); use that version for the study")
+
+
+def _retrain(folder: Path) -> str:
+    """The remedy for a damaged file of a run."""
+    return f"remove {folder} and run the study again"
 
 
 def begun_studies(runs: Path) -> list[str]:
@@ -261,11 +275,13 @@ class RunStore:
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""
-        return read_json(self.folder(run_id) / "header.json", _header)
+        folder = self.folder(run_id)
+        return read_json(folder / "header.json", _header, _retrain(folder))
 
     def result(self, run_id: str) -> RunResult | None:
         """How the run ended, or None if it is unfinished."""
-        return read_json(self.folder(run_id) / "result.json", _result)
+        folder = self.folder(run_id)
+        return read_json(folder / "result.json", _result, _retrain(folder))
 
     def view(self, run_id: str) -> RunView:
         """A run that has begun."""
@@ -287,23 +303,38 @@ class RunStore:
 
 def build_run(raw: dict[str, Any]) -> Run:
     """A run from a JSON object, whatever version wrote it."""
-    of, fraction = repeats(raw["run_id"])
-    return Run(**{"of": of, "fraction": fraction} | _known(Run, raw) | {"hparams": _hparams(raw["hparams"])})
-
-
-def _hparams(raw: dict[str, Any]) -> HParams:
-    """A hyperparameter that the version which wrote `raw` did not have was at GPT-3's value."""
-    return dataclasses.replace(GPT3, **_known(HParams, raw))
-
-
-def _known(kind: type[Any], raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass in a JSON object. Unknown ones are ignored, so that newer stores still load."""
-    return {field.name: raw[field.name] for field in dataclasses.fields(kind) if field.name in raw}
+    return _build(Run, _complete(raw))
 
 
 def _header(raw: dict[str, Any]) -> RunHeader:
-    return RunHeader(**_known(RunHeader, raw) | {"run": build_run(raw["run"])})
+    return _build(RunHeader, raw | {"run": _complete(raw["run"])})
 
 
 def _result(raw: dict[str, Any]) -> RunResult:
-    return RunResult(**_known(RunResult, raw) | {"outcome": Outcome(raw["outcome"])})
+    return _build(RunResult, raw)
+
+
+def _complete(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's values, with those that the version which wrote it did not have.
+
+    A missing hyperparameter was at GPT-3's value.
+    """
+    of, fraction = repeats(run["run_id"])
+    return {"of": of, "fraction": fraction} | run | {"hparams": dataclasses.asdict(GPT3) | run["hparams"]}
+
+
+def _build(kind: type[T], raw: dict[str, Any]) -> T:
+    """A dataclass from a JSON object. Unknown keys are ignored, so that newer stores still load.
+
+    Raises ValueError for a value of a wrong type.
+    """
+    try:
+        return cast("T", _adapter(kind).validate_python(raw))  # type: ignore[arg-type]  # a class is hashable
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, found['loc']))}: {found['msg']}, but got {found['input']!r}") from error
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

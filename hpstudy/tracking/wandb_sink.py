@@ -113,7 +113,7 @@ class WandbSink:
     def begin(self, header: RunHeader) -> None:
         """Opens a run. The caller logs all of its records, from step 1, also for a resumed run.
 
-        A resumed run continues online after the server's last step, and offline is written anew.
+        A resumed run continues online after the server's last step, and offline is written again from step 1.
         """
         self._put_live(self._begin, header)
 

@@ -108,7 +108,7 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
 
 
 def _placement(device: str, kind: str, precision: PrecisionChoice, has_bf16: bool, how: str = "") -> Placement:
-    """bf16 where the device has it, unless the study asks for fp32. `how` says which instructions that means."""
+    """bf16 if the device has it, unless the study asks for fp32. `how` says which instructions that means."""
     if precision == "fp32":
         return Placement(device=device, precision="fp32", reason="the study asks for it")
     if has_bf16:

@@ -1,6 +1,6 @@
 """The runs whose loss curves are recorded in this folder; no speed-up may change them.
 
-`make golden` records them anew. That is right only if the maths was meant to change, and the commit says why.
+`make golden` records them again. That is right only if the maths was meant to change, and the commit says why.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def cpu_seconds_of_asking(sampler: SamplerName, trials: int, journal: Path) -> l
 
 
 def test_a_proposal_takes_no_longer_after_many_trials(tmp_path: Path):
-    # Random search learns nothing, so any growth is in hpstudy. The ratio was 1.2, and 6 with a view built anew.
+    # Random search learns nothing, so any growth is in hpstudy. The ratio was 1.2, and 6 with a new view each time.
     seconds = cpu_seconds_of_asking("random", 200, tmp_path / "journal")
     assert np.median(seconds[-40:]) < 3 * np.median(seconds[4:44])
 

@@ -51,7 +51,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"hparams": {}, "search__batch_tokens": {"choices": [4096, 8192]}, "trainer__tokens": 500_000}, "[baseline] overrides: batch_tokens: a run must hold at least one step, but got 524288 > [trainer] tokens=500000"),
     ({"objective__metric": ["val/loss", "val/loss"]}, '[objective] metric: two objectives must differ, but got ["val/loss", "val/loss"]'),
     ({"objective": {"metric": "train/tok_per_sec", "goal": "minimize"}}, '[objective] goal: must be ["maximize"] for ["train/tok_per_sec"], but got ["minimize"]; leave it out'),
-    ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" judges only val/loss, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
+    ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" compares only val/loss, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
     ({"budget__pack": 5}, "[budget] pack: `pack <= parallel` must hold, but got pack=5, parallel=4"),
     ({"budget__pack": "auto", "objective__metric": "train/tok_per_sec"}, '[budget] pack: [objective] train/tok_per_sec measures the speed of one trial at a time, but got "auto"; use pack = 1'),
     ({"budget__pack": 2, "trainer__tokens": None, "trainer__seconds": 60}, "[budget] pack: [trainer] seconds measures the speed of one trial at a time, but got 2; use pack = 1"),

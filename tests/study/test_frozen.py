@@ -103,6 +103,11 @@ def edit_values(root: Path, **changes: Any) -> None:
     (root / "study.json").write_text(to_json({key: value for key, value in values.items() if value is not None}))
 
 
+def repair(root: Path) -> str:
+    """The remedy for a damaged copy of the study file."""
+    return f"`hpstudy run tiny --runs {root.parent}` writes this copy again from the study's own file"
+
+
 def refusal(root: Path) -> str:
     """The message with which the frozen study is refused as the user's mistake."""
     with pytest.raises(UserError) as caught:
@@ -126,14 +131,14 @@ def test_a_frozen_study_may_grow(frozen: Path) -> None:
 def test_an_edited_file_is_refused_with_its_path_and_key(frozen: Path) -> None:
     edit(frozen / "study.toml", "evals = 4", "evals = 5")
     assert refusal(frozen) == (
-        f"{frozen / 'study.toml'}: changed after its study began: [trainer] evals: was 4, is 5; {REMEDY}"
+        f"{frozen / 'study.toml'}: changed after its study began: [trainer] evals: was 4, is 5; {repair(frozen)}"
     )
 
 
 def test_an_invalid_edit_is_refused_with_its_path_and_key(frozen: Path) -> None:
     edit(frozen / "study.toml", "evals = 4", "evals = 0")
     assert refusal(frozen) == (
-        f"{frozen / 'study.toml'}: [trainer] evals: must be greater than or equal to 1, but got 0"
+        f"{frozen / 'study.toml'}: [trainer] evals: must be greater than or equal to 1, but got 0; {repair(frozen)}"
     )
 
 
@@ -152,32 +157,32 @@ def test_a_damaged_byte_within_a_text_is_refused_with_the_key(frozen: Path) -> N
     question = "Does the smallest study there is run?"
     assert refusal(frozen) == (
         f'{path}: changed after its study began: question: was "{question}", '
-        f'is "{question.replace(" ", chr(0xFFFD), 1)}"; {REMEDY}'
+        f'is "{question.replace(" ", chr(0xFFFD), 1)}"; {repair(frozen)}'
     )
 
 
-def test_a_folder_without_a_study_is_refused(frozen: Path, tmp_path: Path) -> None:
-    (frozen / "study.toml").unlink()
-    for root in (frozen, tmp_path / "absent" / "tiny"):
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "tiny").mkdir(parents=True)
+    for root in (tmp_path / "empty" / "tiny", tmp_path / "absent" / "tiny"):
         begin = f"hpstudy run tiny --runs {root.parent}"
         assert refusal(root) == f"{root}: no study has begun there; start it with `{begin}`"
 
 
-def test_edited_values_are_refused_with_the_key(frozen: Path) -> None:
-    edit_values(frozen, trainer__evals=5)
-    assert refusal(frozen) == (
-        f"{frozen / 'study.toml'}: changed after its study began: [trainer] evals: was 5, is 4; {REMEDY}"
-    )
+def test_a_lost_study_file_is_named_with_the_command_that_writes_it_again(frozen: Path) -> None:
+    (frozen / "study.toml").unlink()
+    assert refusal(frozen) == f"{frozen / 'study.toml'}: is missing; {repair(frozen)}"
 
 
-def test_an_edit_of_the_file_and_of_the_values_is_refused(frozen: Path) -> None:
+def test_edited_values_are_refused_whether_or_not_the_file_is_edited_too(frozen: Path) -> None:
     noted = from_json((frozen / "environment.json").read_bytes())["study_sha256"]
-    edit(frozen / "study.toml", "evals = 4", "evals = 5")
     edit_values(frozen, trainer__evals=5)
-    assert refusal(frozen) == (
+    message = (
         f"{frozen / 'study.json'}: was edited after the study began (its hash must be {noted}); put back what was "
         "edited, or start again with another --runs folder"
     )
+    assert refusal(frozen) == message
+    edit(frozen / "study.toml", "evals = 4", "evals = 5")
+    assert refusal(frozen) == message
 
 
 @pytest.mark.parametrize("name", ["study.json", "environment.json"])
@@ -195,7 +200,8 @@ def test_a_study_frozen_by_a_version_without_some_keys_loads(frozen: Path, tiny:
     assert load_frozen(frozen).resolved() == tiny().resolved()
     edit(frozen / "study.toml", "seeds = []", "seeds = []\nspeedup = true")
     assert refusal(frozen) == (
-        f"{frozen / 'study.toml'}: changed after its study began: [confirm] speedup: was absent, is true; {REMEDY}"
+        f"{frozen / 'study.toml'}: changed after its study began: [confirm] speedup: was absent, "
+        f"is true; {repair(frozen)}"
     )
 
 

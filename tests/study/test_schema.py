@@ -56,7 +56,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"trainer__seconds": 2e9}, "[trainer] seconds: must be less than or equal to 1000000000, but got 2000000000.0"),
     ({"trainer__evals": 2**63}, "[trainer] evals: a whole number must fit in 64 bits"),
     ({"question": "\x1b[2J"}, 'question: must be one line without control characters, but got "\\u001b[2J"'),
-    ({"confirm__seeds": [1] * 1001}, f"[confirm] seeds: must have at most 1000 items after validation, not 1001, but got [{'1, ' * 66}1..."),
+    ({"confirm__seeds": [1] * 1001}, f"[confirm] seeds: must have at most 1000 items, not 1001, but got [{'1, ' * 66}1..."),
 ]  # fmt: skip
 
 

@@ -186,6 +186,46 @@ def test_an_intact_step_that_this_version_cannot_read_is_kept_and_named(store: R
     assert path.read_bytes() == before
 
 
+def test_reading_records_of_another_version_names_the_file_and_the_metric(store: RunStore) -> None:
+    writer = store.begin(header())
+    writer.append(record(1))
+    writer.close()
+    path = store.folder("search-0007") / "steps.jsonl"
+    path.write_text(path.read_text().replace('"train/loss"', '"train/former_loss"'))
+    with pytest.raises(MachineError, match=r"steps\.jsonl: was written by another version of hpstudy .*'loss'"):
+        list(store.view("search-0007").records())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("phase", "rearch", r"run\.phase: .*but got 'rearch'"),
+        ("seed", "x", r"run\.seed: .*but got 'x'"),
+        ("fraction", "q", r"run\.fraction: .*but got 'q'"),
+        ("hparams", {"lr": None}, r"run\.hparams\.lr: .*but got None"),
+    ],
+)
+def test_a_header_with_a_value_of_a_wrong_type_is_refused_by_name(
+    store: RunStore, key: str, value: object, problem: str
+) -> None:
+    store.begin(header()).close()
+    path = store.folder("search-0007") / "header.json"
+    kept = json.loads(path.read_text())
+    kept["run"][key] = value
+    path.write_text(json.dumps(kept))
+    with pytest.raises(MachineError, match=rf"header\.json: .*damaged: {problem}; remove .*/search-0007 and run"):
+        store.runs()
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", None), ("val_loss", "low"), ("outcome", "done")])
+def test_a_result_with_a_value_of_a_wrong_type_is_refused_by_name(store: RunStore, key: str, value: object) -> None:
+    store.begin(header()).finish(result())
+    path = store.folder("search-0007") / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(MachineError, match=rf"result\.json: .*damaged: {key}: .*but got {value!r}; remove"):
+        store.runs()
+
+
 def test_a_hyperparameter_that_an_older_version_did_not_have_is_gpt3s(store: RunStore) -> None:
     store.begin(header()).close()
     path = store.folder("search-0007") / "header.json"
