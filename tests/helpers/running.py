@@ -113,8 +113,10 @@ def workers_of(driver: int) -> list[int]:
 
 
 def kill_workers() -> None:
-    """Kills the workers of a driver in this process."""
-    for pid in workers_of(os.getpid()):
+    """Kills the workers of a driver in this process, which must have some."""
+    while not (pids := workers_of(os.getpid())):  # /proc shows the command line of a new process a moment late
+        time.sleep(0.01)
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
 
