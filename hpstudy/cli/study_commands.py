@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,6 @@ from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_settings import ModeFlag
 from hpstudy.tracking.wandb_sink import whereabouts
 
-AT_THE_END = "hpstudy.report"  # importing this imports all that the end of a run needs
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -70,14 +69,22 @@ def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None
     console.print(f"{study.name}: {study.question}")
     options = Options(runs=runs, device=device, wandb=wandb, workers=workers, trials=trials)
     progress = StudyProgress(study, console)
-    Thread(target=import_module, args=(AT_THE_END,)).start()  # a second or two, while a worker starts
+    ahead = Thread(target=import_ahead)
+    ahead.start()  # takes a second or two, while a worker starts
     with _stop_on_signals(console) as stop:
         try:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
+    ahead.join()  # two threads that import the same modules can get in each other's way
     _print_result(study, store, runs, _resume(name, replace(options, trials=None)))
+
+
+def import_ahead() -> None:
+    """Imports what the end of a run needs. If the process ends meanwhile, the import fails, and nothing is lost."""
+    with suppress(Exception):
+        import_module("hpstudy.report")
 
 
 def confirm(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None) -> None:

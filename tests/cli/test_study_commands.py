@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from hpstudy import load
-from tests.helpers.command_line import hpstudy
+from tests.helpers.command_line import hpstudy, run_python
 from tests.helpers.random_studies import Tables, studies
 from tests.helpers.study_files import rendered
 
@@ -103,6 +103,18 @@ def test_run_prints_progress_to_stderr_only(finished) -> None:
     assert "search 5/5" in err
     assert "5/5" not in out
     assert "\x1b" not in out + err
+
+
+def test_an_import_that_fails_while_the_process_ends_is_silent() -> None:
+    program = """
+import sys
+from threading import Thread
+from hpstudy.cli.study_commands import import_ahead
+sys.modules["hpstudy.report"] = None  # makes the import fail
+Thread(target=import_ahead).start()
+"""
+    done = run_python(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_confirm_refuses_before_the_search_is_done(tiny_file, tmp_path: Path) -> None:
