@@ -59,6 +59,11 @@ def confirm_run_id(of: str, seed: int, fraction: float = 1.0) -> str:
     return f"confirm-{of.removeprefix('search-')}-s{seed}{shorter}"
 
 
+def trial_run_id(phase: Phase, number: int) -> str:
+    """The id of a trial's run: search-0007, tuned-lr-0007."""
+    return f"{phase}-{number:04d}"
+
+
 _CONFIRM_ID = re.compile(r"confirm-(?P<tuned>tuned-lr-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?")
 
 

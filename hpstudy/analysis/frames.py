@@ -17,11 +17,12 @@ import pyarrow.json as pj
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.files import RUNS, command
 from hpstudy.hparams import RULES
-from hpstudy.records import GLOSSARY, PHASES, Outcome, RunHeader, RunResult, StepRecord
+from hpstudy.records import GLOSSARY, PHASES, Outcome, StepRecord
 from hpstudy.tracking.store import RunStore, RunView, begun_studies
 from hpstudy.tracking.wandb_read import FetchedRun, fetch_runs
 
 WANDB_PREFIX = "wandb:"
+DAMAGED = "damaged"  # the outcome of a run that was changed after it ended; it has no figures and no steps
 
 
 def _described(doc: str, unit: str) -> str:
@@ -43,7 +44,7 @@ TRIALS_COLUMNS: dict[str, str] = {
     "beta1_halflife_tokens": "tokens after which a gradient's weight in the gradient average has halved",
     "beta2_halflife_tokens": "tokens after which a gradient's weight in the squared-gradient average has halved",
     "decay_timescale_steps": "steps after which weight decay at the peak lr has shrunk a weight to 1/e",
-    "outcome": f"{', '.join(Outcome)}; missing while the run is unfinished",
+    "outcome": f"{', '.join(Outcome)}; {DAMAGED} if the run was changed after it ended; missing while it is unfinished",
     "steps": "optimizer updates done; missing while unfinished, like the figures after it",
     "tokens": "training tokens seen",
     "val_loss": "of the last evaluation (nats); NaN if not finite or not known",
@@ -72,7 +73,7 @@ _TRIALS_DTYPES: dict[str, Any] = {
     **dict.fromkeys(("seed", "budget_tokens", "num_params"), "int64"),
     **dict.fromkeys(("trial", "steps", "tokens"), "Int64"),
     "phase": pd.CategoricalDtype(list(PHASES)),
-    "outcome": pd.CategoricalDtype([o.value for o in Outcome]),
+    "outcome": pd.CategoricalDtype([*(o.value for o in Outcome), DAMAGED]),
     "of": "str",
     "wandb_id": "str",
     "started": "datetime64[us, UTC]",
@@ -91,7 +92,7 @@ _READ = pj.ReadOptions(use_threads=False, block_size=1 << 24)  # one thread a fi
 _PARSE = pj.ParseOptions(explicit_schema=_STEPS_SCHEMA, unexpected_field_behavior="ignore")
 
 Source = RunView | FetchedRun
-"""A run to read. Both have .header, .result and .rows()."""
+"""A run to read. Both have .header, .result, .damage and .rows()."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ class StudyFrames:
     trials: pd.DataFrame  # TRIALS_COLUMNS
     read_steps: Callable[[], pd.DataFrame]
     runs: Path = RUNS  # the folder of run stores, for the commands that sentences name
+    problems: tuple[str, ...] = ()  # what was left out of the tables, and the remedy
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -116,30 +118,40 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     """
     sources: list[RunView] | list[FetchedRun]
     if name.startswith(WANDB_PREFIX):
-        sources = fetch_runs(name.removeprefix(WANDB_PREFIX))
+        sources, strange = fetch_runs(name.removeprefix(WANDB_PREFIX)), []
     else:
         if name not in (known := begun_studies(Path(runs))):
             there = f"begun are {', '.join(known)}" if known else f"`{command('run', 'NAME', Path(runs))}` begins one"
             raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
-        sources = RunStore(Path(runs) / name).runs()
+        store = RunStore(Path(runs) / name)
+        sources = store.runs()
+        strange = [f"{folder}: is not the run that its header names; left alone" for folder in store.strange_folders()]
     trials = _trials(sources)
     heads = trials[list(_RUN_COLUMNS)]  # a copy, so that changes to `trials` do not reach it
-    return StudyFrames(name=name, trials=trials, read_steps=lambda: _steps(heads, sources), runs=Path(runs))
+    problems = [source.damage for source in sources if source.damage]
+    return StudyFrames(
+        name=name,
+        trials=trials,
+        read_steps=lambda: _steps(heads, sources),
+        runs=Path(runs),
+        problems=(*problems, *strange),
+    )
 
 
 def _trials(sources: Sequence[Source]) -> pd.DataFrame:
-    frame = pd.DataFrame([_trial_row(s.header, s.result) for s in sources], columns=list(TRIALS_COLUMNS))
+    frame = pd.DataFrame(map(_trial_row, sources), columns=list(TRIALS_COLUMNS))
     run_ids = pd.CategoricalDtype([s.header.run.run_id for s in sources])
     return frame.astype(_TRIALS_DTYPES | {"run_id": run_ids})
 
 
-def _trial_row(header: RunHeader, result: RunResult | None) -> dict[str, Any]:
-    run = header.run
+def _trial_row(source: Source) -> dict[str, Any]:
+    header, result, run = source.header, source.result, source.header.run
+    end = {"outcome": DAMAGED} if source.damage else asdict(result) if result else {}
     return {
         **{key: getattr(run, key) for key in (*_RUN_COLUMNS, "of", "fraction")},
         **asdict(run.hparams),
         **header.derived,
-        **(asdict(result) if result else {}),
+        **end,
         "budget_tokens": run.tokens,
         "num_params": header.num_params,
         "wandb_id": header.wandb_id,
@@ -162,6 +174,8 @@ def _steps(heads: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
 
 
 def _steps_table(source: Source) -> pa.Table:
+    if source.damage:
+        return _STEPS_SCHEMA.empty_table()
     if isinstance(source, RunView):
         lines = source.steps_path.read_bytes() if source.steps_path.exists() else b""
         if lines.endswith(b"\n"):  # otherwise it is empty, or its last line is incomplete

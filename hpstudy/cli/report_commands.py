@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -11,8 +11,8 @@ from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import load as load_frames
 from hpstudy.analysis.results import StudyResults, best_by_loss, load
-from hpstudy.cli.common import err, out
-from hpstudy.errors import UserError
+from hpstudy.cli.common import err, out, say
+from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command
 from hpstudy.records import Outcome
 from hpstudy.search import JOURNAL, Search
@@ -32,12 +32,12 @@ def status(name: str | None, runs: Path) -> None:
     if name is None:
         _print_studies(runs)
     else:
-        _print_runs(load(study_name(name), runs))
+        _print_runs(loaded(study_name(name), runs))
 
 
 def report(name: str, runs: Path) -> None:
     """Writes the report of a study as far as it is, and prints the path of the page."""
-    out().print(str(report_page(load(study_name(name), runs))), soft_wrap=True)
+    out().print(str(report_page(loaded(study_name(name), runs))), soft_wrap=True)
 
 
 def report_page(results: StudyResults) -> Path:
@@ -53,7 +53,10 @@ def report_page(results: StudyResults) -> Path:
 def export(name: str, runs: Path, fmt: Format) -> None:
     """Writes the tables and prints their paths."""
     study = study_name(name)
-    for path in write_tables(load_frames(study, runs=runs), runs / study / "export", fmt):
+    frames = load_frames(study, runs=runs)
+    for problem in frames.problems:
+        say(f"warning: {problem}")
+    for path in write_tables(frames, runs / study / "export", fmt):
         out().print(str(path), soft_wrap=True)
 
 
@@ -89,7 +92,7 @@ def results(names: Sequence[str], runs: Path) -> None:
     begun = begun_studies(runs)
     if not (names or begun):
         raise UserError(f"{runs}: no study has begun there; start one with `{command('run', 'NAME', runs)}`")
-    print(results_markdown(all_loaded(names or begun, runs)), end="")
+    print(results_markdown(all_loaded(names, runs) if names else list(_readable(begun, runs))), end="")
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
@@ -113,14 +116,21 @@ def _print_studies(runs: Path) -> None:
     questions = dict(list_studies())
     begun = begun_studies(runs)
     for name in sorted({*questions, *begun}):
-        counts = ("-", "-", "-")
-        if name in begun:
-            trials = load_frames(name, runs=runs).trials
-            best = best_by_loss(trials)
-            loss = f"{best['val_loss'].iloc[0]:.4f}" if len(best) else "-"
-            counts = (str(len(trials)), str(trials["outcome"].notna().sum()), loss)
+        try:
+            counts = _counts(name, runs) if name in begun else ("-", "-", "-")
+        except HpstudyError as error:
+            say(f"warning: {name}: {error}")
+            counts = ("?", "?", "?")
         table.add_row(name, *counts, questions.get(name, "(no study file here)"))
     out().print(table)
+
+
+def _counts(name: str, runs: Path) -> tuple[str, str, str]:
+    """(runs, those that ended, the best loss of the search) of a study that has begun."""
+    trials = load_frames(name, runs=runs).trials
+    best = best_by_loss(trials)
+    loss = f"{best['val_loss'].iloc[0]:.4f}" if len(best) else "-"
+    return str(len(trials)), str(trials["outcome"].notna().sum()), loss
 
 
 def _print_runs(results: StudyResults) -> None:
@@ -149,19 +159,36 @@ def _print_runs(results: StudyResults) -> None:
         console.print(f"unfinished: {run_id}; `{resume}` resumes it", soft_wrap=True)
 
 
+def loaded(name: str, runs: Path) -> StudyResults:
+    """The results of a study, after a warning for each run that is left out of them. Raises as `load` does."""
+    results = load(name, runs)
+    for problem in results.frames.problems:
+        say(f"warning: {problem}")
+    return results
+
+
 def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
     """Each study once. Raises UserError with the problems of all names."""
     found: dict[str, StudyResults] = {}
     problems: list[str] = []
     for name in names:
         try:
-            loaded = load(study_name(name), runs)
-            found[loaded.study.name] = loaded
+            results = loaded(study_name(name), runs)
+            found[results.study.name] = results
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(dict.fromkeys(problems))  # a name given twice has its problems once
     return list(found.values())
+
+
+def _readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:
+    """The results of the studies that can be read, with a warning for each other one."""
+    for name in names:
+        try:
+            yield loaded(name, runs)
+        except HpstudyError as error:
+            say(f"warning: {name}: {error}")
 
 
 def _in_two_lines(cell: str) -> str:

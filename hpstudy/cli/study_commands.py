@@ -119,6 +119,8 @@ def replay(name: str, run_id: str, runs: Path, device: str) -> None:
         )
     for change in found.changed:
         console.print(f"changed since it was recorded: {change}", markup=False, soft_wrap=True)
+    if found.damage is not None:
+        raise MachineError(found.damage)
     if not found.good:
         rule = "beyond the tolerance" if found.changed else "though nothing that numbers depend on has changed"
         raise MachineError(f"{run_id}: does not repeat, {rule}; the record was edited, or this machine makes errors")

@@ -25,6 +25,7 @@ def sync(name: str, runs: Path) -> None:
     failures: list[str] = []
     with store.locked():
         sink = sink_for(study, store.root, "online", failures.append)
+        store.refuse_damage()
         finished = [view for view in store.runs() if view.result]
         for view in finished:
             sink.replay(view)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from hpstudy.errors import MachineError
 from hpstudy.hparams import derived
@@ -156,14 +157,15 @@ class ActiveRun:
 def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHeader:
     """The header of a run that begins now, or the one that it began with.
 
-    Raises MachineError if the run began with other hyperparameters. Its micro-batch may differ: it changes no loss, and
-    becomes smaller when memory runs out.
+    Raises MachineError if the run began with other values. Its micro-batch may differ: it changes no loss, and becomes
+    smaller when memory runs out.
     """
     known = store.header(run.run_id)
-    if known and replace(known.run.hparams, micro_batch=run.hparams.micro_batch) != run.hparams:
+    before, now = (_values(known.run), _values(run)) if known else ({}, {})
+    if changed := [f"{key} was {before[key]!r} and is {now[key]!r}" for key in now if before[key] != now[key]]:
         raise MachineError(
-            f"{store.folder(run.run_id)}: began with {known.run.hparams}, but now has {run.hparams}; "
-            "remove the folder to train the run again from step 1"
+            f"{store.folder(run.run_id)}: began with other values: {', '.join(changed)}; remove the folder to train "
+            "the run again from step 1"
         )
     return known or RunHeader(
         run=run,
@@ -173,6 +175,12 @@ def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHead
         num_params=num_params,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _values(run: Run) -> dict[str, Any]:
+    """All that a run's numbers depend on."""
+    values = asdict(run) | asdict(run.hparams)
+    return {key: value for key, value in values.items() if key not in ("hparams", "micro_batch")}
 
 
 def recorded_outcome(run: Run, recorded: list[StepRecord], vocab_size: int, evals: int) -> Outcome | None:

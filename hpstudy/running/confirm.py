@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from hpstudy.errors import MachineError
 from hpstudy.files import read_json
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
@@ -102,12 +103,14 @@ def confirm_runs(study: Study, selections: Sequence[Selection], begun: Mapping[s
     """Every run on fresh seeds, seed by seed, so that a stopped study has whole pairs.
 
     `begun` holds the runs of trials and baseline by id. With `[confirm] speedup` the first candidate of each selection
-    also runs at the SHORTER budgets.
+    also runs at the SHORTER budgets. Raises MachineError for a candidate that is no run of the study.
     """
     if not selections:
         return []
     baseline = begun[study.baseline_run_id]
     candidates = dict.fromkeys(name for selection in selections for name in selection.candidates)
+    if unknown := [name for name in candidates if name not in begun]:
+        raise MachineError(f"{FILE}: names {', '.join(unknown)}, which this study has not; restore it from a copy")
     searched = [[name for name in s.candidates if begun[name].phase == "search"] for s in selections]
     winners = {names[0] for names in searched if names} if study.confirm.speedup else set()
     runs = []

@@ -7,12 +7,13 @@ moment resumes from what is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 
 from hpstudy.data.corpus import check_size, load_corpus
+from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
-from hpstudy.records import Phase, Run
+from hpstudy.records import Phase, Run, trial_run_id
 from hpstudy.running.calibration import pack_size, settle_micro_batch, tokens_for
 from hpstudy.running.capacity import num_workers, trainings_at_once
 from hpstudy.running.confirm import confirm_runs, update_selections
@@ -42,6 +43,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     store.create()
     with store.locked():
         refuse_changes(study, store.root)
+        store.refuse_damage()
         try:
             with closing(_Driver(study, store, options, progress, stop)) as driver:
                 driver.start_workers()
@@ -137,13 +139,30 @@ class _Driver:
         if search.repaired:
             self._progress.say(search.repaired)
         begun = [view for view in self._store.runs() if view.header.run.phase == phase]
+        lost = self._lost(study, search, phase, {view.run_id for view in begun if view.result is not None})
         for view in begun:
             number = view.header.run.trial
             if number is not None and number < search.num_asked:
                 search.check(number, view.header.run.hparams, view.result)
         finished = [(view.header.run, view.result) for view in begun if view.result is not None]
         self._progress.phase(phase, max(search.num_trials, search.num_asked), finished)
-        self._pool.train(TrialQueue(study, search, self._tokens, phase))
+        self._pool.train(TrialQueue(study, search, self._tokens, phase, lost))
+
+    def _lost(self, study: Study, search: Search, phase: Phase, finished: Collection[str]) -> list[int]:
+        """The told trials whose runs are missing or incomplete. Raises MachineError if one cannot be trained again."""
+        told = [trial.number for trial in search.trials() if trial.state != "running"]
+        lost = {n: run_id for n in told if (run_id := trial_run_id(phase, n)) not in finished}
+        if lost and "train/tok_per_sec" in study.metrics:
+            raise MachineError(
+                f"{self._store.root}: the search was told the speed of {', '.join(lost.values())}, but the run store "
+                "has no result, and a speed cannot be measured twice; restore the folder, or start again with another "
+                "--runs folder"
+            )
+        if lost:
+            self._progress.say(
+                f"{', '.join(lost.values())}: told to the search, but the run store has no result; trained again"
+            )
+        return list(lost)
 
     def _train_list(self, phase: Phase, runs: Sequence[Run]) -> None:
         """Trains a fixed list of runs."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hpstudy.errors import MachineError, UserError, did_you_mean
 from hpstudy.records import Run, StepRecord, step_differences
 from hpstudy.running.environment import differences
 from hpstudy.running.messages import Finished, Recorded, Setup, Train
+from hpstudy.running.summary import RunSummary
 from hpstudy.running.worker import Worker
 from hpstudy.study import Study
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore, RunView
 
 REMEDY = "try `hpstudy doctor`, or replay it where it was trained"
+FIGURES = ("steps", "tokens", "val_loss", "best_val_loss", "train_loss", "clipped_share")  # of a result
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats by which a loss may differ between machines, or in a pack
 
 
@@ -31,11 +33,13 @@ class Replay:
     largest: float  # largest difference of a train or validation loss, nats
     tolerance: float  # nats
     changed: tuple[str, ...]  # what the numbers depend on and has changed since the run was recorded
+    damage: str | None  # what was changed in the run after it ended
 
     @property
     def good(self) -> bool:
-        """Whether the run repeats: bitwise or, if something has changed, within the tolerance."""
-        return self.first is None or (bool(self.changed) and self.largest <= self.tolerance)
+        """Whether the run is as it ended and repeats: bitwise or, if something has changed, within the tolerance."""
+        repeats = self.first is None or (bool(self.changed) and self.largest <= self.tolerance)
+        return repeats and self.damage is None
 
 
 def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
@@ -67,6 +71,7 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
         largest=largest,
         tolerance=TOLERANCE[environment["precision"]],
         changed=tuple(changed),
+        damage=views[run_id].damage or _result_differs(views[run_id], recorded),
     )
 
 
@@ -90,6 +95,22 @@ def _again(worker: Worker, view: RunView, num_steps: int) -> Iterator[StepRecord
                 )
             case report:
                 raise AssertionError(f"unexpected report {report!r}")
+
+
+def _result_differs(view: RunView, recorded: Iterable[StepRecord]) -> str | None:
+    """Which figures of a run's result its steps do not give."""
+    if view.result is None:
+        return None
+    summary = RunSummary()
+    for record in recorded:
+        summary.add(record)
+    given, noted = asdict(summary.result(view.result.outcome)), asdict(view.result)
+    wrong = [
+        f"{key} is {noted[key]} where its steps give {given[key]}"
+        for key in FIGURES
+        if repr(given[key]) != repr(noted[key])
+    ]
+    return f"{view.folder}: {', '.join(wrong)}" if wrong else None
 
 
 def _compare(recorded: Iterable[StepRecord], again: Iterable[StepRecord]) -> tuple[str | None, float]:

@@ -6,10 +6,10 @@ Both queues hand out runs, and are called back with their steps and results.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from hpstudy.hparams import HParams
-from hpstudy.records import Phase, Run, RunResult, StepRecord
+from hpstudy.records import Phase, Run, RunResult, StepRecord, trial_run_id
 from hpstudy.search import Proposal, Search
 from hpstudy.study import Study
 
@@ -21,11 +21,21 @@ class TrialQueue:
     when it proposed trial n is a function of the study file alone, never of timing.
     """
 
-    def __init__(self, study: Study, search: Search, budget: Callable[[HParams], int], phase: Phase = "search") -> None:
+    def __init__(
+        self,
+        study: Study,
+        search: Search,
+        budget: Callable[[HParams], int],
+        phase: Phase = "search",
+        lost: Collection[int] = (),
+    ) -> None:
+        """`lost` are the numbers of told trials whose runs are gone; these are trained again."""
         self._study, self._search, self._budget, self._phase = study, search, budget, phase
         self._results: dict[int, RunResult] = {}  # results that wait for their turn
-        self._waiting: deque[Proposal] = deque(search.pending())  # asked by an earlier session
-        self._next_tell = sum(trial.state != "running" for trial in search.trials())
+        trials = search.trials()
+        self._waiting = deque(Proposal(number=t.number, values=t.values) for t in trials if t.number in lost)
+        self._waiting += search.pending()  # asked by an earlier session
+        self._next_tell = sum(trial.state != "running" for trial in trials)
         self.awaits_decision = study.budget.pruner.name != "none"
         """Whether a run waits for `should_stop` after each of its evaluations."""
         while (proposal := search.ask()) is not None:
@@ -42,7 +52,7 @@ class TrialQueue:
         if tokens is None:
             tokens = self._budget(self._hparams(proposal, None, is_baseline))
         return Run(
-            run_id=f"{self._phase}-{proposal.number:04d}",
+            run_id=trial_run_id(self._phase, proposal.number),
             phase=self._phase,
             trial=proposal.number,
             seed=self._study.spec.seed,
@@ -57,8 +67,8 @@ class TrialQueue:
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         """Reports an evaluation to the search, if the step has one. A report that the journal has is ignored."""
-        if record.eval_index is not None and record.val_loss is not None:
-            assert run.trial is not None
+        assert run.trial is not None
+        if record.eval_index is not None and record.val_loss is not None and run.trial >= self._next_tell:
             self._search.report(run.trial, record.eval_index, record.val_loss)
 
     def should_stop(self, run: Run, record: StepRecord) -> bool:
@@ -68,8 +78,14 @@ class TrialQueue:
         return self._search.should_stop(run.trial, record.eval_index)
 
     def on_result(self, run: Run, result: RunResult) -> None:
-        """Tells every result whose turn has come, and asks for a trial after each."""
+        """Tells every result whose turn has come, and asks for a trial after each.
+
+        The result of a trial that was told before must be the one that was told. Raises MachineError if it is not.
+        """
         assert run.trial is not None
+        if run.trial < self._next_tell:
+            self._search.check(run.trial, run.hparams, result)
+            return
         self._results[run.trial] = result
         while self._next_tell in self._results:
             self._search.tell(self._next_tell, self._results.pop(self._next_tell))

@@ -56,7 +56,8 @@ def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optun
         if not events:
             created = optuna.create_study(study_name=study.name, storage=journal, directions=study.directions)
             return created, repaired
-    found = optuna.load_study(study_name=study.name, storage=journal)
+    (only,) = journal.get_all_studies()  # the study's folder may have been renamed since
+    found = optuna.load_study(study_name=only.study_name, storage=journal)
     for trial in found.get_trials(deepcopy=False)[:1]:  # all trials have the same space
         _check_space(storage, trial.distributions, distributions(study.space))
     return found, repaired
@@ -96,7 +97,10 @@ def _event(line: bytes) -> Event | None:
 
 
 def _replays(study: Study, events: Sequence[Event]) -> bool:
-    """Whether Optuna can replay the events, and they are this study's, with all trials from one space."""
+    """Whether Optuna can replay the events, and they are of one study like this, with all trials from one space.
+
+    Its name may differ, because a study's folder may be renamed.
+    """
     if not events:
         return True
     try:
@@ -106,12 +110,8 @@ def _replays(study: Study, events: Sequence[Event]) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):  # raised on damaged values
         return False
     directions = [direction.name.lower() for direction in found.directions]
-    return (
-        found.study_name == study.name
-        and directions == study.directions
-        and all(
-            t.distributions == trials[0].distributions and t.params.keys() == t.distributions.keys() for t in trials
-        )
+    return directions == study.directions and all(
+        t.distributions == trials[0].distributions and t.params.keys() == t.distributions.keys() for t in trials
     )
 
 

@@ -184,7 +184,8 @@ class Search:
     def check(self, number: int, hparams: HParams, result: RunResult | None) -> None:
         """Raises MachineError unless trial `number` of the journal agrees with its run in the run store.
 
-        This catches a journal that was damaged, lost or copied from elsewhere before its trials are resumed.
+        This catches a journal that was damaged, lost or copied from elsewhere before its trials are resumed. A run
+        without a result is trained, again if it must be, so only its values are compared.
         """
         trial = self._frozen()[number]
         values = decode(self._study.space, trial.params)
@@ -193,7 +194,7 @@ class Search:
             for key, value in values.items()
             if not _is_same(value, there := getattr(hparams, key))
         ]
-        if trial.state.is_finished() and (result is None or not _agrees(self._study, trial, result)):
+        if trial.state.is_finished() and result is not None and not _agrees(self._study, trial, result):
             wrong.append(
                 f"it ended as {_STATES[trial.state]} {trial.values} in it, which is not the run's result there"
             )

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -34,13 +35,14 @@ from hpstudy.records import (
 )
 from hpstudy.study import GROWING
 from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
+from hpstudy.tracking.seal import HEADER, RESULT, STEPS, damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """A run on disk."""
 
@@ -56,7 +58,13 @@ class RunView:
     @property
     def steps_path(self) -> Path:
         """The file with one line of JSON per step."""
-        return self.folder / "steps.jsonl"
+        return self.folder / STEPS
+
+    @cached_property
+    def damage(self) -> str | None:
+        """What was changed after the run ended, and the remedy; None if nothing was, or while it is unfinished."""
+        found = damage(self.folder) if self.result is not None else None
+        return f"{self.folder}: {found}; {_retrain(self.folder)}" if found else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each step as {metric name: value}.
@@ -114,7 +122,7 @@ class RunWriter:
     @classmethod
     def open(cls, folder: Path, *, fresh: bool = False) -> RunWriter:
         """Resumes a run after its intact steps, cutting off the rest; with `fresh` it starts again from step 1."""
-        path = folder / "steps.jsonl"
+        path = folder / STEPS
         with writing(path):
             lines = path.read_bytes() if path.exists() and not fresh else b""
             recorded, intact = _intact(path, lines)
@@ -151,7 +159,8 @@ class RunWriter:
         """Makes first the steps durable, then the result: a run with a result has all its steps."""
         self.sync()
         self.close()
-        write_atomic(self._path.with_name("result.json"), to_json(dataclasses.asdict(result)))
+        folder = self._path.parent
+        write_atomic(folder / RESULT, to_json(sealed(dataclasses.asdict(result), folder)))
 
     def close(self) -> None:
         """Leaves the run unfinished."""
@@ -269,19 +278,19 @@ class RunStore:
     def begin(self, header: RunHeader, *, fresh: bool = False) -> RunWriter:
         """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else."""
         folder = self.folder(header.run.run_id)
-        assert not (folder / "result.json").exists(), f"{folder} is finished"
-        write_atomic(folder / "header.json", to_json(dataclasses.asdict(header)))
+        assert not (folder / RESULT).exists(), f"{folder} is finished"
+        write_atomic(folder / HEADER, to_json(dataclasses.asdict(header)))
         return RunWriter.open(folder, fresh=fresh)
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""
         folder = self.folder(run_id)
-        return read_json(folder / "header.json", _header, _retrain(folder))
+        return read_json(folder / HEADER, _header, _retrain(folder))
 
     def result(self, run_id: str) -> RunResult | None:
         """How the run ended, or None if it is unfinished."""
         folder = self.folder(run_id)
-        return read_json(folder / "result.json", _result, _retrain(folder))
+        return read_json(folder / RESULT, _result, _retrain(folder))
 
     def view(self, run_id: str) -> RunView:
         """A run that has begun."""
@@ -290,15 +299,30 @@ class RunStore:
         return RunView(folder=self.folder(run_id), header=header, result=self.result(run_id))
 
     def runs(self) -> list[RunView]:
-        """Every run that has begun, in order of phase, trial and seed."""
-        if not self.root.is_dir():
-            return []
-        views = [
-            RunView(folder=folder, header=header, result=self.result(folder.name))
-            for folder in self.root.iterdir()
-            if RUN_ID.fullmatch(folder.name) and (header := self.header(folder.name))
-        ]
+        """Every run that has begun, in order of phase, trial and seed. Raises MachineError for a damaged one."""
+        views = [self.view(folder.name) for folder in self._folders() if self._is_run(folder)]
         return sorted(views, key=lambda view: run_order(view.header.run))
+
+    def refuse_damage(self) -> None:
+        """Raises MachineError if a finished run was changed after it ended."""
+        if found := [view.damage for view in self.runs() if view.damage]:
+            raise MachineError("\n".join(found))
+
+    def strange_folders(self) -> list[Path]:
+        """Folders that look like runs and are none, such as a copy of one. They are left alone."""
+        return sorted(folder for folder in self._folders() if (folder / HEADER).exists() and not self._is_run(folder))
+
+    def _folders(self) -> Iterator[Path]:
+        return self.root.iterdir() if self.root.is_dir() else iter(())
+
+    def _is_run(self, folder: Path) -> bool:
+        """Whether a folder has the name of the run whose header it holds. Raises MachineError without a header."""
+        if not RUN_ID.fullmatch(folder.name):
+            return False
+        header = self.header(folder.name)
+        if header is None and (folder / RESULT).exists():
+            raise MachineError(f"{folder}: has a result but no {HEADER}; {_retrain(folder)}")
+        return header is not None and header.run.run_id == folder.name
 
 
 def build_run(raw: dict[str, Any]) -> Run:

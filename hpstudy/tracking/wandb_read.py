@@ -27,6 +27,7 @@ class FetchedRun:
     header: RunHeader
     result: RunResult | None
     remote: Any  # wandb's public Run
+    damage: None = None  # nothing on W&B is checked by hash
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The history, one row per step. Raises MachineError if W&B returns fewer rows than it was sent."""

@@ -61,7 +61,6 @@ def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -
         mode=mode,
         project=project,
         entity=entity,
-        study=study.name,
         directory=root,
         extra=study_config(study),
         say=say,
@@ -84,7 +83,6 @@ class WandbSink:
         mode: Mode,
         project: str,
         entity: str | None,
-        study: str,
         directory: Path,
         extra: dict[str, Any],
         say: Callable[[str], None],
@@ -96,7 +94,7 @@ class WandbSink:
         """Whether steps are sent as they come; otherwise `replay` sends whole runs from the store."""
         self._hurried = False
         self._mode: Mode = mode
-        self._project, self._entity, self._study = project, entity, study
+        self._project, self._entity = project, entity
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
         self._open: dict[str, wandb.Run] = {}  # by run id; only the thread uses it
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
@@ -199,7 +197,7 @@ class WandbSink:
             dir=str(self._directory),
             id=header.wandb_id,
             name=header.run.run_id,
-            group=self._study,
+            group=header.study,
             job_type=header.run.phase,
             config=spelled(self._extra | _config(header)),
             resume="allow" if self._mode == "online" else None,
@@ -266,7 +264,7 @@ class WandbSink:
         self._say(self._line(f"{reason}; {effect}"))
 
     def _line(self, what: str) -> str:
-        sync = command("sync", self._study, self._directory.parent)
+        sync = command("sync", self._directory.name, self._directory.parent)
         return f"W&B: {what}; the run store has every step: `{sync}` sends what is missing"
 
 

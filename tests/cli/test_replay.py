@@ -15,6 +15,10 @@ def edit_a_loss(runs: Path, difference: float) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[2]["train/loss"] += difference
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = path.with_name("result.json")  # without hashes, as versions before them wrote it
+    kept = json.loads(path.read_text())
+    del kept["sha256"]
+    path.write_text(json.dumps(kept))
 
 
 def pretend_another_torch(runs: Path) -> None:

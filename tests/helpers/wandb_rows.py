@@ -33,7 +33,6 @@ def new_sink(folder: Path, mode: Mode, messages: list[str], patience: float = 10
         mode=mode,
         project="p",
         entity=None,
-        study="quickstart",
         directory=folder,
         extra={"corpus": "asv"},
         say=messages.append,

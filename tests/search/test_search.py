@@ -139,7 +139,8 @@ def test_a_trial_that_differs_from_its_run_is_named(tmp_path: Path):
         search.check(1, replace(hparams, lr=0.5), None)
     baseline = study.baseline_hparams(study.spec.tokens)
     search.check(0, baseline, result(val_loss=3.25))
-    for other in (None, result(val_loss=3.5), result(Outcome.FAILED), result(Outcome.OUT_OF_MEMORY)):
+    search.check(0, baseline, None)  # its run will be trained again
+    for other in (result(val_loss=3.5), result(Outcome.FAILED), result(Outcome.OUT_OF_MEMORY)):
         with pytest.raises(
             MachineError,
             match=r"trial 0: .* it ended as complete \[3\.25\] in it, which is not the run's result there",

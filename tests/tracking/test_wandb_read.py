@@ -80,9 +80,7 @@ def store(tmp_path: Path, server: ReadableLoopback) -> RunStore:
     store.create()
     store.freeze_study("", {})
     messages: list[str] = []
-    sink = WandbSink(
-        mode="online", project="p", entity="e", study="quickstart", directory=store.root, extra={}, say=messages.append
-    )
+    sink = WandbSink(mode="online", project="p", entity="e", directory=store.root, extra={}, say=messages.append)
     healthy = [record(step, evaluated=step == 10) for step in range(1, 21)]
     diverged = [record(1), record(2), replace(record(3, loss=math.nan), grad_norm=math.inf)]
     bad = result(Outcome.DIVERGED, steps=3, train_loss=math.nan)

@@ -172,7 +172,7 @@ def test_a_run_whose_server_does_not_answer_continues_offline(
     assert "\n" not in line
     assert line.startswith("W&B: CommError: ")
     assert "offline" in line
-    assert "`hpstudy sync quickstart --runs " in line
+    assert f"`hpstudy sync {home.name} --runs {home.parent}`" in line
     assert same(offline_rows(home, "id"), STEPS)
     assert capfd.readouterr() == ("", "")
 
@@ -214,7 +214,7 @@ from pathlib import Path
 from hpstudy.tracking.wandb_sink import WandbSink
 from tests.helpers.samples import header, record, result
 here = Path({str(home)!r})
-sink = WandbSink(mode="offline", project="p", entity=None, study="quickstart", directory=here, extra={{}}, say=print)
+sink = WandbSink(mode="offline", project="p", entity=None, directory=here, extra={{}}, say=print)
 sink.begin(header())
 while not list(here.glob("wandb/offline-run-*/*.wandb")):
     time.sleep(0.01)
@@ -244,7 +244,7 @@ def test_close_waits_no_longer_than_its_timeout(home: Path, server: Loopback) ->
     sink.close(0.3)
     assert time.monotonic() - began < 1.0
     assert "within 0.3 s" in messages[0]
-    assert "`hpstudy sync quickstart --runs " in messages[0]
+    assert f"`hpstudy sync {home.name} --runs {home.parent}`" in messages[0]
     sink.close(30)
 
 
@@ -257,7 +257,7 @@ from hpstudy.tracking.wandb_sink import WandbSink
 from tests.helpers.samples import header, record, result
 assert resolve_mode("disabled") == "disabled"
 here = Path({str(tmp_path)!r})
-sink = WandbSink(mode="disabled", project="p", entity=None, study="s", directory=here, extra={{}}, say=print)
+sink = WandbSink(mode="disabled", project="p", entity=None, directory=here, extra={{}}, say=print)
 sink.begin(header())
 sink.log("search-0007", record(1))
 sink.finish("search-0007", result())
