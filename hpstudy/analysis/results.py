@@ -17,6 +17,7 @@ from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
 from hpstudy.running.confirm import read_selections
+from hpstudy.running.environment import ACCEPTED
 from hpstudy.study import MetricName, Study, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.ranking import Score, best_first, front
@@ -64,6 +65,11 @@ class StudyResults:
     def environment(self) -> dict[str, Any]:
         """What the study runs on, and what its numbers depend on; empty for tables from W&B."""
         return (self.store.read_json(ENVIRONMENT) if self.store else None) or {}
+
+    @property
+    def accepted_changes(self) -> list[str]:
+        """The changes of environment under which the study was resumed, each as "torch was 2.11, is 2.13"."""
+        return list(self.environment.get(ACCEPTED, []))
 
     @cached_property
     def fresh(self) -> FreshRuns:

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ from hpstudy import __version__
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import RUNS
 from hpstudy.tracking.wandb_settings import ModeFlag
+
+if TYPE_CHECKING:
+    from hpstudy.running.interface import Options
 
 app = typer.Typer(
     name="hpstudy",
@@ -32,6 +35,11 @@ Trials = Annotated[
     int | None, typer.Option("--trials", min=1, metavar="N", help="Trials in all; more extend the search.")
 ]
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
+
+AcceptEnvironment = Annotated[
+    bool,
+    typer.Option("--accept-environment", help="Resume although what numbers depend on has changed; reports say so."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -61,21 +69,27 @@ def run(
     wandb: Wandb = "auto",
     workers: Workers = "auto",
     trials: Trials = None,
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Searches, trains the baseline, confirms the winner on fresh seeds, and reports. Run it again to resume."""
     from hpstudy.cli import study_commands
 
-    study_commands.run(name, runs, device, wandb, _num_workers(workers), trials)
+    study_commands.run(name, _options(runs, device, wandb, workers, trials, accept_environment))
 
 
 @app.command(epilog="Example: hpstudy confirm quickstart")
 def confirm(
-    name: Name, runs: Runs = RUNS, device: Device = "auto", wandb: Wandb = "auto", workers: Workers = "auto"
+    name: Name,
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    wandb: Wandb = "auto",
+    workers: Workers = "auto",
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Trains winner and baseline on fresh seeds, once the search is done; for seeds that were added."""
     from hpstudy.cli import study_commands
 
-    study_commands.confirm(name, runs, device, wandb, _num_workers(workers))
+    study_commands.confirm(name, _options(runs, device, wandb, workers, None, accept_environment))
 
 
 @app.command(epilog="Example: hpstudy status quickstart")
@@ -226,6 +240,21 @@ def bench(
     from hpstudy.cli import machine_commands
 
     machine_commands.bench(device=device, threads=threads, quick=quick, preset=preset)
+
+
+def _options(
+    runs: Path, device: str, wandb: ModeFlag, workers: str, trials: int | None, accept_environment: bool
+) -> Options:
+    from hpstudy.running.interface import Options
+
+    return Options(
+        runs=runs,
+        device=device,
+        wandb=wandb,
+        workers=_num_workers(workers),
+        trials=trials,
+        accept_environment=accept_environment,
+    )
 
 
 def _num_workers(text: str) -> int | None:

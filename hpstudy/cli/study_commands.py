@@ -28,7 +28,6 @@ from hpstudy.running.replay import replay as train_again
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_frozen, load_study, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
-from hpstudy.tracking.wandb_settings import ModeFlag
 from hpstudy.tracking.wandb_sink import whereabouts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,14 +59,13 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
             console.print(f"noise    {noise}", soft_wrap=True)
 
 
-def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None, trials: int | None) -> None:
+def run(name: str, options: Options) -> None:
     """Runs or resumes a study, writes its report, and prints the comparison and the verdict."""
     study = load_study(name)
     console = err()
     for warning in study.warnings:
         console.print(f"warning: {warning}")
     console.print(f"{study.name}: {study.question}")
-    options = Options(runs=runs, device=device, wandb=wandb, workers=workers, trials=trials)
     progress = StudyProgress(study, console)
     ahead = Thread(target=import_ahead)
     ahead.start()  # takes a second or two, while a worker starts
@@ -78,7 +76,7 @@ def run(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None
         except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
     ahead.join()  # two threads that import the same modules can get in each other's way
-    _print_result(study, store, runs, _resume(name, replace(options, trials=None)))
+    _print_result(study, store, options.runs, _resume(name, replace(options, trials=None)))
 
 
 def import_ahead() -> None:
@@ -87,19 +85,19 @@ def import_ahead() -> None:
         import_module("hpstudy.report")
 
 
-def confirm(name: str, runs: Path, device: str, wandb: ModeFlag, workers: int | None) -> None:
+def confirm(name: str, options: Options) -> None:
     """Does what `run` does once the search is done. Refuses to search."""
-    study, store = load_study(name), RunStore(runs / study_name(name))
+    study, store = load_study(name), RunStore(options.runs / study_name(name))
     wanted = num_trials(study, None)
     done = sum(view.header.run.phase == "search" and view.result is not None for view in store.runs())
     if done < wanted:
         raise UserError(
             f"{store.root}: {done} of {wanted} trials of the search are done, and the winner is known after the last; "
-            f"`{command('run', name, runs)}` finishes the search, then confirms"
+            f"`{command('run', name, options.runs)}` finishes the search, then confirms"
         )
     if not study.confirm.seeds:
         raise UserError(f"{study.path}: [confirm] seeds: must hold fresh seeds to confirm on, but is empty; add some")
-    run(name, runs, device, wandb, workers, None)
+    run(name, options)
 
 
 def replay(name: str, run_id: str, runs: Path, device: str) -> None:

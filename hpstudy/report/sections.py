@@ -54,7 +54,8 @@ def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Se
             figures=tuple(result),
             tables=(tables.summary(results),),
             text=(departures_sentence(study),),
-            warnings=results.frames.problems
+            warnings=tuple(f"resumed in another environment: {change}" for change in results.accepted_changes)
+            + results.frames.problems
             + tuple(
                 f"{c.candidate}: {text}"
                 for c in verdict.contrasts

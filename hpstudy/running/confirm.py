@@ -43,7 +43,14 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
 
     What was confirmed stays: an extended search adds its new winner.
     """
-    selections, now = read_selections(store), select(study, store.runs())
+    views = store.runs()
+    selections, now = read_selections(store), select(study, views)
+    if not selections and any(view.header.run.phase == "confirm" for view in views):
+        raise MachineError(
+            f"{store.root / FILE}: is missing, though runs on fresh seeds have begun: nothing says how often "
+            "candidates were selected, on which the verdict depends; restore it from a copy, or start again with "
+            "another --runs folder"
+        )
     if not now.seeds:
         return selections
     before = selections[-1] if selections else None

@@ -21,6 +21,7 @@ from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.run_queue import RunList, TrialQueue
 from hpstudy.running.tuned_lr import TUNED_LR_JOURNAL, tuned_lr
+from hpstudy.running.worker import pinning_variables
 from hpstudy.search import JOURNAL, Search
 from hpstudy.study import Study, refuse_changes
 from hpstudy.tracking.store import RunStore, RunView
@@ -69,8 +70,10 @@ class _Driver:
 
     def start_workers(self) -> None:
         """Starts the first worker, measures what the study leaves open, and starts the others."""
-        environment = self._pool.start()
         say = self._progress.say
+        if pinning := pinning_variables():
+            say(f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it")
+        environment = self._pool.start()
         say(
             f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
             f"{environment['reason']}"

@@ -10,7 +10,9 @@ from typing import Any
 
 from hpstudy.errors import UserError
 
-FROZEN = ("device", "device_name", "precision", "threads", "torch", "corpus_digest")
+FROZEN = ("device", "device_name", "cpu_capability", "precision", "threads", "torch", "corpus_digest")
+PROPOSING = ("optuna", "numpy")  # packages that proposals and verdicts depend on
+ACCEPTED = "accepted"  # the key of environment.json that lists the changes under which a study was resumed
 HERE = Path(__file__).parent
 PACKAGES = ("hpstudy", "optuna", "wandb", "tiktoken", "numpy", "pandas")
 
@@ -20,19 +22,28 @@ def describe(worker: Mapping[str, Any]) -> dict[str, Any]:
     return {**worker, "packages": {name: version(name) for name in PACKAGES}, "git_commit": _git_commit()}
 
 
-def differences(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What numbers depend on and has changed, each as "torch was 2.11, is 2.13"."""
-    keys = [key for key in FROZEN if key in frozen]  # stores of other versions may know fewer
-    return [f"{key} was {frozen[key]}, is {now[key]}" for key in keys if frozen[key] != now[key]]
+def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[str]:
+    """What training, proposals or verdicts depend on and has changed, each as "torch was 2.11, is 2.13"."""
+    now = {**worker, **{name: version(name) for name in PROPOSING}}
+    began = {**frozen, **{name: frozen.get("packages", {}).get(name) for name in PROPOSING}}
+    keys = [key for key in (*FROZEN, *PROPOSING) if began.get(key) is not None]  # other versions may know fewer
+    return [f"{key} was {began[key]}, is {now[key]}" for key in keys if began[key] != now[key]]
 
 
-def refuse_if_changed(frozen: Mapping[str, Any], now: Mapping[str, Any], study: str, folder: str) -> None:
-    """Raises UserError for changes that would mix two kinds of numbers in one study."""
-    if found := differences(frozen, now):
+def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, *, accept: bool) -> dict[str, Any]:
+    """The environment file of a study that resumes on a worker, with what was accepted and which code trained.
+
+    Raises UserError for changes that would mix two kinds of numbers in one study, unless they are accepted.
+    """
+    accepted = list(frozen.get(ACCEPTED, []))
+    found = [change for change in differences(frozen, worker) if change not in accepted]
+    if found and not accept:
         raise UserError(
-            f"{folder}: the study {study} began in another environment: {'; '.join(found)}. Its numbers would "
-            "not be comparable; resume it where it began, or start again with another --runs folder"
+            f"{folder}: the study began in another environment: {'; '.join(found)}. Its numbers would not be "
+            "comparable; resume it where it began, start again with another --runs folder, or resume here with "
+            "--accept-environment, which every report then says"
         )
+    return {**frozen, ACCEPTED: accepted + found} if found else dict(frozen)
 
 
 def _git_commit() -> str | None:

@@ -53,4 +53,5 @@ class Options:
     wandb: ModeFlag
     workers: int | None = None  # None: as many as trainings fit at once
     trials: int | None = None
+    accept_environment: bool = False  # resume although what the numbers depend on has changed
     checkpoint_seconds: float = 60.0  # between two checkpoints of a run; 0: as often as possible

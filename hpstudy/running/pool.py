@@ -13,7 +13,7 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.environment import describe, refuse_if_changed
+from hpstudy.running.environment import ACCEPTED, admitted, describe
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.messages import (
     Finished,
@@ -380,12 +380,19 @@ class WorkerPool:
 
     def _admit(self, worker: Worker, report: Ready) -> dict[str, Any]:
         """Makes a worker ready for runs. The study's first freezes the environment; one that differs is refused."""
-        frozen = self._store.read_json(ENVIRONMENT)
+        frozen, accept = self._store.read_json(ENVIRONMENT), self._options.accept_environment
         if frozen is None:
-            asked = {"study_sha256": study_sha256(self._study.resolved())}
-            self._store.write_json(ENVIRONMENT, {**describe(report.environment), **asked})
-        else:
-            refuse_if_changed(frozen, report.environment, self._study.name, str(self._store.root))
+            if self._store.begun and not accept:
+                raise MachineError(
+                    f"{self._store.root / ENVIRONMENT}: is missing, so nothing says what the study's numbers depend "
+                    "on; restore it from a copy, or record this machine's with --accept-environment"
+                )
+            frozen = {**describe(report.environment), "study_sha256": study_sha256(self._study.resolved())}
+            if self._store.begun:
+                frozen[ACCEPTED] = ["environment.json was lost, and recorded again during the study"]
+            self._store.write_json(ENVIRONMENT, frozen)
+        if (now := admitted(frozen, report.environment, str(self._store.root), accept=accept)) != frozen:
+            self._store.write_json(ENVIRONMENT, now)
         self._ready.add(worker)
         self._early_deaths = 0
         self._environment, self._num_params = report.environment, report.num_params

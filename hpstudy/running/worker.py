@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
+import hpstudy
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import cache_dir
 from hpstudy.hparams import HParams
@@ -24,6 +25,17 @@ from hpstudy.running.messages import Order, Ready, Refused, Report, Setup, Timed
 POLL_SECONDS = 0.2  # how often a waiting driver checks its stop request
 GRACE_SECONDS = 1.0  # for a worker to end by itself
 START_SECONDS = 600.0  # for a worker to be ready, before it counts as hung
+PINNING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # would pin all workers to one core
+PACKAGE = Path(hpstudy.__file__).parent
+BOOTSTRAP = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("hpstudy", {str(PACKAGE / "__init__.py")!r})
+sys.modules["hpstudy"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from hpstudy.running.worker_main import main
+main()
+"""
+"""Runs the driver's own hpstudy, whatever the current folder and sys.path hold."""
 LONGEST_GAP = 2 * POLL_SECONDS  # counted between two reads of the AwakeClock; the process was held for the rest
 
 
@@ -132,7 +144,10 @@ def stop_all(workers: Sequence[Worker]) -> None:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a worker process."""
+    """The environment of a worker process.
+
+    Nothing is imported from the current folder, and no variable pins the workers to the same cores.
+    """
     inductor = {"TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "inductor")}  # torch's default is lost with /tmp
     environment: Mapping[str, str] = (
         inductor
@@ -141,15 +156,23 @@ def worker_environment(threads: int) -> dict[str, str]:
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # makes cuBLAS deterministic
+            "PYTHONSAFEPATH": "1",
+            # an empty entry, as "$PYTHONPATH:more" leaves, would mean the current folder
+            "PYTHONPATH": os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))),
         }
     )
-    return dict(environment)
+    return {key: value for key, value in environment.items() if key not in PINNING}
+
+
+def pinning_variables() -> list[str]:
+    """The variables here that would pin every training to the same cores; workers do not get them."""
+    return [key for key in PINNING if os.environ.get(key)]
 
 
 def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:
     """Starts a fresh interpreter in its own session, so that a terminal's Ctrl-C reaches only the driver."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hpstudy.running.worker_main", str(connection.fileno())],
+        [sys.executable, "-c", BOOTSTRAP, str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=log,

@@ -10,7 +10,9 @@ import signal
 import sys
 import time
 import traceback
+from hashlib import sha256
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +61,17 @@ def _build(setup: messages.Setup) -> tuple[Trainer, dict[str, Any]]:
     prepare_process(spec.threads)
     placement = place(setup.device, spec.precision)
     corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=setup.base)
-    return Trainer(spec, corpus, placement), {**placement.environment(), "corpus_digest": corpus.digest}
+    trained_by = {"corpus_digest": corpus.digest, "code_sha256": _code_sha256()}
+    return Trainer(spec, corpus, placement), {**placement.environment(), **trained_by}
+
+
+def _code_sha256() -> str:
+    """The hash of the hpstudy that trains here."""
+    package = Path(__file__).parents[1]
+    code = sha256()
+    for path in sorted(package.rglob("*.py")):
+        code.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return code.hexdigest()
 
 
 def train(trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection) -> None:
@@ -189,7 +201,3 @@ def main() -> None:
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
     ):
         serve(connection)
-
-
-if __name__ == "__main__":
-    main()

@@ -214,6 +214,11 @@ class RunStore:
 
     root: Path
 
+    @property
+    def begun(self) -> bool:
+        """Whether a study has begun here."""
+        return (self.root / STUDY_VALUES).exists()
+
     def create(self) -> None:
         """Makes the folder. Raises UserError if it is not writable."""
         try:
@@ -246,7 +251,7 @@ class RunStore:
 
     def discard_unless_begun(self) -> None:
         """Removes the files of a study that was refused before it began. Call it under the lock."""
-        if (self.root / STUDY_VALUES).exists():
+        if self.begun:
             return
         for leftover in (self.root / LOCK, self.root / ENVIRONMENT, *self.root.glob("worker-*.log")):
             leftover.unlink(missing_ok=True)

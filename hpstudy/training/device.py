@@ -15,6 +15,9 @@ from hpstudy.errors import UserError
 from hpstudy.spec import PrecisionChoice
 from hpstudy.system import installed_gib, keep_freed_memory, peak_gib, room_gib
 
+INSTRUCTIONS = ("avx2", "fma3", "avx512_f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
+KERNEL_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -66,6 +69,7 @@ class Placement:
             "device": self.kind,
             "device_name": name,
             "num_gpus": torch.cuda.device_count() if self.is_cuda else 0,
+            "cpu_capability": "" if self.is_cuda else _cpu_capability(),
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -121,6 +125,13 @@ def _placement(device: str, kind: str, precision: PrecisionChoice, has_bf16: boo
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out. The CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _cpu_capability() -> str:
+    """What libraries choose CPU kernels by. A machine of the same type may offer less, and then its numbers differ."""
+    offered = torch.cpu.get_capabilities()
+    limits = [f"{name}={os.environ[name]}" for name in KERNEL_LIMITS if name in os.environ]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *filter(offered.get, INSTRUCTIONS), *limits])
 
 
 def _cpu_name() -> str:

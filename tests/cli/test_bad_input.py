@@ -196,9 +196,9 @@ def test_resuming_in_another_environment_is_refused_with_all_that_differs(refuse
     path = runs / "tiny" / "environment.json"
     environment = json.loads(path.read_text())
     path.write_text(json.dumps(environment | {"device": "cuda:0", "precision": "bf16", "threads": 7}))
-    place = f"{runs / 'tiny'}: the study tiny began in another environment"
+    place = f"{runs / 'tiny'}: the study began in another environment"
     differences = "device was cuda:0, is cpu; precision was bf16, is fp32; threads was 7, is 1"
-    refused("run", finished.path, "--device", "cpu", parts=(place, differences, "with another --runs folder"))
+    refused("run", finished.path, "--device", "cpu", parts=(place, differences, "or resume here with --accept-"))
 
 
 @pytest.mark.parametrize(

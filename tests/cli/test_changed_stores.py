@@ -11,7 +11,7 @@ import pytest
 
 from hpstudy.cli.report_commands import loaded
 from tests.helpers.command_line import hpstudy
-from tests.helpers.stores import SEEDS, ends, stored
+from tests.helpers.stores import SEEDS, ends, results_of, stored, unsealed
 
 
 def edit(path: Path, **values: object) -> None:
@@ -49,8 +49,6 @@ def test_the_report_shows_what_was_changed(copied: Path) -> None:
 
 
 def test_a_verdict_leaves_out_a_changed_run_and_says_so(tiny, tmp_path: Path) -> None:
-    from tests.helpers.stores import results_of
-
     study = tiny(more=f"[confirm]\nseeds = {list(SEEDS)}\n")
     losses = [loss - 0.3 for loss in (3.215, 3.219, 3.209, 3.230, 3.206)]
     frames = stored(tmp_path, ends({"search-0001": losses}))
@@ -77,13 +75,12 @@ def test_replay_compares_the_result_too(finished, copied: Path) -> None:
 
 
 def test_replay_compares_the_result_of_a_run_without_hashes_with_its_steps(finished, copied: Path) -> None:
-    path = copied / "tiny" / "search-0001" / "result.json"
-    kept = json.loads(path.read_text())
-    del kept["sha256"]
-    path.write_text(json.dumps(kept | {"best_val_loss": 1.0}))
+    folder = copied / "tiny" / "search-0001"
+    kept = json.loads((folder / "result.json").read_text())
+    unsealed(folder, best_val_loss=1.0)
     result = hpstudy("replay", finished.path, "search-0001", "--runs", copied)
     given = f"best_val_loss is 1.0 where its steps give {kept['best_val_loss']}"
-    assert (result.code, result.err) == (1, f"{path.parent}: {given}\n")
+    assert (result.code, result.err) == (1, f"{folder}: {given}\n")
 
 
 @pytest.mark.parametrize("command", ["status", "results"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,14 @@ def keep_run(
     if result:
         writer.finish(result)
     writer.close()
+
+
+def unsealed(folder: Path, **changes: Any) -> None:
+    """Takes the hashes out of a run's result, as versions before them wrote it, and changes values of it."""
+    path = folder / "result.json"
+    kept = json.loads(path.read_text())
+    del kept["sha256"]
+    path.write_text(json.dumps(kept | changes))
 
 
 def begun(root: Path, *, name: str = "tiny", text: str = "", values: Mapping[str, Any] | None = None) -> RunStore:

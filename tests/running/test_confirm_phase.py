@@ -12,9 +12,11 @@ from scipy import stats
 from hpstudy import load
 from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.results import StudyResults
+from hpstudy.errors import MachineError
 from hpstudy.records import Run
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
+from tests.helpers.stores import unsealed
 
 
 def loss(results: StudyResults, run_id: str) -> float:
@@ -89,6 +91,8 @@ def test_a_store_without_of_and_fraction_resumes_and_its_confirm_runs_keep_their
         written = json.loads(header.read_text())
         del written["run"]["of"], written["run"]["fraction"]
         header.write_text(json.dumps(written))
+        if header.with_name("result.json").exists():
+            unsealed(header.parent)
     store, expected = run_here(study, runs, watch=watch), RunStore(confirmed_runs / "tiny")
     assert unfinished in watch.started
     assert not finished & set(watch.started)
@@ -97,6 +101,16 @@ def test_a_store_without_of_and_fraction_resumes_and_its_confirm_runs_keep_their
     assert curves(store) == curves(expected)
     assert trials(study, store) == trials(study, expected)
     assert load("tiny", runs).verdict() == load("tiny", confirmed_runs).verdict()
+
+
+def test_a_lost_list_of_selections_is_refused_by_name(confirmable, confirmed_runs, tmp_path):
+    """Written anew, it would begin to count the selections from one."""
+    runs = Path(shutil.copytree(confirmed_runs, tmp_path / "runs"))
+    path = runs / "tiny" / "confirm.json"
+    path.unlink()
+    with pytest.raises(MachineError, match=rf"^{path}: is missing, though runs on fresh seeds have begun"):
+        run_here(confirmable(), runs)
+    assert not path.exists()
 
 
 def test_added_seeds_train_only_what_is_new_and_count_as_another_selection(confirmable, confirmed_runs, tmp_path):

@@ -11,6 +11,7 @@ from hpstudy.records import Outcome
 from hpstudy.tracking.seal import damage
 from hpstudy.tracking.store import RunStore
 from tests.helpers.samples import header, record, result
+from tests.helpers.stores import unsealed
 
 
 @pytest.fixture
@@ -26,14 +27,6 @@ def finished(root: Path, outcome: Outcome = Outcome.COMPLETE) -> Path:
         writer.append(record(step, evaluated=step == 20))
     writer.finish(result(outcome))
     return store.folder("search-0007")
-
-
-def unsealed(folder: Path) -> Path:
-    """Takes the hashes out of the result, as versions before them wrote it."""
-    kept = json.loads((folder / "result.json").read_text())
-    del kept["sha256"]
-    (folder / "result.json").write_text(json.dumps(kept))
-    return folder
 
 
 def test_a_finished_run_is_whole(folder: Path) -> None:
@@ -77,11 +70,14 @@ def test_a_result_that_cannot_be_read_is_damage(folder: Path, content: bytes) ->
 
 
 def test_an_older_run_is_whole_by_its_last_step(folder: Path) -> None:
-    assert damage(unsealed(folder)) is None
+    unsealed(folder)
+    assert damage(folder) is None
 
 
 def test_an_older_diverged_run_is_whole_without_its_loss(tmp_path: Path) -> None:
-    assert damage(unsealed(finished(tmp_path, Outcome.DIVERGED))) is None
+    folder = finished(tmp_path, Outcome.DIVERGED)
+    unsealed(folder)
+    assert damage(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +87,5 @@ def test_an_older_diverged_run_is_whole_without_its_loss(tmp_path: Path) -> None
 def test_an_older_result_that_its_last_step_does_not_give_is_named(
     folder: Path, key: str, value: float, step: float
 ) -> None:
-    unsealed(folder)
-    path = folder / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    unsealed(folder, **{key: value})
     assert damage(folder) == f"{key} is {value} in result.json and {step} in steps.jsonl"
