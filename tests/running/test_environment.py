@@ -19,7 +19,6 @@ from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Options, StopRequest
 from hpstudy.running.worker import PINNING, worker_environment
 from hpstudy.study import Study
-from hpstudy.tracking.store import RunStore
 from tests.helpers.command_line import PROGRAM
 from tests.helpers.running import Watch, curves, run_here
 
