@@ -37,7 +37,7 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     """Validates a study and prints its space, its baseline and its cost."""
     study = load_study(name)
     console = out()
-    corpus = load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens)
+    corpus = load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens, val=study.spec.val)
     check_size(corpus, study.spec.context, study.largest_batch_tokens)
     console.print(f"{study.name}: {study.question}", style="bold")
     console.print(_space_table(study))

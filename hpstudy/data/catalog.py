@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import glob
@@ -22,6 +23,8 @@ from hpstudy.spec import vocab_size
 ASV_SHA256 = "7e8615736dbd69a8a6649bb888bed3056e468f405dbaf34fd1e822c40ebd9a29"
 FINEWEB_REPO = "kjj0/finewebedu10B-gpt2"
 NAMES = ("asv", "text:PATH", "shards:GLOB", "fineweb-edu")
+TAIL = "tail"  # as [trainer] val: no shard validates, but the end of them all
+VAL_WORDS = frozenset({"val", "valid", "validation"})
 TOKENS_FOLDER = "tokens-1"  # of the cache; the number rises when the same text would become other ids
 
 
@@ -34,8 +37,10 @@ class Source:
     digest: str  # sha256 of the content, and the tokenizer
 
 
-def locate(name: str, tokenizer: str, base: Path) -> Source:
+def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Source:
     """The shards of a corpus. Relative paths of text: and shards: start at `base`.
+
+    `val` states which shards validate: a glob, or "tail" for none; without it their names tell.
 
     Raises UserError if the name, the tokenizer or any file of the corpus is wrong.
     """
@@ -48,7 +53,7 @@ def locate(name: str, tokenizer: str, base: Path) -> Source:
             files = _text_files(name, base / Path(path).expanduser())
             return _tokenized((file.read_bytes().decode() for file in files), _check_texts(name, files), tokenizer)
         case "shards", pattern if pattern:
-            return _checked(name, _matching(name, pattern, base), tokenizer)
+            return _checked(name, *_split(name, pattern, val, base), tokenizer)
         case "fineweb-edu", "":
             _require_gpt2(tokenizer)
             if not (shards := fineweb_shards()):
@@ -57,7 +62,7 @@ def locate(name: str, tokenizer: str, base: Path) -> Source:
                     f'corpus "{name}": must be downloaded first, but {fineweb_folder()} holds no shards; run '
                     f"{extra}`hpstudy prepare {name}`"
                 )
-            return _checked(name, shards, tokenizer)
+            return _checked(name, *_by_name(name, shards), tokenizer)
     forms = ", ".join(f'"{form}"' for form in NAMES)
     raise UserError(f'corpus "{name}": must be one of {forms}{did_you_mean(name, NAMES)}')
 
@@ -135,17 +140,54 @@ def _check_texts(name: str, files: list[Path]) -> str:
 def _matching(name: str, pattern: str, base: Path) -> list[Path]:
     """The files that a glob matches, in order of path. Relative globs start at `base`."""
     found = glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True)  # noqa: PTH207  pathlib: no absolute
-    shards = sorted(path for match in found if (path := base / match).is_file())
+    files = sorted(path for match in found if (path := base / match).is_file())
+    shards = list({path.resolve(): path for path in reversed(files)}.values())[::-1]  # a file matched twice counts once
     if not shards:
         raise UserError(
-            f'corpus "{name}": the glob must match shards, but matches no file below {base.absolute()}; correct it, '
-            'for example to "shards:FOLDER/*.bin"'
+            f'corpus "{name}": the glob {pattern} must match shards, but matches no file below {base.absolute()}; '
+            'correct it, for example to "shards:FOLDER/*.bin"'
         )
     return shards
 
 
-def _checked(name: str, shards: list[Path], tokenizer: str) -> Source:
-    """Shards made elsewhere, split by their names. Raises UserError naming every shard that does not fit."""
+def _split(name: str, pattern: str, val: str | None, base: Path) -> tuple[list[Path], list[Path]]:
+    """(the shards to train on, those to validate on)."""
+    shards = _matching(name, pattern, base)
+    if val is None:
+        return _by_name(name, shards)
+    chosen = [] if val == TAIL else _matching(name, val, base)
+    known = {path.resolve() for path in chosen}
+    return [shard for shard in shards if shard.resolve() not in known], chosen
+
+
+def _by_name(name: str, shards: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The split of shards that are named as public tools name them: val.bin, NAME_val.bin, NAME_val_000000.bin.
+
+    Raises UserError if "val" stands in a name or a folder in another way, because training on validation data would
+    flatter every loss.
+    """
+    unclear = [shard for shard in shards if not _says_val(shard) and _may_say_val(shard)]
+    if unclear:
+        raise UserError(
+            f'corpus "{name}": {shard}: "val" in its path may or may not mean that it validates; state the shards that '
+            f'do with [trainer] val = "GLOB", or val = "{TAIL}" to validate on the end of them all'
+            for shard in unclear
+        )
+    val = [shard for shard in shards if _says_val(shard)]
+    return [shard for shard in shards if shard not in val], val
+
+
+def _says_val(shard: Path) -> bool:
+    return not VAL_WORDS.isdisjoint(re.split("[^a-z]+", shard.stem.lower()))
+
+
+def _may_say_val(shard: Path) -> bool:
+    return "val" in shard.name.lower() or shard.parent.name.lower() in VAL_WORDS
+
+
+def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str) -> Source:
+    """Shards made elsewhere. Raises UserError naming every shard that does not fit."""
+    shards = sorted([*train, *val])
     open_shards(shards)
     size = vocab_size(tokenizer)
     facts = [_facts(shard) for shard in shards]
@@ -155,10 +197,8 @@ def _checked(name: str, shards: list[Path], tokenizer: str) -> Source:
         for shard, (_, largest) in zip(shards, facts, strict=True)
         if largest >= size
     ]
-    val = [shard for shard in shards if "_val_" in shard.name]
-    train = [shard for shard in shards if shard not in val]
     if not train:
-        problems.append(f'corpus "{name}": must match shards to train on, but all {len(val)} are *_val_*')
+        problems.append(f'corpus "{name}": must match shards to train on, but all {len(val)} validate')
     if problems:
         raise UserError(problems)
     roles = ("val" if shard in val else "train" for shard in shards)

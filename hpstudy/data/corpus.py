@@ -1,7 +1,8 @@
 """A corpus by name -> training and validation tokens, and the windows of every step.
 
 Training tokens are one long sequence over all shards. Window i holds the ids i*T .. (i+1)*T: T inputs and, shifted by
-one, T targets, so that each token is a target once an epoch. A corpus validates on its `_val_` shards, or on its tail.
+one, T targets, so that each token is a target once an epoch. A corpus validates on its validation shards, or on its
+tail.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ class Corpus:
         return (len(self.train) - 1) // context
 
 
-def load_corpus(name: str, tokenizer: str, val_tokens: int, *, base: Path = Path()) -> Corpus:
+def load_corpus(name: str, tokenizer: str, val_tokens: int, *, base: Path = Path(), val: str | None = None) -> Corpus:
     """The corpus of that name. Tokenizes it into the cache on first use.
 
-    Relative paths of text: and shards: start at `base`. Raises UserError if the name, the tokenizer or a file of the
-    corpus is wrong, or if the corpus cannot spare `val_tokens` tokens.
+    Relative paths of text: and shards: start at `base`; `val` states which shards validate, see `locate`. Raises
+    UserError if the name, the tokenizer or a file of the corpus is wrong, or if the corpus cannot spare `val_tokens`
+    tokens.
     """
-    source = locate(name, tokenizer, base)
+    source = locate(name, tokenizer, base, val)
     train = open_shards(source.train)
     held = val_tokens + 1
     if source.val:
@@ -142,7 +144,7 @@ def list_corpora() -> list[CorpusInfo]:
     return [
         CorpusInfo("asv", "American Standard Version of 1901, installed with hpstudy", True, 1_009_473),
         CorpusInfo("text:PATH", "a UTF-8 file, or every file below a folder", True, None),
-        CorpusInfo("shards:GLOB", "token ids as uint16 in the 20240520 format; *_val_* validates", True, None),
+        CorpusInfo("shards:GLOB", "token ids as uint16 in the 20240520 format; *val* validates", True, None),
         CorpusInfo("fineweb-edu", "educational web pages, GPT-2 ids", len(fineweb) > 0, len(fineweb) or None),
     ]
 

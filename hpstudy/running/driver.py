@@ -38,7 +38,8 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     worker can be kept alive.
     """
     spec = study.spec
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)  # relative paths start in the current folder
+    # relative paths start in the current folder
+    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, val=spec.val)
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()

@@ -60,7 +60,7 @@ def _build(setup: messages.Setup) -> tuple[Trainer, dict[str, Any]]:
     spec = setup.spec
     prepare_process(spec.threads)
     placement = place(setup.device, spec.precision)
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=setup.base)
+    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=setup.base, val=spec.val)
     trained_by = {"corpus_digest": corpus.digest, "code_sha256": _code_sha256()}
     return Trainer(spec, corpus, placement), {**placement.environment(), **trained_by}
 

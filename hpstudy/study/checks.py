@@ -168,6 +168,14 @@ def _validation(file: StudyFile) -> Iterator[str]:
         yield f"[trainer] val_tokens: must hold one sequence, context = {context}, but got {got}"
 
 
+def _val_shards(file: StudyFile) -> Iterator[str]:
+    if file.trainer.val and not file.trainer.corpus.startswith("shards:"):
+        yield (
+            f'[trainer] val: only a corpus "shards:GLOB" has files that validate, but the corpus is '
+            f"{shown(file.trainer.corpus)}; leave it out"
+        )
+
+
 def _vocabulary(file: StudyFile) -> Iterator[str]:
     if file.trainer.corpus == "fineweb-edu" and file.trainer.tokenizer != "gpt2":
         yield f'[trainer] tokenizer: "fineweb-edu" is tokenized with "gpt2", but got "{file.trainer.tokenizer}"'
@@ -291,6 +299,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_warmup_in_seconds, "trainer.seconds search.warmup_fraction baseline"),
     (_model, "trainer.model"),
     (_validation, "trainer.val_tokens trainer.context"),
+    (_val_shards, "trainer.val trainer.corpus"),
     (_vocabulary, "trainer.corpus trainer.tokenizer"),
     (_batches, _BATCH),
     (_steps, f"trainer.tokens {_BATCH}"),

@@ -185,6 +185,9 @@ class TrainerTable(Table):
     seconds: Seconds | None = _key(None, "budget of one run's training; give either this or tokens", 60, unit="s")
     evals: Count = _key(20, "evaluations of one run, equally spaced in tokens")
     val_tokens: Count = _key(2**16, "size of the validation set", unit="tokens")
+    val: Text | None = _key(
+        None, 'of a corpus shards:GLOB, the files that validate: a glob, or "tail"; else by their names', "val/*.bin"
+    )
     seed: Seed = _key(0, "seed of initialisation and data order in the search")
     threads: Count = _key(1, "CPU threads of one training")
     precision: PrecisionChoice = _key("auto", "bf16 if the device has it, with fp32 weights, or fp32", "fp32")

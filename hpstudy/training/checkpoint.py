@@ -41,10 +41,9 @@ class Checkpoint:
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:
     """Equal only for the same run of the same spec on the same kind of machine."""
     trained = {key: value for key, value in asdict(run).items() if key not in ("of", "fraction")}  # newer than files
+    fixed = {key: value for key, value in asdict(spec).items() if (key, value) != ("val", None)}  # newer, too
     machine = {key: environment[key] for key in MACHINE}
-    return hashlib.sha256(
-        json.dumps([asdict(spec), trained, machine], sort_keys=True, default=repr).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps([fixed, trained, machine], sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -129,7 +129,68 @@ def test_shards_of_another_tokenizer_or_for_validation_only_are_refused(tmp_path
     write_shard(tmp_path / "a_val_0.bin", np.arange(400, dtype=np.uint16))
     wrong_ids, no_training = problems("shards:*.bin", "gpt2:300", base=tmp_path)
     assert 'below the 300 of tokenizer "gpt2:300", but go up to 399' in wrong_ids
-    assert "all 1 are *_val_*" in no_training
+    assert "must match shards to train on, but all 1 validate" in no_training
+
+
+def split_of(folder: Path, *names: str, val: str | None = None) -> tuple[list[int], list[int]]:
+    """(the first id of each training file, those of the validation files) of shards that hold 8 equal ids each."""
+    for number, name in enumerate(names):
+        write_by_hand(folder / name, [number] * 8)
+    corpus = load_corpus("shards:**/*.bin", "gpt2", 4, base=folder, val=val)
+    return sorted(set(corpus.train.read(0, len(corpus.train)).tolist())), sorted(set(corpus.val.tolist()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "val.bin",
+            "shakespeare_val.bin",
+            "fineweb_val_000000.bin",
+            "edufineweb_val_000000.bin",
+            "TinyStories_val.bin",
+        ),
+        *(
+            "data-val-00000.bin",
+            "val1.bin",
+            "x.val.bin",
+            "VAL_1.bin",
+            "valid.bin",
+            "c4_validation_0.bin",
+            "validation-1.bin",
+        ),
+    ],
+)
+def test_shards_named_as_public_tools_name_them_validate(tmp_path: Path, name: str) -> None:
+    assert split_of(tmp_path, "train.bin", name) == ([0], [1])
+
+
+@pytest.mark.parametrize("name", ["interval_0.bin", "trainval.bin", "evaluation.bin", "val/000000.bin", "valset.bin"])
+def test_a_shard_that_may_or_may_not_validate_is_refused_with_both_ways_to_state_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        split_of(tmp_path, "train.bin", name)
+    (problem,) = refusal.value.problems
+    assert problem.startswith(f'corpus "shards:**/*.bin": {tmp_path / name}: "val" in its path may or may not mean')
+    assert 'state the shards that do with [trainer] val = "GLOB", or val = "tail"' in problem
+    assert split_of(tmp_path, "train.bin", name, val=name) == ([0], [1])
+    assert split_of(tmp_path, "train.bin", name, val="tail")[0] == [0, 1]
+
+
+def test_a_stated_glob_wins_over_the_names(tmp_path: Path) -> None:
+    names = ("a_train_0.bin", "a_train_1.bin", "a_val_0.bin")
+    assert split_of(tmp_path, *names, val="a_train_1.bin") == ([0, 2], [1])
+    with pytest.raises(UserError, match=r"the glob no/such\.bin must match shards"):
+        split_of(tmp_path, *names, val="no/such.bin")
+
+
+def test_a_shard_matched_twice_counts_once(tmp_path: Path) -> None:
+    expected = split_of(tmp_path, "a_train_0.bin", "a_val_0.bin")
+    before = load_corpus("shards:**/*.bin", "gpt2", 4, base=tmp_path)
+    (tmp_path / "z_train_again.bin").symlink_to(tmp_path / "a_train_0.bin")
+    (tmp_path / "link").symlink_to(tmp_path)
+    after = load_corpus("shards:**/*.bin", "gpt2", 4, base=tmp_path)
+    assert len(after.train) == len(before.train) == 8
+    assert (after.digest, expected) == (before.digest, ([0], [1]))
 
 
 # fineweb-edu

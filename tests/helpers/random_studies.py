@@ -64,7 +64,9 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         "tokenizer": "bytes" if tiny else draw(st.sampled_from(["gpt2", "gpt2:256", "bytes"])),
     }
     trainer |= draw(optional(evals=st.integers(1, 4), seed=st.just(7), precision=st.sampled_from(["auto", "fp32"])))
-    if not tiny:
+    if not tiny and draw(st.booleans()):
+        trainer |= {"corpus": "shards:*.bin"} | draw(optional(val=WORDS))
+    elif not tiny:
         trainer |= draw(optional(corpus=st.just("asv") | WORDS.map(lambda path: f"text:{path}"), threads=COUNT))
 
     searched = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, max_size=4))

@@ -120,6 +120,8 @@ def test_every_example_is_toml_that_a_study_accepts(heading: str, example: str) 
     match heading, key:
         case "[trainer]", "seconds":
             edits["trainer__tokens"] = None
+        case "[trainer]", "val":
+            edits["trainer__corpus"] = "shards:*.bin"
         case "[trainer]", "context":
             edits["hparams"] = {"batch_tokens": 16 * value}
         case "[trainer] model, as a table", _:
