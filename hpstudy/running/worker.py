@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
-import hpstudy
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import cache_dir
 from hpstudy.hparams import HParams
@@ -26,7 +25,7 @@ POLL_SECONDS = 0.2  # how often a waiting driver checks its stop request
 GRACE_SECONDS = 1.0  # for a worker to end by itself
 START_SECONDS = 600.0  # for a worker to be ready, before it counts as hung
 PINNING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # would pin all workers to one core
-PACKAGE = Path(hpstudy.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 BOOTSTRAP = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("hpstudy", {str(PACKAGE / "__init__.py")!r})

@@ -120,8 +120,8 @@ def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
     with pytest.raises(MachineError) as error:
         header_of(other, sinks.store, "tiny", 1000)
     assert str(error.value) == (
-        f"{sinks.store.folder('search-0000')}: began with {a_run().hparams}, but now has {other.hparams}; "
-        "remove the folder to train the run again from step 1"
+        f"{sinks.store.folder('search-0000')}: began with other values: lr was {a_run().hparams.lr} and is 1.0; remove "
+        "the folder to train the run again from step 1"
     )
 
 
