@@ -16,6 +16,10 @@ ModeFlag = Literal["auto", "online", "offline", "disabled"]
 
 WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 WANDB_MODES |= {"run": "online", "shared": "online", "dryrun": "offline"}  # older names
+REDIRECTS = (
+    *("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_NAME"),
+    *("WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH", "WANDB_ARTIFACTS"),
+)
 NO_LOGIN = "W&B: no key or login here; set WANDB_API_KEY or run `wandb login`"
 
 
@@ -32,6 +36,14 @@ def resolve_mode(flag: ModeFlag) -> Mode:
             raise UserError(f'WANDB_MODE: must be one of {", ".join(WANDB_MODES)}, but got "{asked}"; or pass --wandb')
         return WANDB_MODES[asked]
     return "online" if _may_have_login() else "offline"
+
+
+def drop_redirects() -> list[str]:
+    """Removes the variables with which an agent or a launcher redirects wandb from this process, and names them.
+
+    With them two runs of a study would become one on the server.
+    """
+    return [name for name in REDIRECTS if os.environ.pop(name, None)]
 
 
 def require_login(what: str = "") -> None:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpstudy.errors import MachineError
 from hpstudy.files import command, from_json, spelled, to_json, write_atomic
 from hpstudy.records import BROKEN, GLOSSARY, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunView
-from hpstudy.tracking.wandb_settings import Mode, resolve_project, study_config
+from hpstudy.tracking.wandb_settings import Mode, drop_redirects, resolve_project, study_config
 
 if TYPE_CHECKING:
     import wandb
@@ -100,6 +101,8 @@ class WandbSink:
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if mode != "disabled":
+            if dropped := drop_redirects():
+                say(f"W&B: {', '.join(dropped)} would send these runs elsewhere, so it is not passed on")
             self._thread = threading.Thread(target=self._write, name="wandb-writer", daemon=True)
             self._thread.start()
 
@@ -215,6 +218,12 @@ class WandbSink:
                 finish_timeout_raises=True,
             ),
         )
+        given, asked = [run.project, run.id], [self._project, header.wandb_id]
+        if self._entity and self._mode == "online":
+            given, asked = [run.entity, *given], [self._entity, *asked]
+        if given != asked:
+            run.finish(exit_code=1)
+            raise MachineError(f"{header.run.run_id} was to go to {'/'.join(asked)}, but W&B opened {'/'.join(given)}")
         for metric in GLOSSARY.values():  # summary="none": a single NaN would spoil an automatic minimum for good
             run.define_metric(metric.name, step_metric=None if metric.name == "tokens" else "tokens", summary="none")
         return run

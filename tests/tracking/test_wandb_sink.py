@@ -286,3 +286,61 @@ def test_ids_suit_wandb_and_differ_each_time(study: str) -> None:
     assert len(first) <= 128
     assert not set(first) & set(":;,#?/'")
     assert "confirm-0007-s101" in first
+
+
+REDIRECTED = {
+    "WANDB_RUN_ID": "agents-run",
+    "WANDB_SWEEP_ID": "agents-sweep",
+    "WANDB_RESUME": "must",
+    "WANDB_RUN_GROUP": "agents-group",
+    "WANDB_JOB_TYPE": "agents-type",
+    "WANDB_NAME": "agents-name",
+}
+
+
+def test_runs_under_an_agents_environment_stay_two_runs_with_their_own_identity(
+    home: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in REDIRECTED.items():
+        monkeypatch.setenv(name, value)
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages)
+    for run_id, wandb_id in (("search-0007", "one"), ("search-0008", "two")):
+        sink.begin(header(run_id, wandb_id=wandb_id))
+        for step in STEPS:
+            sink.log(run_id, step)
+        sink.finish(run_id, result())
+    sink.close(30)
+    assert set(server.runs) == {"one", "two"}
+    assert all(same(own_keys(run.history), STEPS) for run in server.runs.values())
+    created = [run.upserts[0] for run in server.runs.values()]
+    assert [(c["groupName"], c["jobType"], c["displayName"]) for c in created] == [
+        ("quickstart", "search", "search-0007"),
+        ("quickstart", "search", "search-0008"),
+    ]
+    (line,) = messages
+    assert line.startswith("W&B: WANDB_RUN_ID, WANDB_SWEEP_ID, ")
+    assert line.endswith("would send these runs elsewhere, so it is not passed on")
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_that_wandb_opens_elsewhere_is_not_marked_and_goes_offline(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    init = wandb.init
+
+    def elsewhere(**asked: object) -> object:
+        return init(**asked | ({"id": "other"} if asked["mode"] == "online" else {}))
+
+    monkeypatch.setattr(wandb, "init", elsewhere)
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages)
+    sink.begin(header())
+    for step in STEPS:
+        sink.log("search-0007", step)
+    sink.finish("search-0007", result())
+    sink.close(30)
+    assert "search-0007 was to go to p/id, but W&B opened p/other" in messages[0]
+    assert json.loads((home / "search-0007" / "wandb.json").read_text())["mode"] == "offline"
