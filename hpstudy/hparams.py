@@ -26,6 +26,7 @@ class Rule:
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    zero: str = ""  # what to write instead of a 0 that is not legal
 
     def problem(self, value: object) -> str | None:
         """Why a value is not legal, or None if it is."""
@@ -34,7 +35,12 @@ class Rule:
         accepted = int if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, accepted):
             return f"must be {'a whole number' if self.kind is int else 'a number'}, but got {value!r}"
-        return None if self.allows(value) else f"must be in {self}, but got {value!r}"
+        return None if self.allows(value) else f"must be in {self}, but got {value!r}{self._hint(value)}"
+
+    def _hint(self, value: float) -> str:
+        if self.unit.startswith("of ") and value > self.high:
+            return f"; it is a share {self.unit}"
+        return f"; {self.zero}" if value == 0 and self.zero else ""
 
     def allows(self, value: float) -> bool:
         """Whether a number is in the range. NaN and infinities never are."""
@@ -65,7 +71,14 @@ class HParams:
     )
     eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low_open=True))
     weight_decay: float = field(metadata=_key("", "decoupled weight decay of tensors of two or more dimensions"))
-    grad_clip: float = field(metadata=_key("", "gradient norm above which gradients are scaled down", low_open=True))
+    grad_clip: float = field(
+        metadata=_key(
+            "",
+            "gradient norm above which gradients are scaled down",
+            low_open=True,
+            zero='clip_mode = "none" does not clip',
+        )
+    )
     clip_mode: ClipMode = field(
         metadata=_key(
             "", "clip by the global norm, each tensor by its own, or not at all", str, choices=get_args(ClipMode)

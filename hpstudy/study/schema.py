@@ -21,7 +21,9 @@ from pydantic import (
 )
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
+from hpstudy.hparams import RULES
 from hpstudy.spec import PRESETS, PrecisionChoice, vocab_size
+from hpstudy.study.hints import hint
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
 Direction = Literal["minimize", "maximize"]
@@ -39,28 +41,12 @@ MAX_SECONDS = 1e9
 MAX_SHOWN = 200  # characters of a value in an error message
 SEEDS_APART = 1_000_000  # between a candidate's seed and the baseline's, with design = "independent"
 
-OTHER_NAMES = {  # what other tools call our keys, for "did you mean"
-    "learning_rate": "lr",
-    "max_lr": "lr",
-    "min_lr": "min_lr_fraction",
-    "epsilon": "eps",
-    "wd": "weight_decay",
-    "clip": "grad_clip",
-    "max_grad_norm": "grad_clip",
-    "batch_size": "batch_tokens",
-    "warmup": "warmup_fraction",
-    "warmup_steps": "warmup_fraction",
-    "block_size": "context",
-    "n_layer": "layers",
-    "n_head": "heads",
-    "n_embd": "width",
-    "n_trials": "trials",
-}
-
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean "lr"?` for a word of the file, also when it is another tool's name for a key."""
-    return did_you_mean(OTHER_NAMES.get(word, word), known)
+    """A hint for an unknown word of the file, beginning with `; `, or an empty string."""
+    places = {"model": "[trainer] model", "sampler": "[budget] sampler", "pruner": "[budget] pruner"}
+    tables = {places.get(name, f"[{name}]"): tuple(table.model_fields) for name, table in TABLES.items()}
+    return hint(word, known, {**tables, "[hparams]": tuple(RULES)})
 
 
 def shown(value: object) -> str:

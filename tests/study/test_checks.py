@@ -114,3 +114,71 @@ def test_a_rule_between_keys_is_not_checked_while_one_of_them_is_wrong() -> None
     assert problems_of(text(trainer__context="128", hparams__batch_tokens=5000)) == [
         '[trainer] context: must be a whole number, but got "128"'
     ]
+
+
+OTHER_TOOLS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"search__lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+        '[search] lr: unknown key "log"; a log scale is scale = "log"',
+    ),
+    ({"search__lr": {"values": [1e-4, 1e-2]}}, '[search] lr: unknown key "values"; a list is { choices = [1, 2] }'),
+    (
+        {"search__lr": {"value": 1e-4}},
+        '[search] lr: unknown key "value"; a fixed value goes to [hparams], as in lr = 1e-3',
+    ),
+    (
+        {"hparams__batch_size": 8},
+        '[hparams] unknown key "batch_size"; batch_tokens counts tokens: sequences times context',
+    ),
+    (
+        {"hparams__gradient_accumulation_steps": 8},
+        '[hparams] unknown key "gradient_accumulation_steps"; it follows: batch_tokens divided by context times micro_batch',
+    ),
+    (
+        {"hparams__n_head": 2},
+        '[hparams] unknown key "n_head"; the shape is [trainer] model = { layers = 2, heads = 2, width = 64 }',
+    ),
+    (
+        {"trainer__n_layer": 2},
+        '[trainer] unknown key "n_layer"; the shape is [trainer] model = { layers = 2, heads = 2, width = 64 }',
+    ),
+    (
+        {"hparams__grad_clip": 0.0},
+        '[hparams] grad_clip: must be in (0, inf), but got 0.0; clip_mode = "none" does not clip',
+    ),
+    (
+        {"search__grad_clip": {"choices": [0.0, 1.0]}},
+        '[search] grad_clip: choices must be in (0, inf), but got 0.0; clip_mode = "none" does not clip',
+    ),
+    (
+        {"hparams__warmup_iters": 100},
+        '[hparams] unknown key "warmup_iters"; warmup_fraction is a share of the run\'s tokens: warm-up steps divided by all steps',
+    ),
+    (
+        {"hparams__warmup_fraction": 100},
+        "[hparams] warmup_fraction: must be in [0, 1], but got 100; it is a share of the run's tokens",
+    ),
+    ({"hparams__min_lr": 6e-5}, '[hparams] unknown key "min_lr"; min_lr_fraction is a share of lr, such as 0.1'),
+    (
+        {"hparams__max_iters": 600},
+        '[hparams] unknown key "max_iters"; [trainer] tokens is the budget: the number of steps times batch_tokens',
+    ),
+    ({"hparams__betas": [0.9, 0.95]}, '[hparams] unknown key "betas"; state beta1 and beta2'),
+    ({"hparams__context": 128}, '[hparams] unknown key "context"; it belongs to [trainer]'),
+    ({"trainer__lr": 1e-3}, '[trainer] unknown key "lr"; it belongs to [hparams]'),
+    ({"budget__seeds": [1, 2]}, '[budget] unknown key "seeds"; it belongs to [confirm]'),
+    ({"method": "bayes"}, 'unknown key "method"; proposals come from [budget] sampler = "tpe"'),
+]
+
+
+@pytest.mark.parametrize(("edits", "problem"), OTHER_TOOLS, ids=[problem[:60] for _, problem in OTHER_TOOLS])
+def test_what_other_tools_call_it_gets_the_hint_that_is_right_here(edits: dict[str, Any], problem: str) -> None:
+    assert problems_of(text(**edits)) == [problem]
+
+
+def test_a_range_in_the_words_of_a_sweep_gets_one_hint_a_word() -> None:
+    assert problems_of(text(search__lr={"min": 1e-4, "max": 1e-2, "distribution": "log_uniform_values"})) == [
+        '[search] lr: unknown key "min"; did you mean "low"?',
+        '[search] lr: unknown key "max"; did you mean "high"?',
+        '[search] lr: unknown key "distribution"; a range is { low = 1e-4, high = 1e-2, scale = "log" }',
+    ]
