@@ -85,7 +85,7 @@ def test_a_scaled_warmup_is_always_legal(tokens: int, batch_tokens: int) -> None
         ("lr", True, "must be a number, but got True"),
         ("beta1", 1.0, "must be in (0, 1), but got 1.0"),
         ("weight_decay", -0.1, "must be in [0, inf), but got -0.1"),
-        ("warmup_fraction", 1.5, "must be in [0, 1], but got 1.5"),
+        ("warmup_fraction", 1.5, "must be in [0, 1], but got 1.5; it is a share of the run's tokens"),
         ("micro_batch", 0, "must be in [1, inf), but got 0"),
         ("batch_tokens", 4096.0, "must be a whole number, but got 4096.0"),
         ("clip_mode", "norm", "must be one of global, per_tensor, none, but got 'norm'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -265,17 +266,34 @@ def _num_workers(text: str) -> int | None:
     raise UserError(f"--workers {text}: must be a whole number from 1, or auto")
 
 
+def _complain(error: Exception) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        typer.secho(str(error), err=True, fg="red")
+
+
+def _open_standard_streams() -> None:
+    """Sends what was closed before the start to /dev/null. Else the next file that opens would get its messages."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """Runs the command line. Every expected failure is a message and its exit code, never a traceback."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without a character shows a question mark
     try:
         app()
     except HpstudyError as error:
-        typer.secho(str(error), err=True, fg="red")
+        _complain(error)
         sys.exit(error.exit_code)
     except OSError as error:  # a closed pipe, a full disk, an unreadable file
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  buffered output cannot go anywhere
-        typer.secho(str(error), err=True, fg="red")
+        _complain(error)
         sys.exit(1)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from types import FrameType
 
 from rich.console import Console
@@ -30,7 +30,7 @@ from hpstudy.study import Choices, Study, load_frozen, load_study, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_sink import whereabouts
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Slurm warns with the last
 
 
 def check(name: str, runs: Path, device: str, trials: int | None) -> None:
@@ -203,8 +203,15 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
 
 @contextmanager
 def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
-    """The first Ctrl-C or SIGTERM asks the driver to stop; a second Ctrl-C stops at once."""
+    """The first of SIGNALS asks the driver to stop; a second stops at once.
+
+    A signal that was ignored before, as nohup does with SIGHUP, stays ignored. Outside the main thread, which alone
+    may handle signals, nothing is changed.
+    """
     stop = StopRequest()
+    if current_thread() is not main_thread():
+        yield stop
+        return
 
     def ask(_signum: int, _frame: FrameType | None) -> None:
         if stop.requested:
@@ -212,7 +219,8 @@ def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
         stop.requested = True
         console.print("stopping: saving checkpoints and closing the sinks (Ctrl-C again stops at once)")
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield stop
     finally:

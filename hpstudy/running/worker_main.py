@@ -194,7 +194,7 @@ def main() -> None:
     A cluster may signal every process of a study at once. The driver gets the signal too and orders last checkpoints,
     so the worker ignores it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     with (
         Connection(int(sys.argv[1])) as connection,

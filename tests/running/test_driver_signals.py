@@ -39,7 +39,7 @@ def test_one_ctrl_c_ends_cleanly_and_prints_how_to_resume(tiny_file, tiny, tmp_p
     assert (trials(study, store), curves(store)) == uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.usefixtures("hanging_wandb")
 def test_a_signal_leaves_a_checkpoint_and_ends_within_ten_seconds_even_if_wandb_hangs(tiny_file, tmp_path, number):
     runs, path = tmp_path / "runs", tiny_file(replace=LONG)
