@@ -126,11 +126,12 @@ def read_json(
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise MachineError(
-            f"{path}: must be a file that hpstudy wrote, but it is damaged: {_problem(error)}; {remedy}"
+            f"{path}: must be a file that hpstudy wrote, but it is damaged: {problem_of(error)}; {remedy}"
         ) from error
 
 
-def _problem(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
+    """What is wrong with a value that could not be read, in a few words."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)

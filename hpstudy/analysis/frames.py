@@ -118,7 +118,7 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     """
     sources: list[RunView] | list[FetchedRun]
     if name.startswith(WANDB_PREFIX):
-        sources, strange = fetch_runs(name.removeprefix(WANDB_PREFIX)), []
+        sources, strange = fetch_runs(name.removeprefix(WANDB_PREFIX))
     else:
         if name not in (known := begun_studies(Path(runs))):
             there = f"begun are {', '.join(known)}" if known else f"`{command('run', 'NAME', Path(runs))}` begins one"

@@ -295,7 +295,7 @@ class RunStore:
     def result(self, run_id: str) -> RunResult | None:
         """How the run ended, or None if it is unfinished."""
         folder = self.folder(run_id)
-        return read_json(folder / RESULT, _result, _retrain(folder))
+        return read_json(folder / RESULT, build_result, _retrain(folder))
 
     def view(self, run_id: str) -> RunView:
         """A run that has begun."""
@@ -339,7 +339,8 @@ def _header(raw: dict[str, Any]) -> RunHeader:
     return _build(RunHeader, raw | {"run": _complete(raw["run"])})
 
 
-def _result(raw: dict[str, Any]) -> RunResult:
+def build_result(raw: dict[str, Any]) -> RunResult:
+    """A result from a JSON object. Raises ValueError for a value of a wrong type."""
     return _build(RunResult, raw)
 
 

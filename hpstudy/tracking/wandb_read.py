@@ -9,14 +9,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import unspelled
-from hpstudy.hparams import GPT3, RULES, derived
-from hpstudy.records import GLOSSARY, Outcome, RunHeader, RunResult, run_order
-from hpstudy.tracking.store import build_run
+from hpstudy.files import problem_of, unspelled
+from hpstudy.hparams import RULES, derived
+from hpstudy.records import GLOSSARY, RunHeader, RunResult, run_order
+from hpstudy.tracking.store import build_result, build_run
 from hpstudy.tracking.wandb_settings import find_login
 
 _METRICS = frozenset(metric.name for metric in GLOSSARY.values())
-_DERIVED = tuple(derived(GPT3))
 _FIGURES = tuple(f.name for f in fields(RunResult) if f.name not in ("outcome", "message"))
 
 
@@ -45,8 +44,10 @@ class FetchedRun:
             yield {key: unspelled(value) for key, value in row.items() if key in _METRICS}
 
 
-def fetch_runs(path: str) -> list[FetchedRun]:
-    """The runs of the study "ENTITY/PROJECT/STUDY" in the run store's order. Histories are fetched by `rows`.
+def fetch_runs(path: str) -> tuple[list[FetchedRun], list[str]]:
+    """The runs of the study "ENTITY/PROJECT/STUDY" in the run store's order, and a line on each that is left out.
+
+    Histories are fetched by `rows`.
 
     Raises UserError for a path of another form, a missing login or an unknown study, MachineError if W&B fails.
     """
@@ -61,17 +62,27 @@ def fetch_runs(path: str) -> list[FetchedRun]:
         if not has_login:
             raise UserError(f'"wandb:{path}": no login for {host}; set WANDB_API_KEY or run `wandb login`')
         found = list(wandb.Api().runs(f"{entity}/{project}", filters={"group": study}, lazy=False))
-    of_study = (_fetched(remote) for remote in found if remote.config.get("study") == study)
-    runs = sorted(of_study, key=lambda fetched: run_order(fetched.header.run))
+    runs: list[FetchedRun] = []
+    left_out: list[str] = []
+    for remote in found:
+        if remote.config.get("study") != study:
+            left_out.append(f'W&B run {remote.id}: is in the group "{study}" but no run of that study; left out')
+            continue
+        try:
+            runs.append(_fetched(remote))
+        except (KeyError, ValueError, TypeError) as error:
+            left_out.append(f"W&B run {remote.id}: is not as hpstudy sent it ({problem_of(error)}); left out")
+    runs.sort(key=lambda fetched: run_order(fetched.header.run))
     if not runs:
-        raise UserError(f'"wandb:{path}": {entity}/{project} has no runs of a study "{study}"')
+        more = f" ({'; '.join(left_out)})" if left_out else ""
+        raise UserError(f'"wandb:{path}": {entity}/{project} has no runs of a study "{study}"{more}')
     twice = [run_id for run_id, count in Counter(run.header.run.run_id for run in runs).items() if count > 1]
     if twice:
         raise UserError(
             f'"wandb:{path}": each run must be there once, but {", ".join(twice)} are there more often, from another '
             "run store of the same study; delete or regroup the other runs on W&B"
         )
-    return runs
+    return runs, left_out
 
 
 @contextmanager
@@ -88,18 +99,16 @@ def answered(what: str) -> Iterator[None]:
 
 def _fetched(remote: Any) -> FetchedRun:
     config = remote.config
-    hparams = {key: config[key] for key in RULES}
+    hparams = {key: config[key] for key in RULES if key in config}  # versions before may have had fewer
     tokens = config["budget_tokens"]
+    run = build_run({"trial": None, **config, "tokens": tokens, "hparams": hparams})
     header = RunHeader(
-        run=build_run({"trial": None, **config, "tokens": tokens, "hparams": hparams}),
+        run=run,
         study=config["study"],
         wandb_id=config["wandb_id"],
-        derived={key: float(config[key]) for key in _DERIVED},
+        derived=derived(run.hparams),
         num_params=config["num_params"],
         started=config["started"],
     )
     summary = {key: unspelled(remote.summary_metrics.get(f"result/{key}")) for key in ("outcome", *_FIGURES)}
-    outcome = summary.pop("outcome")
-    return FetchedRun(
-        header=header, result=RunResult(outcome=Outcome(outcome), **summary) if outcome else None, remote=remote
-    )
+    return FetchedRun(header=header, result=build_result(summary) if summary["outcome"] else None, remote=remote)

@@ -124,7 +124,8 @@ def test_runs_of_older_versions_without_of_and_fraction_load_with_both(
         config = json.loads(upsert["config"])
         del config["of"], config["fraction"]
         upsert["config"] = json.dumps(config)
-    fetched = fetch_runs(PATH.removeprefix("wandb:"))
+    fetched, left_out = fetch_runs(PATH.removeprefix("wandb:"))
+    assert left_out == []
     assert {run.header.run.run_id: (run.header.run.of, run.header.run.fraction) for run in fetched} == {
         "search-0001": (None, 1.0),
         "search-0002": (None, 1.0),
@@ -135,6 +136,56 @@ def test_runs_of_older_versions_without_of_and_fraction_load_with_both(
         "confirm-tuned-lr-0004-s101": ("tuned-lr-0004", 1.0),
     }
     pd.testing.assert_frame_equal(load(PATH).trials, load("quickstart", store.root.parent).trials)
+
+
+def edit_config(run: ServerRun, **values: object) -> None:
+    """Changes a run's config on the server; None removes a key."""
+    config = json.loads(run.upserts[-1]["config"])
+    config |= {key: {"value": value} for key, value in values.items()}
+    kept = {key: value for key, value in config.items() if key not in values or values[key] is not None}
+    run.upserts[-1]["config"] = json.dumps(kept)
+
+
+ODD: dict[str, tuple[dict[str, object], str]] = {
+    "another study's run": ({"study": "other"}, 'is in the group "quickstart" but no run of that study'),
+    "no run of hpstudy": ({"study": None}, 'is in the group "quickstart" but no run of that study'),
+    "no run id": ({"run_id": None}, "is not as hpstudy sent it ('run_id' is missing)"),
+    "a phase that is none": ({"phase": "rearch"}, "is not as hpstudy sent it (phase: "),
+    "a text as seed": ({"seed": "x"}, "is not as hpstudy sent it (seed: "),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), ODD.values(), ids=ODD)
+def test_an_odd_run_is_left_out_and_named(
+    store: RunStore, server: ReadableLoopback, values: dict[str, object], said: str
+) -> None:
+    expected = load("quickstart", store.root.parent).trials
+    edit_config(server.runs["q-2"], **values)
+    frames = load(PATH)
+    assert list(frames.trials["run_id"]) == [run for run in expected["run_id"] if run != "search-0002"]
+    (problem,) = frames.problems
+    assert problem.startswith(f"W&B run q-2: {said}")
+    assert problem.endswith("left out")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_run_with_an_unknown_outcome_is_left_out_and_named(server: ReadableLoopback) -> None:
+    node = server._node
+    server._node = lambda name, run: (
+        node(name, run)
+        | ({"summaryMetrics": json.dumps(run.summary | {"result/outcome": "vanished"})} if name == "q-2" else {})
+    )
+    frames = load(PATH)
+    assert "search-0002" not in set(frames.trials["run_id"])
+    (problem,) = frames.problems
+    assert problem.startswith("W&B run q-2: is not as hpstudy sent it (outcome: ")
+
+
+def test_a_run_of_a_version_without_a_hyperparameter_has_gpt3s(store: RunStore, server: ReadableLoopback) -> None:
+    edit_config(server.runs["q-1"], batch_ramp_start=None)
+    frames = load(PATH)
+    assert frames.problems == ()
+    pd.testing.assert_frame_equal(frames.trials, load("quickstart", store.root.parent).trials)
 
 
 @pytest.mark.usefixtures("store")
