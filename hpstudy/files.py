@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -46,7 +47,7 @@ def write_atomic(path: Path, *chunks: str | bytes | memoryview, remedy: str = ST
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 file.writelines(chunk.encode() if isinstance(chunk, str) else chunk for chunk in chunks)
                 file.flush()
                 os.fsync(file.fileno())
@@ -54,6 +55,11 @@ def write_atomic(path: Path, *chunks: str | bytes | memoryview, remedy: str = ST
         finally:
             part.unlink(missing_ok=True)
         _fsync_folder(path.parent)  # makes the rename durable
+
+
+def own_file(path: str, flags: int) -> int:
+    """An `opener` for files of the store: refuses a symbolic link, through which a foreign file would be changed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
@@ -69,8 +75,30 @@ def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
+            raise
+        note(
+            "fsync", f"{folder}: renames cannot be made durable here ({error.strerror}); a power cut may undo the last"
+        )
     finally:
         os.close(handle)
+
+
+def note(lacking: str, line: str) -> None:
+    """Notes how a file system that lacks something is used nevertheless, for `take_notes`."""
+    _notes.setdefault(lacking, line)
+
+
+def take_notes() -> list[str]:
+    """The notes since the last call, each kind once a process."""
+    new = [line for line in _notes.values() if line not in _taken]
+    _taken.update(new)
+    return new
+
+
+_notes: dict[str, str] = {}
+_taken: set[str] = set()
 
 
 def to_json(value: Any) -> str:

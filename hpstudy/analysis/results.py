@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.ranking import Score, best_first, front
 from hpstudy.tracking.store import RunStore
 
+COMMIT = re.compile("[0-9a-f]{7,64}")
 OPTIMIZER_COLUMNS = (
     *("run_id", "phase", "val_loss", "batch_tokens", "beta1", "beta1_halflife_tokens"),
     *("beta2", "beta2_halflife_tokens", "lr", "weight_decay", "decay_timescale_steps"),
@@ -65,6 +67,12 @@ class StudyResults:
     def environment(self) -> dict[str, Any]:
         """What the study runs on, and what its numbers depend on; empty for tables from W&B."""
         return (self.store.read_json(ENVIRONMENT) if self.store else None) or {}
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of hpstudy that the study began with; None if it is unknown, or no hash but another text."""
+        commit = str(self.environment.get("git_commit"))
+        return commit if COMMIT.fullmatch(commit) else None
 
     @property
     def accepted_changes(self) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpstudy.errors import UserError
-from hpstudy.files import CACHE_REMEDY, write_atomic
+from hpstudy.files import CACHE_REMEDY, note, write_atomic
 
 TokenIds = npt.NDArray[np.uint16]
 
@@ -53,8 +53,15 @@ def shard_problem(path: Path) -> str | None:
 
 
 def read_shard(path: Path) -> TokenIds:
-    """The token ids of a whole shard, mapped into memory rather than loaded."""
-    return np.asarray(np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES))  # a plain array is quicker to slice
+    """The token ids of a whole shard, mapped into memory, or loaded if its file system cannot map files."""
+    try:
+        return np.asarray(np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES))  # a plain array is quicker to slice
+    except OSError as error:
+        note(
+            "mmap",
+            f"{path.parent}: files here cannot be mapped into memory ({error.strerror}); shards are loaded instead",
+        )
+        return np.fromfile(path, "<u2", offset=HEADER_BYTES)
 
 
 def content_sha256(path: Path) -> str:

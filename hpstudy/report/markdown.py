@@ -73,7 +73,7 @@ def _overview(studies: Sequence[StudyResults]) -> Table:
 
 def _result(results: StudyResults) -> list[str]:
     study, verdict, environment = results.study, results.verdict(), results.environment
-    commit = environment.get("git_commit") or "?"
+    commit = results.commit or "?"
     summary = tables.summary(results)
     begun = results.trials["started"].min()
     versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
@@ -90,6 +90,6 @@ def _result(results: StudyResults) -> list[str]:
         f"**{_md(verdict.sentence)}**",
         _markdown_table(summary),
         _md(" ".join([summary.note, *noise, departures_sentence(study)])),
-        f"`{tables.command(results)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {software}; {_md(machine)}; "
+        f"`{tables.command(results)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {_md(software)}; {_md(machine)}; "
         f"{len(results.trials)} runs ({outcomes}), {hours:.2f} hours of training.",
     ]

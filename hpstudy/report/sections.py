@@ -47,7 +47,7 @@ def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Se
         *((curve_figures.differences(verdict, study),) if winner else ()),
     )
     certain = tuple(tables.certainty(verdict)) + ((tables.speedups(results),) if winner else ())
-    commit = results.environment.get("git_commit")
+    commit = results.commit
     return [
         Section(
             title="Result",

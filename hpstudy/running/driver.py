@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import closing
+from functools import partial
 
 from hpstudy.data.corpus import check_size, load_corpus
 from hpstudy.errors import MachineError
+from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run, trial_run_id
 from hpstudy.running.calibration import pack_size, settle_micro_batch, tokens_for
@@ -43,13 +45,14 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()
-    with store.locked():
+    with store.locked(on_lost=partial(_lost_to_another, store, progress, stop)):
         refuse_changes(study, store.root)
         store.refuse_damage()
         try:
             with closing(_Driver(study, store, options, progress, stop)) as driver:
                 driver.start_workers()
                 store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
+                driver.say_notes()
                 driver.search()
                 driver.baseline()
                 driver.tuned_lr()
@@ -60,6 +63,11 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     return store
 
 
+def _lost_to_another(store: RunStore, progress: Progress, stop: StopRequest) -> None:
+    progress.say(f"{store.root}: another hpstudy has taken over this study, because this one was held for too long")
+    stop.requested = True
+
+
 class _Driver:
     """One session of a study: its phases, its workers and its sinks."""
 
@@ -68,6 +76,11 @@ class _Driver:
         self._options = options
         self._wandb = sink_for(study, store.root, resolve_mode(options.wandb), progress.say)
         self._pool = WorkerPool(study, store, self._wandb, options, progress, stop)
+
+    def say_notes(self) -> None:
+        """Says once how a file system that lacks something is used nevertheless."""
+        for line in take_notes():
+            self._progress.say(line)
 
     def start_workers(self) -> None:
         """Starts the first worker, measures what the study leaves open, and starts the others."""

@@ -16,7 +16,12 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalStorage
+from optuna.storages.journal import (
+    BaseJournalBackend,
+    JournalFileBackend,
+    JournalFileOpenLock,
+    JournalStorage,
+)
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.search.space import distributions
@@ -51,8 +56,8 @@ def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optun
             if len(events) < len(lines):
                 os.truncate(storage, sum(map(len, lines[: len(events)])))
                 repaired = f"{storage}: its last event, line {len(events) + 1}, was damaged and is computed again"
-            # Absolute, because Optuna's lock is a symbolic link to this path, resolved from the lock's folder.
-            journal = JournalStorage(JournalFileBackend(str(storage.resolve())))
+            own_lock = JournalFileOpenLock(str(storage))  # Optuna's other lock needs symbolic links
+            journal = JournalStorage(JournalFileBackend(str(storage), lock_obj=own_lock))
         if not events:
             created = optuna.create_study(study_name=study.name, storage=journal, directions=study.directions)
             return created, repaired

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from typing import IO, Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import from_json, json_object, read_json, to_json, write_atomic, writing
+from hpstudy.files import from_json, json_object, note, own_file, read_json, to_json, write_atomic, writing
 from hpstudy.hparams import GPT3
 from hpstudy.records import (
     Run,
@@ -35,10 +36,12 @@ from hpstudy.records import (
 )
 from hpstudy.study import GROWING
 from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
+from hpstudy.tracking.lease import LEASE, leased
 from hpstudy.tracking.seal import HEADER, RESULT, STEPS, damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
+CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # not: somebody has locked it
 T = TypeVar("T")
 
 
@@ -126,7 +129,7 @@ class RunWriter:
         with writing(path):
             lines = path.read_bytes() if path.exists() and not fresh else b""
             recorded, intact = _intact(path, lines)
-            steps = path.open("ab")
+            steps = open(path, "ab", opener=own_file)  # noqa: SIM115
             steps.truncate(intact)
         return cls(path, steps, recorded, len(lines) - intact)
 
@@ -231,29 +234,37 @@ class RunStore:
             ) from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Reserves the study for one driver. The system releases the lock however the process ends.
+    def locked(self, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Reserves the study for one driver: with a lock, which the system releases, and a lease for other hosts.
 
-        Raises UserError if another process holds it.
+        Raises UserError if another process holds it. Calls `on_lost` if another host takes it over nevertheless, as
+        after a long sleep of this one.
         """
-        with (self.root / LOCK).open("a+") as file:
+        with writing(self.root / LOCK):
+            file = open(self.root / LOCK, "a+", opener=own_file)  # noqa: SIM115
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                file.seek(0)
-                raise UserError(
-                    f"{self.root}: another hpstudy ({file.read().strip()}) runs this study; wait for it, or end it"
-                ) from error
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {platform.node()}")
-            file.flush()
-            yield
+                if error.errno not in CANNOT_LOCK:
+                    file.seek(0)
+                    raise UserError(
+                        f"{self.root}: another hpstudy ({file.read().strip()}) runs this study; wait for it, or end it"
+                    ) from error
+                note(
+                    "flock", f"{self.root}: files cannot be locked here ({error.strerror}); a lease in {LEASE} is used"
+                )
+            with leased(self.root, on_lost):
+                file.truncate(0)
+                file.write(f"pid {os.getpid()} on {platform.node()}")
+                file.flush()
+                yield
 
     def discard_unless_begun(self) -> None:
         """Removes the files of a study that was refused before it began. Call it under the lock."""
         if self.begun:
             return
-        for leftover in (self.root / LOCK, self.root / ENVIRONMENT, *self.root.glob("worker-*.log")):
+        for leftover in (self.root / LOCK, self.root / LEASE, self.root / ENVIRONMENT, *self.root.glob("worker-*.log")):
             leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: other files are not ours to remove
             self.root.rmdir()

@@ -52,7 +52,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises OSError or RuntimeError if it cannot be written.
     """
     state = {key: getattr(checkpoint.state, key) for key in ("step", "weights", "optimizer")}
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:  # never through a link
         torch.save({"fingerprint": checkpoint.fingerprint, "bad_steps": checkpoint.bad_steps, "state": state}, file)
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,124 @@
+"""Studies on file systems that lack something: locks, folders that sync, symbolic links, mapped files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpstudy.tracking.lease import LEASE
+from hpstudy.tracking.store import RunStore
+from tests.helpers.command_line import PROGRAM
+from tests.helpers.running import curves, trials, wait_for_step
+
+LACKING_C = Path(__file__).parents[1] / "helpers" / "lacking.c"
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library to preload that fails calls as such file systems do."""
+    path = tmp_path_factory.mktemp("lacking") / "lacking.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, LACKING_C, "-ldl"], check=True)
+    return path
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(library: Path, tiny_file: Callable[..., Path], tmp_path: Path) -> Start:
+    """Starts a study whose run folder and cache are on such a file system."""
+    (tmp_path / "there" / "cache").mkdir(parents=True)
+
+    def begin(**lacking: int) -> subprocess.Popen[str]:
+        listed = " ".join(f"{call}={number}" for call, number in lacking.items())
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(library),
+            "LACKING_ROOT": str(tmp_path / "there"),
+            "LACKING": listed,
+            "HPSTUDY_CACHE": str(tmp_path / "there" / "cache"),
+        }
+        command = [
+            PROGRAM,
+            "run",
+            tiny_file(),
+            "--runs",
+            tmp_path / "there" / "runs",
+            "--wandb",
+            "offline",
+            "--workers",
+            "1",
+        ]
+        return subprocess.Popen(
+            list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return begin
+
+
+NOTES = {
+    "flock": "files cannot be locked here",
+    "fsync_folder": "renames cannot be made durable here",
+    "mmap": "files here cannot be mapped into memory",
+}
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        *({"flock": number} for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)),
+        {"fsync_folder": errno.EINVAL},
+        {"symlink": errno.EPERM},
+        {"mmap": errno.ENODEV},
+        {"flock": errno.ENOSYS, "fsync_folder": errno.EINVAL, "symlink": errno.EPERM, "mmap": errno.ENODEV},
+    ],
+    ids=lambda lacking: " ".join(f"{call}:{errno.errorcode[number]}" for call, number in lacking.items()),
+)
+def test_a_study_trains_the_same_there_and_says_once_what_is_lacking(
+    start: Start, tiny, tmp_path: Path, uninterrupted, lacking: dict[str, int]
+) -> None:
+    process = start(**lacking)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    store = RunStore(tmp_path / "there" / "runs" / "tiny")
+    assert (trials(tiny(), store), curves(store)) == uninterrupted
+    assert not (store.root / LEASE).exists()
+    for call, said in NOTES.items():
+        assert stderr.count(said) == (call in lacking), stderr
+
+
+def test_a_second_driver_is_refused_without_locks_and_a_kill_gives_the_study_free(
+    start: Start, tiny, tmp_path: Path, uninterrupted
+) -> None:
+    first = start(flock=errno.ENOSYS)
+    wait_for_step(tmp_path / "there" / "runs", "search-0000", first)
+    os.kill(first.pid, signal.SIGSTOP)  # so that the study does not end meanwhile
+    os.kill(first.pid, signal.SIGCONT)
+    second = start(flock=errno.ENOSYS)
+    _, refused = second.communicate(timeout=60)
+    _, done = first.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 2), (done, refused)
+    assert f"another hpstudy (pid {first.pid} on " in refused
+    store = RunStore(tmp_path / "there" / "runs" / "tiny")
+    assert (trials(tiny(), store), curves(store)) == uninterrupted
+
+
+def test_a_study_killed_without_locks_resumes_at_once(start: Start, tiny, tmp_path: Path, uninterrupted) -> None:
+    first = start(flock=errno.ENOLCK)
+    wait_for_step(tmp_path / "there" / "runs", "search-0001", first)
+    first.kill()
+    first.communicate()
+    assert (tmp_path / "there" / "runs" / "tiny" / LEASE).exists()
+    again = start(flock=errno.ENOLCK)
+    _, stderr = again.communicate(timeout=60)
+    assert again.returncode == 0, stderr
+    store = RunStore(tmp_path / "there" / "runs" / "tiny")
+    assert (trials(tiny(), store), curves(store)) == uninterrupted

@@ -1,0 +1,93 @@
+"""One driver writes a study at a time, also where locks do not work and hosts share the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hpstudy.errors import UserError
+from hpstudy.tracking import lease
+from hpstudy.tracking.lease import LEASE, leased
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats and waits of a tenth of their length."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "LOST_SECONDS", 1.5)
+
+
+def hold(folder: Path, *, host: str = "elsewhere", pid: int = 1, beat: int = 0) -> None:
+    """Writes the lease of another driver."""
+    (folder / LEASE).write_text(json.dumps({"host": host, "pid": pid, "token": "theirs", "beat": beat}))
+
+
+def test_a_lease_is_held_beats_and_is_given_back(tmp_path: Path) -> None:
+    with leased(tmp_path, pytest.fail):
+        first = json.loads((tmp_path / LEASE).read_text())
+        assert (first["host"], first["pid"]) == (platform.node(), os.getpid())
+        time.sleep(0.7)
+        assert json.loads((tmp_path / LEASE).read_text())["beat"] > first["beat"]
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_second_driver_is_refused_while_the_first_beats(tmp_path: Path) -> None:
+    with leased(tmp_path, pytest.fail), pytest.raises(UserError) as refusal, leased(tmp_path, pytest.fail):
+        pytest.fail("two drivers hold the lease")
+    assert f"another hpstudy (pid {os.getpid()} on {platform.node()}) runs this study" in str(refusal.value)
+
+
+def test_a_driver_of_another_host_is_refused_by_name_while_it_beats(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def beat() -> None:
+        for count in range(100):
+            hold(tmp_path, beat=count)
+            if done.wait(0.2):
+                return
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    with (
+        pytest.raises(UserError, match=r"another hpstudy \(pid 1 on elsewhere\) runs this study"),
+        leased(tmp_path, pytest.fail),
+    ):
+        pytest.fail("two drivers hold the lease")
+    done.set()
+    thread.join()
+
+
+def test_a_lease_of_another_host_that_has_stopped_is_taken_over_after_a_while(tmp_path: Path) -> None:
+    hold(tmp_path)
+    began = time.monotonic()
+    with leased(tmp_path, pytest.fail):
+        assert time.monotonic() - began >= 1.5
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_lease_of_a_process_of_this_host_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
+    hold(tmp_path, host=platform.node(), pid=2**22 - 1)
+    began = time.monotonic()
+    with leased(tmp_path, pytest.fail):
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"host": 1}'])
+def test_a_damaged_lease_is_nobodys(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LEASE).write_bytes(content)
+    with leased(tmp_path, pytest.fail):
+        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
+
+
+def test_a_driver_that_was_held_too_long_learns_that_another_has_the_study_and_leaves_its_lease(tmp_path: Path) -> None:
+    lost = threading.Event()
+    with leased(tmp_path, lost.set):
+        hold(tmp_path)
+        assert lost.wait(2)
+    assert json.loads((tmp_path / LEASE).read_text())["token"] == "theirs"
