@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import cache_dir, own_file
+from hpstudy.files import cache_dir, own_file, writing
 from hpstudy.hparams import HParams
 from hpstudy.running.messages import Order, Ready, Refused, Report, Setup, Timed, TimeSteps
 
@@ -49,8 +49,10 @@ class Worker:
     @classmethod
     def start(cls, setup: Setup, log: Path) -> Worker:
         """Starts a process that writes to `log`, and orders its setup."""
+        with writing(log):
+            stream = open(log, "ab", opener=own_file)  # noqa: SIM115
         ours, theirs = socket.socketpair()
-        with theirs, open(log, "ab", opener=own_file) as stream:
+        with theirs, stream:
             worker = cls(_spawn(theirs, stream, setup.spec.threads), Connection(ours.detach()), log)
         worker.send(setup)
         return worker

@@ -126,7 +126,7 @@ def test_results_has_a_row_and_a_section_per_study_with_its_verdict_and_its_comm
     sure = tiny("sure", more=CONFIRM, replace={"format = 1": 'format = 1\nyes = "better"'})
     confirmed(sure)
     searched(tiny("unsure", replace={"smallest study": "second <b>smallest</b> study"}))
-    here = {"torch": "2.0", "device_name": "a CPU", "cores": 2, "precision": "fp32", "git_commit": "abc"}
+    here = {"torch": "2.0", "device_name": "a CPU", "cores": 2, "precision": "fp32", "git_commit": "abcdef0"}
     RunStore(tmp_path / "runs" / "sure").write_json("environment.json", {"packages": {"hpstudy": "9.9"}, **here})
     result = results()
     assert (result.code, result.err) == (0, "")
@@ -138,7 +138,7 @@ def test_results_has_a_row_and_a_section_per_study_with_its_verdict_and_its_comm
     assert "&lt;b&gt;" in row
     assert any(line.startswith("**Yes: search-0001 is better than the baseline") for line in lines)
     assert any(line.startswith("`hpstudy run sure --trials 10`, begun 20") for line in lines)
-    assert "commit `abc`, hpstudy 9.9, torch 2.0, optuna ?; a CPU, 2 cores, fp32; 16 runs (" in result.out
+    assert "commit `abcdef0`, hpstudy 9.9, torch 2.0, optuna ?; a CPU, 2 cores, fp32; 16 runs (" in result.out
     assert "Written by `hpstudy results sure unsure`" in result.out
     assert results("sure").out.count("\n## ") == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -94,6 +95,13 @@ def test_the_dashboard_answers_on_loopback_until_ctrl_c(finished) -> None:
         studies = json.loads(answer(f"http://127.0.0.1:{port}/api/studies", process))
         assert [study["study_name"] for study in studies["study_summaries"]] == ["tiny"]
         assert b"<html" in answer(f"http://127.0.0.1:{port}/dashboard", process)
+        for host, status in (
+            (f"localhost:{port}", 200),
+            (f"evil.example:{port}", 403),
+            ("evil.example", 403),
+            ("", 403),
+        ):
+            assert (host, asked_as(host, port, "DELETE" if status == 403 else "GET")) == (host, status)
         with pytest.raises(ConnectionRefusedError):  # as at every address except its own
             socket.create_connection(("127.0.0.2", port))
     finally:
@@ -101,6 +109,17 @@ def test_the_dashboard_answers_on_loopback_until_ctrl_c(finished) -> None:
         _, err = process.communicate(timeout=20)
     assert f"optuna-dashboard on http://127.0.0.1:{port}/" in err
     assert "Traceback" not in err
+
+
+def asked_as(host: str, port: int, method: str) -> int:
+    """The status of a request for the studies with this Host header, as after DNS rebinding."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.putrequest(method, "/api/studies", skip_host=True)
+    connection.putheader("Host", host)
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 def answer(url: str, process: subprocess.Popen[str]) -> bytes:

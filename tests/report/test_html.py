@@ -48,10 +48,10 @@ def test_both_pages_show_the_verdict_of_the_results(tiny: Tiny, confirmed: Build
 
 def test_both_pages_show_the_study_and_environment_of_the_results(tiny: Tiny, searched: Build, report: Report):
     results = searched(tiny())
-    results.store.write_json("environment.json", {"git_commit": "abc123", "device_name": "a CPU"})
+    results.store.write_json("environment.json", {"git_commit": "abc1234", "device_name": "a CPU"})
     pages = report(hpstudy.load(results.name, results.store.root.parent))
     for text in pages:
-        assert "git checkout abc123" in text
+        assert "git checkout abc1234" in text
         assert "hpstudy run tiny --trials 10" in text  # as many as its search has
         assert "Does the smallest study there is run?" in text
         assert "a CPU" in text

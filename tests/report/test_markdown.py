@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import results_markdown
@@ -49,3 +50,21 @@ def test_the_results_of_several_studies_have_a_row_and_a_part_each(tiny: Tiny, c
     for results in studies:
         sentence = re.sub(r"([\[\]_])", r"\\\1", results.verdict().sentence)
         assert f"**{sentence}**" in html.unescape(markdown).splitlines()
+
+
+@pytest.mark.parametrize("commit", ["`; rm -rf ~; `", "abcdef0; rm -rf ~", "abcdef0\nrm -rf ~", "HEAD", ""])
+def test_text_from_a_received_environment_is_escaped_and_no_part_of_a_command(
+    tiny: Tiny, confirmed: Build, report: Report, commit: str
+):
+    results = confirmed(tiny(more=CONFIRM))
+    hostile = "<script>alert(1)</script> `code` [link](http://evil.example)"
+    packages = {"hpstudy": hostile, "optuna": hostile}
+    environment = {"git_commit": commit, "device_name": hostile, "torch": hostile, "packages": packages}
+    results.store.write_json("environment.json", environment)
+    whole, short = report(results).markdown, results_markdown([results])
+    assert "git checkout" not in whole
+    assert "commit `?`" in short
+    for text in (whole, short):
+        assert "<script>" not in text
+        assert "[link](" not in text
+        assert " `code`" not in text
