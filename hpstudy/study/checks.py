@@ -12,6 +12,7 @@ from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
     MAX_INTEGER,
+    MAX_STEPS,
     SEEDS_APART,
     ChoicesTable,
     RangeTable,
@@ -201,6 +202,11 @@ def _steps(file: StudyFile) -> Iterator[str]:
     for batch, (place, _) in batches(file).items():
         if tokens is not None and tokens < batch:
             yield f"{place}: a run must hold at least one step, but got {batch} > [trainer] tokens={tokens}"
+        elif tokens is not None and tokens // batch > MAX_STEPS:
+            yield (
+                f"{place}: a run may hold at most {MAX_STEPS:,} steps, but [trainer] tokens={tokens} at batch_tokens "
+                f"{batch} are {tokens // batch:,}; raise batch_tokens or lower tokens"
+            )
 
 
 def _schedule(file: StudyFile) -> Iterator[str]:

@@ -13,6 +13,9 @@ from pydantic_core import ErrorDetails
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.study.schema import MAX_INTEGER, TABLES, StudyFile, nearest, shown
 
+MAX_CHARACTERS = 1_000_000
+MAX_LINES = 50  # of problems
+MAX_DOTS = 64  # of a key; the reader of TOML takes seconds for thousands
 MAX_DEPTH = 16  # tables and arrays within one another; a study needs 4
 TOO_DEEP = f"nested too deep: tables and arrays may be nested {MAX_DEPTH} deep at most"
 
@@ -33,6 +36,10 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     A key with a finding holds its default, or a stand-in if it has none, so that the rules between the other keys can
     still be checked. Raises UserError when the text is not TOML.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"must have at most {MAX_CHARACTERS:,} characters, but has {len(text):,}; is it a study file?")
+    if any(line.partition("=")[0].count(".") > MAX_DOTS for line in text.splitlines()):
+        raise UserError(TOO_DEEP)
     try:
         data = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits

@@ -38,6 +38,8 @@ GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
+MAX_TRIALS = 1_000_000
+MAX_STEPS = 10_000_000  # of a run; GPT-3 had 600,000
 MAX_SHOWN = 200  # characters of a value in an error message
 SEEDS_APART = 1_000_000  # between a candidate's seed and the baseline's, with design = "independent"
 
@@ -149,9 +151,9 @@ class BaselineTable(Table):
 class ModelTable(Table):
     """The shape of the model."""
 
-    layers: Count = _key(..., "transformer blocks", 2)
-    heads: Count = _key(..., "attention heads", 2)
-    width: Count = _key(..., "width of the residual stream, a multiple of heads", 64)
+    layers: Count = _key(..., "transformer blocks", 2, le=1000)
+    heads: Count = _key(..., "attention heads", 2, le=1000)
+    width: Count = _key(..., "width of the residual stream, a multiple of heads", 64, le=2**17)
 
 
 class TrainerTable(Table):
@@ -166,16 +168,18 @@ class TrainerTable(Table):
     tokenizer: Annotated[str, AfterValidator(_tokenizer)] = _key(
         "gpt2", "gpt2, gpt2:N (its first N ranks) or bytes", "gpt2:512"
     )
-    context: Count = _key(1024, "length of one sequence", 128, unit="tokens")
-    tokens: Count | None = _key(None, "budget of one run; give either this or seconds", 300_000, unit="tokens")
+    context: Count = _key(1024, "length of one sequence", 128, unit="tokens", le=2**20)
+    tokens: Annotated[int, Field(ge=1, le=10**15)] | None = _key(
+        None, "budget of one run; give either this or seconds", 300_000, unit="tokens"
+    )
     seconds: Seconds | None = _key(None, "budget of one run's training; give either this or tokens", 60, unit="s")
-    evals: Count = _key(20, "evaluations of one run, equally spaced in tokens")
-    val_tokens: Count = _key(2**16, "size of the validation set", unit="tokens")
+    evals: Count = _key(20, "evaluations of one run, equally spaced in tokens", le=100_000)
+    val_tokens: Count = _key(2**16, "size of the validation set", unit="tokens", le=10**9)
     val: Text | None = _key(
         None, 'of a corpus shards:GLOB, the files that validate: a glob, or "tail"; else by their names', "val/*.bin"
     )
     seed: Seed = _key(0, "seed of initialisation and data order in the search")
-    threads: Count = _key(1, "CPU threads of one training")
+    threads: Count = _key(1, "CPU threads of one training", le=512)
     precision: PrecisionChoice = _key("auto", "bf16 if the device has it, with fp32 weights, or fp32", "fp32")
 
 
@@ -213,7 +217,7 @@ class Sampler(Table):
     """How Optuna proposes trials."""
 
     name: SamplerName = _key("tpe", "grid tries every combination of choices once")
-    startup: Count = _key(10, "random trials before tpe or gp learns from results")
+    startup: Count = _key(10, "random trials before tpe or gp learns from results", le=MAX_TRIALS)
     seed: Seed = _key(0, "seed of the proposals")
 
 
@@ -231,8 +235,12 @@ class Pruner(Table):
 class Budget(Table):
     """What the search may spend, and how far it proposes ahead of results."""
 
-    trials: Count | None = _key(None, "trials of the search; 16, a grid's size, or 1 if nothing is searched", 12)
-    parallel: Count = _key(4, "trials proposed before the result of the first is known; workers beyond it idle")
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = _key(
+        None, "trials of the search; 16, a grid's size, or 1 if nothing is searched", 12
+    )
+    parallel: Count = _key(
+        4, "trials proposed before the result of the first is known; workers beyond it idle", le=10_000
+    )
     pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = _key(
         1, "trials of equal batches trained as one stacked model; auto measures what is fastest"
     )
@@ -254,7 +262,7 @@ class Confirm(Table):
         "seeds on which winner and baseline train again; the list may grow later, and an empty one gives no verdict",
         max_length=MAX_LISTED,
     )
-    top: Count = _key(1, "how many of the best trials are confirmed; Holm's adjustment covers them all")
+    top: Count = _key(1, "how many of the best trials are confirmed; Holm's adjustment covers them all", le=MAX_LISTED)
     margin: Annotated[float, Field(ge=0)] = _key(
         0.01, "a smaller difference does not matter (equivalence by two one-sided tests)", unit="nats"
     )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -182,3 +183,62 @@ def test_a_range_in_the_words_of_a_sweep_gets_one_hint_a_word() -> None:
         '[search] lr: unknown key "max"; did you mean "high"?',
         '[search] lr: unknown key "distribution"; a range is { low = 1e-4, high = 1e-2, scale = "log" }',
     ]
+
+
+LIMITS: list[tuple[dict[str, Any], str]] = [
+    ({"trainer__threads": 100_000}, "[trainer] threads: must be less than or equal to 512, but got 100000"),
+    (
+        {"budget__trials": 2**63 - 1},
+        "[budget] trials: must be less than or equal to 1000000, but got 9223372036854775807",
+    ),
+    (
+        {"budget__parallel": 2**63 - 1},
+        "[budget] parallel: must be less than or equal to 10000, but got 9223372036854775807",
+    ),
+    ({"trainer__evals": 10**9}, "[trainer] evals: must be less than or equal to 100000, but got 1000000000"),
+    (
+        {"trainer__val_tokens": 10**12},
+        "[trainer] val_tokens: must be less than or equal to 1000000000, but got 1000000000000",
+    ),
+    ({"trainer__context": 10**9}, "[trainer] context: must be less than or equal to 1048576, but got 1000000000"),
+    ({"confirm__top": 10**6}, "[confirm] top: must be less than or equal to 1000, but got 1000000"),
+    (
+        {"trainer__tokens": 9 * 10**18},
+        "[trainer] tokens: must be less than or equal to 1000000000000000, but got 9000000000000000000",
+    ),
+    (
+        {"trainer__tokens": 10**14},
+        "[hparams] batch_tokens: a run may hold at most 10,000,000 steps, but [trainer] tokens=100000000000000 at batch_tokens 4096 are 24,414,062,500; raise batch_tokens or lower tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edits", "problem"), LIMITS, ids=[problem[:40] for _, problem in LIMITS])
+def test_every_number_has_a_limit_that_means_something(edits: dict[str, Any], problem: str) -> None:
+    assert problems_of(text(**edits)) == [problem]
+
+
+HUGE = {
+    "thousands of unknown keys": "\n".join(f"k{i} = 1" for i in range(5000)),
+    "thousands of dotted keys": "\n".join(f"a{i}.b.c.d = 1" for i in range(5000)),
+    "thousands of tables": "\n".join(f"[a{i}.b.c]" for i in range(5000)),
+    "one key of thousands of dots": "a." * 5000 + "b = 1",
+    "one key with spaces at its dots": "a . " * 5000 + "b = 1",
+    "a key of a megabyte": "k" * 900_000 + " = 1",
+    "a text of many megabytes": f'k = "{"x" * 5_000_000}"',
+    "arrays in arrays": "k = " + "[" * 5000 + "]" * 5000,
+}
+
+
+@pytest.mark.parametrize("huge", HUGE.values(), ids=HUGE)
+def test_every_refusal_comes_within_two_seconds_and_on_a_few_lines(huge: str) -> None:
+    began = time.monotonic()
+    found = problems_of(f"{text()}\n{huge}\n")
+    assert time.monotonic() - began < 2
+    assert 1 <= len(found) <= 51
+
+
+def test_of_many_problems_the_first_are_listed_and_the_others_counted() -> None:
+    found = problems_of(text() + "".join(f"\nk{i} = 1" for i in range(60)))
+    assert len(found) == 51
+    assert found[-1] == "and 10 more problems"
