@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hpstudy.errors import MachineError
+from hpstudy.errors import MachineError, UserError
 
 RUNS = Path("runs")  # the default folder of run stores
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -31,10 +31,18 @@ def command(verb: str, name: str, runs: Path, *more: str) -> str:
 
 
 def cache_dir() -> Path:
-    """The folder for what hpstudy can make again: HPSTUDY_CACHE, or `hpstudy` in the user's cache folder."""
-    if chosen := os.environ.get("HPSTUDY_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpstudy"
+    """The folder for what hpstudy can make again: HPSTUDY_CACHE, or `hpstudy` in the user's cache folder.
+
+    Raises UserError for a user without a home.
+    """
+    if own := os.environ.get("HPSTUDY_CACHE"):
+        return Path(own).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpstudy"
+    except RuntimeError as error:
+        raise UserError(
+            "HPSTUDY_CACHE: must name a folder, because this user has no home to cache tokens in"
+        ) from error
 
 
 def write_atomic(path: Path, *chunks: str | bytes | memoryview, remedy: str = STORE_REMEDY) -> None:

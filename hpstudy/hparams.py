@@ -69,7 +69,7 @@ class HParams:
     beta2: float = field(
         metadata=_key("", "AdamW's decay of the squared-gradient average", low_open=True, high=1, high_open=True)
     )
-    eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low_open=True))
+    eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low=1e-37))  # fp32 makes less to 0
     weight_decay: float = field(metadata=_key("", "decoupled weight decay of tensors of two or more dimensions"))
     grad_clip: float = field(
         metadata=_key(
@@ -147,7 +147,8 @@ def decay_timescale_steps(lr: float, weight_decay: float) -> float:
 
     Infinite without decay. Source: Wang and Aitchison 2024, arXiv:2405.13698.
     """
-    return math.inf if weight_decay == 0 else 1.0 / (lr * weight_decay)
+    shrinkage = lr * weight_decay  # 0 also if the product is too small for a float
+    return 1.0 / shrinkage if shrinkage else math.inf
 
 
 def derived(hparams: HParams) -> dict[str, float]:

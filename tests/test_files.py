@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpstudy.errors import MachineError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.files import (
     CACHE_REMEDY,
     NON_FINITE,
@@ -216,3 +216,15 @@ def test_the_cache_is_in_the_chosen_folder_or_the_users_cache(monkeypatch: pytes
     assert cache_dir() == tmp_path / "xdg" / "hpstudy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == tmp_path / ".cache" / "hpstudy"
+
+
+def test_a_user_without_a_home_is_told_to_name_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HPSTUDY_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(UserError, match=r"^HPSTUDY_CACHE: must name a folder"):
+        cache_dir()

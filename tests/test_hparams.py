@@ -98,3 +98,8 @@ def test_the_problem_of_an_illegal_value_states_its_rule(key: str, value: object
 @pytest.mark.parametrize("key", RULES)
 def test_every_value_of_gpt3_is_legal(key: str) -> None:
     assert RULES[key].problem(asdict(GPT3)[key]) is None
+
+
+@pytest.mark.parametrize(("lr", "decay"), [(1e-300, 1e-300), (5e-324, 1.0), (1e-3, 0.0)])
+def test_a_decay_too_small_for_a_float_has_an_infinite_timescale(lr: float, decay: float) -> None:
+    assert decay_timescale_steps(lr, decay) == math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ def _facts(shard: Path) -> tuple[str, int]:
     """
     stat = shard.stat()
     identity = f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ctime_ns}"
-    note = cache_dir() / "facts" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+    note = cache_dir() / "facts" / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
         known = json.loads(note.read_bytes())
         return str(known["sha256"]), int(known["largest_id"])

@@ -294,3 +294,10 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("HPSTUDY_CACHE", str(tmp_path / "file"))
     with pytest.raises(MachineError, match="point HPSTUDY_CACHE at a folder that can be written"):
         load_corpus("text:a.txt", "bytes", 10, base=tmp_path)
+
+
+def test_shards_in_a_folder_that_is_named_in_latin_1_are_read(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    write_by_hand(folder / "train_0.bin", [1, 2, 3, 4, 5, 6, 7, 8])
+    for _ in range(2):  # read, then from the notes on it
+        assert load_corpus("shards:caf*/*.bin", "gpt2", 4, base=tmp_path).train.read(0, 3).tolist() == [1, 2, 3]

@@ -22,7 +22,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "lr": st.floats(1e-6, 1e3),
     "beta1": st.floats(1e-3, 0.9999),
     "beta2": st.floats(1e-3, 0.9999),
-    "eps": st.floats(1e-300, 1.0),
+    "eps": st.floats(1e-37, 1.0),
     "weight_decay": st.floats(1e-6, 1e6),
     "grad_clip": st.floats(1e-6, 1e6) | st.integers(1, 100),
     "clip_mode": st.sampled_from(["global", "per_tensor", "none"]),
@@ -114,6 +114,6 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
 
 def budgets(batch: int) -> st.SearchStrategy[Tables]:
     """A run's budget in tokens, at least one batch, or in seconds."""
-    return st.integers(batch, 10**12).map(lambda tokens: {"tokens": tokens}) | st.floats(1e-3, 1e6).map(
+    return st.integers(batch, 10**6 * batch).map(lambda tokens: {"tokens": tokens}) | st.floats(1e-3, 1e6).map(
         lambda seconds: {"seconds": seconds}
     )

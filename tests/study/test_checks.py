@@ -35,7 +35,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"search__micro_batch": {"low": 1, "high": 8}}, "[search] micro_batch: has no continuous range; search it with { choices = [8, 16, 32] }"),
     ({"search__eps": {"choices": [1e-8]}}, "[search] eps: choices must be at least two different values, but got [1e-08]"),
     ({"search__eps": {"choices": [1e-8, 1e-8]}}, "[search] eps: choices must be at least two different values, but got [1e-08, 1e-08]"),
-    ({"search__eps": {"choices": [1e-8, -1]}}, "[search] eps: choices must be in (0, inf), but got -1"),
+    ({"search__eps": {"choices": [1e-8, -1]}}, "[search] eps: choices must be in [1e-37, inf), but got -1"),
     ({"search__clip_mode": {"choices": ["none", "all"]}}, "[search] clip_mode: choices must be one of global, per_tensor, none, but got 'all'"),
     ({"search__warmup_fraction": {"low": 0.1, "high": 0.9}}, "[search] warmup_fraction: warm-up must end before the decay does, but got warmup_fraction=0.9 > decay_fraction=0.866667"),
     # between keys

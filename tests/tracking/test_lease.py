@@ -52,6 +52,7 @@ def test_a_driver_of_another_host_is_refused_by_name_while_it_beats(tmp_path: Pa
             if done.wait(0.2):
                 return
 
+    hold(tmp_path)
     thread = threading.Thread(target=beat)
     thread.start()
     with (
