@@ -49,7 +49,7 @@ def start(library: Path, tiny_file: Callable[..., Path], tmp_path: Path) -> Star
         command = [
             PROGRAM,
             "run",
-            tiny_file(),
+            tiny_file(replace=study),
             "--runs",
             tmp_path / "there" / "runs",
             "--wandb",
