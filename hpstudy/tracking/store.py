@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -347,6 +348,7 @@ def build_run(raw: dict[str, Any]) -> Run:
 
 
 def _header(raw: dict[str, Any]) -> RunHeader:
+    datetime.fromisoformat(raw["started"])  # raises ValueError for another text
     return _build(RunHeader, raw | {"run": _complete(raw["run"])})
 
 

@@ -83,7 +83,7 @@ def test_a_study_whose_worker_dies_and_whose_key_is_refused_writes_no_secret(
 
 
 def test_a_worker_that_cannot_be_built_prints_no_secret(started, tiny_file, tmp_path: Path) -> None:
-    run = started("run", str(tiny_file(replace={"width = 16": f"width = {2**36}"})), "--wandb", "offline")
+    run = started("run", str(tiny_file(replace={"width = 16": f"width = {2**17}"})), "--wandb", "offline")
     printed = run.communicate(timeout=60)
     assert run.returncode == 1
     assert b"allocate" in printed[1]

@@ -217,6 +217,15 @@ def test_a_header_with_a_value_of_a_wrong_type_is_refused_by_name(
         store.runs()
 
 
+@pytest.mark.parametrize("started", ["", "yesterday", "2026-13-01T00:00:00+00:00", 3])
+def test_a_header_with_a_start_that_is_no_time_is_refused_by_name(store: RunStore, started: object) -> None:
+    store.begin(header()).close()
+    path = store.folder("search-0007") / "header.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"started": started}))
+    with pytest.raises(MachineError, match=r"header\.json: must be a file that hpstudy wrote, but it is damaged"):
+        store.runs()
+
+
 @pytest.mark.parametrize(("key", "value"), [("steps", None), ("val_loss", "low"), ("outcome", "done")])
 def test_a_result_with_a_value_of_a_wrong_type_is_refused_by_name(store: RunStore, key: str, value: object) -> None:
     store.begin(header()).finish(result())
