@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from tests.bench.faults import (
     kill_both,
     losses,
     run_with_fault,
+    send,
     session,
     write_study,
 )
@@ -41,9 +43,14 @@ def output_of(fault: Fault, folder: Path, whole: RunStore, seed: int, most: int)
 
 
 def kill_with_a_checkpoint(driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> None:
-    """Kills both, once a run in training has a checkpoint; one kill in four would come between two runs otherwise."""
-    while driver.poll() is None and not list(store.glob("*/checkpoint.pt")):
-        time.sleep(0.001)
+    """Kills both while a run in training has a checkpoint. The driver is held meanwhile, or the run might just end."""
+    while driver.poll() is None:
+        send(driver.pid, signal.SIGSTOP)
+        time.sleep(0.002)
+        if any(not path.with_name("result.json").exists() for path in store.glob("*/checkpoint.pt")):
+            break
+        send(driver.pid, signal.SIGCONT)
+        time.sleep(0.002)
     kill_both(driver, store, rng)
 
 
