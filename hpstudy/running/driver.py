@@ -166,18 +166,18 @@ class _Driver:
         self._pool.train(TrialQueue(study, search, self._tokens, phase, lost))
 
     def _lost(self, study: Study, search: Search, phase: Phase, finished: Collection[str]) -> list[int]:
-        """The told trials whose runs are missing or incomplete. Raises MachineError if one cannot be trained again."""
-        told = [trial.number for trial in search.trials() if trial.state != "running"]
-        lost = {n: run_id for n in told if (run_id := trial_run_id(phase, n)) not in finished}
+        """The finished trials whose runs are missing or incomplete. Raises MachineError if they cannot be retrained."""
+        ended = [trial.number for trial in search.trials() if trial.state != "running"]
+        lost = {n: run_id for n in ended if (run_id := trial_run_id(phase, n)) not in finished}
         if lost and "train/tok_per_sec" in study.metrics:
             raise MachineError(
-                f"{self._store.root}: the search was told the speed of {', '.join(lost.values())}, but the run store "
+                f"{self._store.root}: the search has used the speed of {', '.join(lost.values())}, but the run store "
                 "has no result, and a speed cannot be measured twice; restore the folder, or start again with another "
                 "--runs folder"
             )
         if lost:
             self._progress.say(
-                f"{', '.join(lost.values())}: told to the search, but the run store has no result; trained again"
+                f"{', '.join(lost.values())}: the search has used the result, but the run store lacks it; trained again"
             )
         return list(lost)
 

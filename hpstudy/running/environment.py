@@ -31,7 +31,7 @@ def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[st
 
 
 def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, *, accept: bool) -> dict[str, Any]:
-    """The environment file of a study that resumes on a worker, with what was accepted and which code trained.
+    """The environment file of a study that resumes on a worker, with every accepted change.
 
     Raises UserError for changes that would mix two kinds of numbers in one study, unless they are accepted.
     """

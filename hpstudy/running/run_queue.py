@@ -29,7 +29,7 @@ class TrialQueue:
         phase: Phase = "search",
         lost: Collection[int] = (),
     ) -> None:
-        """`lost` are the numbers of told trials whose runs are gone; these are trained again."""
+        """`lost` are the numbers of finished trials whose runs are gone; these are trained again."""
         self._study, self._search, self._budget, self._phase = study, search, budget, phase
         self._results: dict[int, RunResult] = {}  # results that wait for their turn
         trials = search.trials()
@@ -80,7 +80,7 @@ class TrialQueue:
     def on_result(self, run: Run, result: RunResult) -> None:
         """Tells every result whose turn has come, and asks for a trial after each.
 
-        The result of a trial that was told before must be the one that was told. Raises MachineError if it is not.
+        A trial that Optuna has as finished is compared instead. Raises MachineError if its result is another now.
         """
         assert run.trial is not None
         if run.trial < self._next_tell:

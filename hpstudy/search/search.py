@@ -59,9 +59,9 @@ class TrialView:
 
 
 def objective_values(study: Study, result: RunResult) -> tuple[float, ...] | None:
-    """The values told to Optuna for a run, in the order of the study's objectives, or None if there are none.
+    """The values that Optuna gets for a run, in the order of the study's objectives, or None if there are none.
 
-    A diverged run is told as ln(vocabulary), so that the sampler learns to avoid it; no loss is told above that. A run
+    A diverged run gets ln(vocabulary), so that the sampler learns to avoid it, and no loss counts as more. A run
     that ran out of memory gets the worst values there are: ln(vocabulary), and 0 tokens per second.
     """
     if result.outcome not in (Outcome.COMPLETE, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY):
@@ -86,7 +86,7 @@ def _ending(study: Study, result: RunResult) -> tuple[OptunaState, tuple[float, 
 
 
 def _agrees(study: Study, trial: FrozenTrial, result: RunResult) -> bool:
-    """Whether the journal agrees with the run's result. Older versions told out of memory as a failure."""
+    """Whether the journal agrees with the run's result. Older versions recorded out of memory as a failure."""
     if result.outcome is Outcome.OUT_OF_MEMORY and trial.state is OptunaState.FAIL:
         return True
     state, values = _ending(study, result)

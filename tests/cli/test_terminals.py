@@ -31,7 +31,7 @@ def complete(tmp_path: Path) -> bool:
     return list(frames.trials["outcome"]) == ["complete"] * TINY and all(line.startswith(b"{") for line in lines)
 
 
-def test_a_study_goes_on_when_its_terminal_is_gone(command: list[str], tmp_path: Path) -> None:
+def test_a_study_continues_when_its_terminal_is_gone(command: list[str], tmp_path: Path) -> None:
     """As after `disown`: no signal comes, but every write to the terminal fails with EIO."""
     terminal, side = pty.openpty()
     process = subprocess.Popen(

@@ -104,7 +104,7 @@ def test_a_store_without_of_and_fraction_resumes_and_its_confirm_runs_keep_their
 
 
 def test_a_lost_list_of_selections_is_refused_by_name(confirmable, confirmed_runs, tmp_path):
-    """Written anew, it would begin to count the selections from one."""
+    """A new list would count the selections from one again."""
     runs = Path(shutil.copytree(confirmed_runs, tmp_path / "runs"))
     path = runs / "tiny" / "confirm.json"
     path.unlink()

@@ -87,7 +87,7 @@ def test_a_study_of_a_version_that_knew_less_resumes(tiny: Callable[..., Study],
     run_here(tiny(), begun)
 
 
-def test_a_lost_environment_is_refused_and_not_written_anew(tiny: Callable[..., Study], begun: Path) -> None:
+def test_a_lost_environment_is_refused_and_not_written_again(tiny: Callable[..., Study], begun: Path) -> None:
     path = begun / "tiny" / "environment.json"
     path.unlink()
     with pytest.raises(MachineError, match=rf"^{path}: is missing.*restore it.*--accept-environment"):

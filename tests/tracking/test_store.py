@@ -244,7 +244,7 @@ def test_a_hyperparameter_that_an_older_version_did_not_have_is_gpt3s(store: Run
     assert store.header("search-0007").run.hparams.grad_clip == GPT3.grad_clip
 
 
-def test_a_run_that_begins_anew_discards_its_steps(store: RunStore) -> None:
+def test_a_run_that_begins_again_discards_its_steps(store: RunStore) -> None:
     writer = store.begin(header())
     writer.append(record(1))
     writer.close()
