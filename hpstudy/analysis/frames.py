@@ -125,7 +125,9 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
             raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
         store = RunStore(Path(runs) / name)
         sources = store.runs()
-        strange = [f"{folder}: is not the run that its header names; left alone" for folder in store.strange_folders()]
+        strange = [
+            f"{folder}: is not the run that its header names; left alone" for folder in store.strange_folders(sources)
+        ]
     trials = _trials(sources)
     heads = trials[list(_RUN_COLUMNS)]  # a copy, so that changes to `trials` do not reach it
     problems = [source.damage for source in sources if source.damage]

@@ -24,8 +24,8 @@ def sync(name: str, runs: Path) -> None:
     require_login()
     failures: list[str] = []
     with store.locked():
-        sink = sink_for(study, store.root, "online", failures.append)
         store.refuse_damage()
+        sink = sink_for(study, store.root, "online", failures.append)
         finished = [view for view in store.runs() if view.result]
         for view in finished:
             sink.replay(view)

@@ -45,25 +45,30 @@ class Lease:
         return self.host == platform.node() and not _alive(self.pid)
 
 
+def held(folder: Path, holder: str) -> UserError:
+    """The refusal of a second driver."""
+    return UserError(f"{folder}: another hpstudy ({holder}) runs this study; wait for it, or end it")
+
+
 @contextmanager
-def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[None]:
-    """Holds the lease of a study. Calls `on_lost`, from another thread, if another driver has taken it over.
+def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Lease]:
+    """Holds the lease of a study, and gives it. Calls `on_lost`, from another thread, if another driver has taken it over.
 
     Raises UserError if another driver holds it.
     """
     path = folder / LEASE
     mine = Lease(host=platform.node(), pid=os.getpid(), token=uuid.uuid4().hex, beat=0)
     if (found := _read(path)) is not None and not found.is_dead and _beats(path, found):
-        raise UserError(f"{folder}: another hpstudy ({found}) runs this study; wait for it, or end it")
+        raise held(folder, str(found))
     _write(path, mine)
     time.sleep(0.01)
     if (now := _read(path)) is None or now.token != mine.token:  # two took it over at once; the last one has it
-        raise UserError(f"{folder}: another hpstudy ({now}) runs this study; wait for it, or end it")
+        raise held(folder, str(now))
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(path, mine, done, on_lost), name="lease", daemon=True)
     keeper.start()
     try:
-        yield
+        yield mine
     finally:
         done.set()
         keeper.join()

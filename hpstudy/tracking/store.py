@@ -8,10 +8,9 @@ import errno
 import fcntl
 import functools
 import os
-import platform
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +36,7 @@ from hpstudy.records import (
 )
 from hpstudy.study import GROWING
 from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
-from hpstudy.tracking.lease import LEASE, leased
+from hpstudy.tracking.lease import LEASE, held, leased
 from hpstudy.tracking.seal import HEADER, RESULT, STEPS, damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
@@ -249,15 +248,13 @@ class RunStore:
             except OSError as error:
                 if error.errno not in CANNOT_LOCK:
                     file.seek(0)
-                    raise UserError(
-                        f"{self.root}: another hpstudy ({file.read().strip()}) runs this study; wait for it, or end it"
-                    ) from error
+                    raise held(self.root, file.read().strip()) from error
                 note(
                     "flock", f"{self.root}: files cannot be locked here ({error.strerror}); a lease in {LEASE} is used"
                 )
-            with leased(self.root, on_lost):
+            with leased(self.root, on_lost) as lease:
                 file.truncate(0)
-                file.write(f"pid {os.getpid()} on {platform.node()}")
+                file.write(str(lease))
                 file.flush()
                 yield
 
@@ -317,7 +314,11 @@ class RunStore:
 
     def runs(self) -> list[RunView]:
         """Every run that has begun, in order of phase, trial and seed. Raises MachineError for a damaged one."""
-        views = [self.view(folder.name) for folder in self._folders() if self._is_run(folder)]
+        views = [
+            RunView(folder=folder, header=header, result=self.result(folder.name))
+            for folder, header in self._headers()
+            if header.run.run_id == folder.name
+        ]
         return sorted(views, key=lambda view: run_order(view.header.run))
 
     def refuse_damage(self) -> None:
@@ -325,21 +326,20 @@ class RunStore:
         if found := [view.damage for view in self.runs() if view.damage]:
             raise MachineError("\n".join(found))
 
-    def strange_folders(self) -> list[Path]:
-        """Folders that look like runs and are none, such as a copy of one. They are left alone."""
-        return sorted(folder for folder in self._folders() if (folder / HEADER).exists() and not self._is_run(folder))
+    def strange_folders(self, runs: Sequence[RunView]) -> list[Path]:
+        """Folders that look like runs and are none of `runs`, such as a copy of one. They are left alone."""
+        known = {view.folder for view in runs}
+        return sorted(path.parent for path in self.root.glob(f"*/{HEADER}") if path.parent not in known)
 
-    def _folders(self) -> Iterator[Path]:
-        return self.root.iterdir() if self.root.is_dir() else iter(())
-
-    def _is_run(self, folder: Path) -> bool:
-        """Whether a folder has the name of the run whose header it holds. Raises MachineError without a header."""
-        if not RUN_ID.fullmatch(folder.name):
-            return False
-        header = self.header(folder.name)
-        if header is None and (folder / RESULT).exists():
-            raise MachineError(f"{folder}: has a result but no {HEADER}; {_retrain(folder)}")
-        return header is not None and header.run.run_id == folder.name
+    def _headers(self) -> Iterator[tuple[Path, RunHeader]]:
+        """Each folder that has the name of a run, with its header. Raises MachineError for a result without one."""
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            if not RUN_ID.fullmatch(folder.name):
+                continue
+            if header := self.header(folder.name):
+                yield folder, header
+            elif (folder / RESULT).exists():
+                raise MachineError(f"{folder}: has a result but no {HEADER}; {_retrain(folder)}")
 
 
 def build_run(raw: dict[str, Any]) -> Run:
