@@ -54,8 +54,7 @@ def export(name: str, runs: Path, fmt: Format) -> None:
     """Writes the tables and prints their paths."""
     study = study_name(name)
     frames = load_frames(study, runs=runs)
-    for problem in frames.problems:
-        say(f"warning: {problem}")
+    _warn(*frames.problems)
     for path in write_tables(frames, runs / study / "export", fmt):
         out().print(str(path), soft_wrap=True)
 
@@ -119,7 +118,7 @@ def _print_studies(runs: Path) -> None:
         try:
             counts = _counts(name, runs) if name in begun else ("-", "-", "-")
         except HpstudyError as error:
-            say(f"warning: {name}: {error}")
+            _warn(f"{name}: {error}")
             counts = ("?", "?", "?")
         table.add_row(name, *counts, questions.get(name, "(no study file here)"))
     out().print(table)
@@ -162,9 +161,13 @@ def _print_runs(results: StudyResults) -> None:
 def loaded(name: str, runs: Path) -> StudyResults:
     """The results of a study, after a warning for each run that is left out of them. Raises as `load` does."""
     results = load(name, runs)
-    for problem in results.frames.problems:
-        say(f"warning: {problem}")
+    _warn(*results.frames.problems)
     return results
+
+
+def _warn(*problems: str) -> None:
+    for problem in problems:
+        say(f"warning: {problem}")
 
 
 def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
@@ -188,7 +191,7 @@ def _readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:
         try:
             yield loaded(name, runs)
         except HpstudyError as error:
-            say(f"warning: {name}: {error}")
+            _warn(f"{name}: {error}")
 
 
 def _in_two_lines(cell: str) -> str:

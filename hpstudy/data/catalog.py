@@ -141,14 +141,15 @@ def _check_texts(name: str, files: list[Path]) -> str:
 def _matching(name: str, pattern: str, base: Path) -> list[Path]:
     """The files that a glob matches, in order of path. Relative globs start at `base`."""
     found = glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True)  # noqa: PTH207  pathlib: no absolute
-    files = sorted(path for match in found if (path := base / match).is_file())
-    shards = list({path.resolve(): path for path in reversed(files)}.values())[::-1]  # a file matched twice counts once
-    if not shards:
+    files: dict[Path, Path] = {}
+    for path in sorted(path for match in found if (path := base / match).is_file()):
+        files.setdefault(path.resolve(), path)  # a file matched twice counts once
+    if not files:
         raise UserError(
             f'corpus "{name}": the glob {pattern} must match shards, but matches no file below {base.absolute()}; '
             'correct it, for example to "shards:FOLDER/*.bin"'
         )
-    return shards
+    return list(files.values())
 
 
 def _split(name: str, pattern: str, val: str | None, base: Path) -> tuple[list[Path], list[Path]]:

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from hpstudy.search.journal import journal_on
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 def serve(journal: Path, host: str, port: int) -> None:
     """Serves until interrupted, also while the study runs. Raises OSError if the address is not free."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))  # the server swallows exceptions raised while it answers
-    storage = JournalStorage(JournalFileBackend(str(journal.resolve())))  # absolute: see journal.py
-    app = only_as(host, optuna_dashboard.wsgi(storage))
+    app = only_as(host, optuna_dashboard.wsgi(journal_on(journal)))
     with make_server(host, port, app, server_class=_Server, handler_class=_Handler) as server:
         server.serve_forever()
 

@@ -56,8 +56,7 @@ def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optun
             if len(events) < len(lines):
                 os.truncate(storage, sum(map(len, lines[: len(events)])))
                 repaired = f"{storage}: its last event, line {len(events) + 1}, was damaged and is computed again"
-            own_lock = JournalFileOpenLock(str(storage))  # Optuna's other lock needs symbolic links
-            journal = JournalStorage(JournalFileBackend(str(storage), lock_obj=own_lock))
+            journal = journal_on(storage)
         if not events:
             created = optuna.create_study(study_name=study.name, storage=journal, directions=study.directions)
             return created, repaired
@@ -66,6 +65,11 @@ def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optun
     for trial in found.get_trials(deepcopy=False)[:1]:  # all trials have the same space
         _check_space(storage, trial.distributions, distributions(study.space))
     return found, repaired
+
+
+def journal_on(path: Path) -> JournalStorage:
+    """Optuna's storage on a journal file. Its lock needs no symbolic links, unlike Optuna's default."""
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
 from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
 from hpstudy.study import checks
-from hpstudy.study.parse import MAX_LINES, read
+from hpstudy.study.parse import read
 from hpstudy.study.schema import ChoicesTable, RangeTable, SamplerName, StudyFile
 from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
+MAX_PROBLEMS = 50  # that are listed; the others are counted
 LOCAL = Path("studies")
 PACKAGE = Path(__file__).parents[1]
 
@@ -62,8 +63,8 @@ def parse_study(text: str, *, name: str, path: Path) -> Study:
     except UserError as error:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from error
     if problems := checks.problems(file, findings):
-        more = [f"and {len(problems) - MAX_LINES:,} more problems"] if len(problems) > MAX_LINES else []
-        raise UserError(f"{path}: {problem}" for problem in [*problems[:MAX_LINES], *more])
+        more = [f"and {len(problems) - MAX_PROBLEMS:,} more problems"] if len(problems) > MAX_PROBLEMS else []
+        raise UserError(f"{path}: {problem}" for problem in [*problems[:MAX_PROBLEMS], *more])
     study = _resolve(file, name=name, path=path)
     return replace(study, warnings=tuple(_warnings(study)))
 

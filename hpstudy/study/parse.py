@@ -14,7 +14,6 @@ from hpstudy.errors import UserError, did_you_mean
 from hpstudy.study.schema import MAX_INTEGER, TABLES, StudyFile, nearest, shown
 
 MAX_CHARACTERS = 1_000_000
-MAX_LINES = 50  # of problems
 MAX_DOTS = 64  # of a key; the reader of TOML takes seconds for thousands
 MAX_DEPTH = 16  # tables and arrays within one another; a study needs 4
 TOO_DEEP = f"nested too deep: tables and arrays may be nested {MAX_DEPTH} deep at most"
@@ -53,9 +52,8 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     except ValidationError as error:
         findings = [
             (".".join(str(part) for part in found["loc"][:2]), _sentence(found))
-            for found in error.errors(include_url=False)
+            for found in _without_consequences(error.errors(include_url=False))
         ]
-    findings = _without_consequences(findings)
     wrong = {key for key, _ in findings}
     wrong |= {key.partition(".")[0] for key in wrong if not isinstance(data.get(key.partition(".")[0]), dict)}  # yes.0
     sound: dict[str, Any] = {
@@ -70,10 +68,11 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     return StudyFile.model_validate(stand_in), findings
 
 
-def _without_consequences(findings: list[Finding]) -> list[Finding]:
+def _without_consequences(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """Leaves out what a dimension of [search] lacks if it states that in another tool's words."""
-    renamed = {key for key, sentence in findings if key.startswith("search.") and "unknown key" in sentence}
-    return [(key, said) for key, said in findings if key not in renamed or not said.endswith(": missing")]
+    unknown = {found["loc"][:2] for found in errors if found["type"] == "extra_forbidden"}
+    renamed = {place for place in unknown if place[0] == "search"}
+    return [found for found in errors if found["type"] != "missing" or found["loc"][:2] not in renamed]
 
 
 def _excesses(value: object, keys: tuple[str, ...]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def held(folder: Path, holder: str) -> UserError:
 
 @contextmanager
 def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Lease]:
-    """Holds the lease of a study, and gives it. Calls `on_lost`, from another thread, if another driver has taken it over.
+    """Holds the lease of a study. Calls `on_lost`, from another thread, if another driver has taken it over.
 
     Raises UserError if another driver holds it.
     """

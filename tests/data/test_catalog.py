@@ -193,6 +193,16 @@ def test_a_shard_matched_twice_counts_once(tmp_path: Path) -> None:
     assert (after.digest, expected) == (before.digest, ([0], [1]))
 
 
+def test_a_linked_shard_stays_where_its_first_name_is(tmp_path: Path) -> None:
+    for number, name in enumerate(("a_train_0.bin", "b_train_0.bin")):
+        write_by_hand(tmp_path / name, [number] * 8)
+    before = load_corpus("shards:*.bin", "gpt2", 4, base=tmp_path)
+    (tmp_path / "c_train_0.bin").symlink_to(tmp_path / "a_train_0.bin")
+    after = load_corpus("shards:*.bin", "gpt2", 4, base=tmp_path)
+    assert after.digest == before.digest
+    assert after.train.read(0, 11).tolist() == before.train.read(0, 11).tolist() == [0] * 8 + [1] * 3
+
+
 # fineweb-edu
 
 

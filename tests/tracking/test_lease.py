@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpstudy.errors import UserError
+from hpstudy.files import write_atomic
 from hpstudy.tracking import lease
 from hpstudy.tracking.lease import LEASE, leased
 
@@ -24,8 +25,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hold(folder: Path, *, host: str = "elsewhere", pid: int = 1, beat: int = 0) -> None:
-    """Writes the lease of another driver."""
-    (folder / LEASE).write_text(json.dumps({"host": host, "pid": pid, "token": "theirs", "beat": beat}))
+    """Writes the lease of another driver, as drivers do, so that nobody reads half of it."""
+    write_atomic(folder / LEASE, json.dumps({"host": host, "pid": pid, "token": "theirs", "beat": beat}))
 
 
 def test_a_lease_is_held_beats_and_is_given_back(tmp_path: Path) -> None:
