@@ -17,27 +17,25 @@ from rich.table import Table
 
 from hpstudy.cli.common import err, out, say
 from hpstudy.cli.progress import StudyProgress, duration
-from hpstudy.data.corpus import check_size, load_corpus
+from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import RUNS, command
 from hpstudy.running.confirm import planned
 from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import run_study
-from hpstudy.running.interface import Interrupted, Options, StopRequest
+from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
 from hpstudy.running.replay import replay as train_again
 from hpstudy.search import num_trials
 from hpstudy.study import Choices, Study, load_frozen, load_study, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_sink import whereabouts
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # Slurm warns with the last
-
 
 def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     """Validates a study and prints its space, its baseline and its cost."""
     study = load_study(name)
     console = out()
-    corpus = load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens, val=study.spec.val)
+    corpus = corpus_of(study.spec)
     check_size(corpus, study.spec.context, study.largest_batch_tokens)
     console.print(f"{study.name}: {study.question}", style="bold")
     console.print(_space_table(study))
@@ -203,7 +201,7 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
 
 @contextmanager
 def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
-    """The first of SIGNALS asks the driver to stop; a second stops at once.
+    """The first of STOP_SIGNALS asks the driver to stop; a second stops at once.
 
     A signal that was ignored before, as nohup does with SIGHUP, stays ignored. Outside the main thread, which alone
     may handle signals, nothing is changed.
@@ -219,7 +217,7 @@ def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
         stop.requested = True
         console.print("stopping: saving checkpoints and closing the sinks (Ctrl-C again stops at once)")
 
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield stop

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hpstudy.data.catalog import download_fineweb, fineweb_shards, locate
 from hpstudy.data.shards import TokenIds, TokenSequence, open_shards
 from hpstudy.errors import UserError
-from hpstudy.spec import vocab_size
+from hpstudy.spec import TrainerSpec, vocab_size
 
 Windows = npt.NDArray[np.int64]
 
@@ -71,6 +71,11 @@ def load_corpus(name: str, tokenizer: str, val_tokens: int, *, base: Path = Path
         val=pool.read(start, held),
         digest=source.digest,
     )
+
+
+def corpus_of(spec: TrainerSpec, base: Path = Path()) -> Corpus:
+    """The corpus that a study trains and validates on; see `load_corpus`."""
+    return load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=base, val=spec.val)
 
 
 def check_size(corpus: Corpus, context: int, batch_tokens: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from functools import partial
 
-from hpstudy.data.corpus import check_size, load_corpus
+from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import MachineError
 from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
@@ -40,8 +40,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     worker can be kept alive.
     """
     spec = study.spec
-    # relative paths start in the current folder
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, val=spec.val)
+    corpus = corpus_of(spec)  # relative paths start in the current folder
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from hpstudy.data.corpus import load_corpus
+from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
 from hpstudy.running import messages
+from hpstudy.running.interface import STOP_SIGNALS
 from hpstudy.training.benchmark import benchmark
 from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.device import is_out_of_memory, place, prepare_process
@@ -60,7 +61,7 @@ def _build(setup: messages.Setup) -> tuple[Trainer, dict[str, Any]]:
     spec = setup.spec
     prepare_process(spec.threads)
     placement = place(setup.device, spec.precision)
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=setup.base, val=spec.val)
+    corpus = corpus_of(spec, setup.base)
     trained_by = {"corpus_digest": corpus.digest, "code_sha256": _code_sha256()}
     return Trainer(spec, corpus, placement), {**placement.environment(), **trained_by}
 
@@ -194,7 +195,7 @@ def main() -> None:
     A cluster may signal every process of a study at once. The driver gets the signal too and orders last checkpoints,
     so the worker ignores it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with (
         Connection(int(sys.argv[1])) as connection,

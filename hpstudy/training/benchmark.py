@@ -23,7 +23,7 @@ def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: 
     run = Run(run_id="bench", phase="search", trial=None, seed=0, tokens=far, hparams=hparams)
     first, again = ([_figures(r) for _, r in islice(trainer.train([run]), REPEATED_STEPS)] for _ in range(2))
     peak_gib = trainer.placement.memory_gib()[0]  # before the products take theirs
-    steps, products = trainer.train([run]), _products(trainer.placement)
+    steps, products = trainer.train([run]), matrix_products(trainer.placement, PRODUCT_SIZE[trainer.placement.kind])
     paces, fastest = [], 0.0
     for number in range(rounds + 1):
         fastest = max(fastest, *(1 / seconds for seconds in _turn(products, turn_seconds, trainer.placement)))
@@ -56,9 +56,8 @@ def _turn(work: Iterator[object], budget: float, placement: Placement) -> list[f
     return seconds
 
 
-def _products(placement: Placement) -> Iterator[float]:
-    """Large square matrix products in the training's precision, each waited for."""
-    size = PRODUCT_SIZE[placement.kind]
+def matrix_products(placement: Placement, size: int) -> Iterator[float]:
+    """Matrix products of [size, size] in the training's precision, each waited for: the machine's limit in practice."""
     dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=placement.device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)

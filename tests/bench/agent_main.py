@@ -12,7 +12,7 @@ from dataclasses import asdict
 import torch
 import wandb
 
-from hpstudy.data.corpus import load_corpus, val_windows
+from hpstudy.data.corpus import corpus_of, val_windows
 from hpstudy.training.device import place
 from hpstudy.training.gpt import GPT, initialize
 from tests.bench.notebook import evaluate, train
@@ -28,7 +28,7 @@ def run_trial(trial: Trial) -> float:
     if trial.threads is not None:
         torch.set_num_threads(trial.threads)
     placement = place(trial.device, spec.precision)
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
+    corpus = corpus_of(spec)
     inputs, targets = (torch.from_numpy(ids).to(placement.device) for ids in val_windows(corpus, spec.context))
     rows = max(1, EVAL_TOKENS // spec.context)
     batches = list(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True))

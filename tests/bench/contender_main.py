@@ -19,6 +19,7 @@ from hpstudy.records import Run, StepRecord
 from hpstudy.running.messages import Refused
 from hpstudy.spec import TrainerSpec
 from hpstudy.system import peak_gib
+from hpstudy.training.benchmark import matrix_products
 from hpstudy.training.device import Placement, is_out_of_memory, place, prepare_process
 from hpstudy.training.gpt import VOCAB_MULTIPLE
 from hpstudy.training.trainer import Trainer
@@ -86,7 +87,7 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     torch.set_num_threads(job.threads)
     if job.contender == "gemm":
         size = GEMM_SIZE[placement.kind]
-        return _built(placement, 0, 2 * size**3), _gemm(size, placement)
+        return _built(placement, 0, 2 * size**3), matrix_products(placement, size)
     setting = job.setting
     corpus = load_corpus("asv", setting.tokenizer, setting.context)
     spec, run = _endless(job, placement.kind)
@@ -120,16 +121,6 @@ def _built(placement: Placement, tokens: int, flops: int) -> Built:
         tokens_per_step=tokens,
         flops_per_step=flops,
     )
-
-
-def _gemm(size: int, placement: Placement) -> Iterator[float]:
-    """Large square matrix products in the training's precision: the machine's limit in practice."""
-    dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=placement.device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    while True:
-        torch.mm(a, b, out=out)
-        yield out[0, 0].item()
 
 
 def _endless(job: Job, kind: str) -> tuple[TrainerSpec, Run]:

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hpstudy.data.corpus import load_corpus
+from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import UserError
 from hpstudy.hparams import GPT3
 from hpstudy.spec import PRESETS, PrecisionChoice, TrainerSpec
@@ -47,7 +47,7 @@ def gains(model: str, precision: PrecisionChoice, batch_tokens: int, rounds: int
         ramp_multiple=1,
     )
     hparams = replace(GPT3, batch_tokens=batch_tokens, micro_batch=batch_tokens // CONTEXT)
-    corpus, placement = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens), place("cpu", precision)
+    corpus, placement = corpus_of(spec), place("cpu", precision)
     trainer = Trainer(spec, corpus, placement)
     for number in range(rounds):
         order = PACKS if number % 2 == 0 else PACKS[::-1]

@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 
 from hpstudy.errors import UserError
-from hpstudy.running.bench import BenchSetting
-from hpstudy.spec import ModelShape
 from tests.bench.__main__ import main
 from tests.bench.race import Built, Race, Result, Turn, race, taking_turns
 from tests.helpers.running import run_at_start
-
-TINY = BenchSetting(
-    name="tiny",
-    model=ModelShape(layers=1, heads=2, width=16),
-    tokenizer="bytes",
-    context=16,
-    sequences={"cpu": 4, "cuda": 4},
-    micro_batch={"cpu": 2, "cuda": 2},
-)
+from tests.helpers.tiny import TINY_SETTING
 
 
 def result(*turns: tuple[float, ...], tokens: int = 0, flops: int = 0) -> Result:
@@ -33,7 +23,7 @@ def test_mfu_is_the_median_rate_over_the_fastest_matrix_product():
     gemm = result((0.02, 0.01), (0.04,), flops=1_000_000_000)  # 100 GFLOP/s at best
     # 2, 1 and 4 steps a second; a step of 10 GFLOP and 500 tokens
     ours = result((0.5, 0.5), (1.0,), (0.25,), tokens=500, flops=10_000_000_000)
-    done = Race(setting=TINY, gemm=gemm, results={"hpstudy": ours})
+    done = Race(setting=TINY_SETTING, gemm=gemm, results={"hpstudy": ours})
     assert done.limit == pytest.approx(100e9)
     assert done.mfu("hpstudy") == pytest.approx(0.2)
     assert ours.tok_per_sec == pytest.approx(1000)
@@ -42,7 +32,7 @@ def test_mfu_is_the_median_rate_over_the_fastest_matrix_product():
 def test_speedup_compares_the_turns_of_one_round():
     # the machine has half its speed in the second round, which changes both rates but not their ratio
     ours, theirs = result((1.0,), (2.0,), (1.0,)), result((2.0,), (4.0,), (3.0,))
-    done = Race(setting=TINY, gemm=result((1.0,)), results={"hpstudy": ours, "notebook": theirs})
+    done = Race(setting=TINY_SETTING, gemm=result((1.0,)), results={"hpstudy": ours, "notebook": theirs})
     assert done.speedup("notebook") == pytest.approx((2.0, 2.0, 3.0))
 
 
@@ -54,7 +44,7 @@ def test_contenders_take_turns():
 def test_a_race_times_every_contender_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # the contenders are found from any folder
     lines: list[str] = []
-    done = race(TINY, ["hpstudy", "notebook", "build-nanogpt"], rounds=2, turn_seconds=0.02, say=lines.append)
+    done = race(TINY_SETTING, ["hpstudy", "notebook", "build-nanogpt"], rounds=2, turn_seconds=0.02, say=lines.append)
     assert list(done.results) == ["hpstudy", "notebook", "build-nanogpt"]
     assert done.results["hpstudy"].built.repeats
     for each in (done.gemm, *done.results.values()):
@@ -82,19 +72,19 @@ torch.nn.utils.clip_grad_norm_ = cramped  # which the peers' loops call
 def test_a_peer_that_does_not_fit_is_left_out_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run_at_start(tmp_path / "site", CRAMPED, monkeypatch)
     lines: list[str] = []
-    done = race(TINY, ["hpstudy", "notebook"], rounds=1, turn_seconds=0.02, say=lines.append)
+    done = race(TINY_SETTING, ["hpstudy", "notebook"], rounds=1, turn_seconds=0.02, say=lines.append)
     assert list(done.results) == ["hpstudy"]
     assert lines[-1] == "tiny: notebook does not fit into memory beside the others and is left out"
 
 
 def test_a_device_that_is_not_there_is_the_users_error():
     with pytest.raises(UserError, match="--device cuda:99: "):
-        race(TINY, ["hpstudy"], device="cuda:99", say=lambda _: None)
+        race(TINY_SETTING, ["hpstudy"], device="cuda:99", say=lambda _: None)
 
 
 @pytest.mark.slow
 def test_transformers_races_too():
-    done = race(TINY, ["hpstudy", "transformers"], rounds=1, turn_seconds=0.02, say=lambda _: None)
+    done = race(TINY_SETTING, ["hpstudy", "transformers"], rounds=1, turn_seconds=0.02, say=lambda _: None)
     assert done.results["transformers"].tok_per_sec > 0
 
 

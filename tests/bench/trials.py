@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpstudy.data.corpus import load_corpus
+from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import MachineError
 from hpstudy.records import Run
 from hpstudy.spec import TrainerSpec
@@ -114,7 +114,7 @@ def study_races(
     path = folder / "bench.toml"
     path.write_text(STUDY.format(trials=trials, tokens=tokens), encoding="utf-8")
     study = load_study(str(path))
-    load_corpus(study.spec.corpus, study.spec.tokenizer, study.spec.val_tokens)  # tokenized once, for all
+    corpus_of(study.spec)  # tokenized once, for all
     for number in range(1, rounds + 1):
         home = folder / f"round-{number}"
         home.mkdir()

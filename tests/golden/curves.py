@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from hpstudy.data.corpus import load_corpus
+from hpstudy.data.corpus import corpus_of
 from hpstudy.hparams import GPT3
 from hpstudy.records import Run
 from hpstudy.spec import PRESETS, TrainerSpec
@@ -48,7 +48,7 @@ def train(name: str, precision: str, device: str = "cpu") -> list[dict[str, floa
         precision="fp32" if precision == "fp32" else "bf16",
         ramp_multiple=4,
     )
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
+    corpus = corpus_of(spec)
     trainer = Trainer(spec, corpus, place(device, spec.precision))
     run = Run(run_id=name, phase="search", trial=None, seed=0, tokens=40 * 1024, hparams=RUNS[name])
     return [{key: getattr(record, key) for key in KEYS} for _, record in trainer.train([run])]

@@ -1,4 +1,7 @@
-"""The smallest study: 20 steps a run."""
+"""The smallest study, of 20 steps a run, and the smallest training to time."""
+
+from hpstudy.running.bench import BenchSetting
+from hpstudy.spec import ModelShape
 
 TINY = """
 question = "Does the smallest study there is run?"
@@ -28,3 +31,12 @@ parallel = 2
 sampler = {{ name = "tpe", startup = 2 }}
 {more}
 """
+
+TINY_SETTING = BenchSetting(
+    name="tiny",
+    model=ModelShape(layers=1, heads=2, width=16),
+    tokenizer="bytes",
+    context=16,
+    sequences={"cpu": 4, "cuda": 4},
+    micro_batch={"cpu": 2, "cuda": 2},
+)

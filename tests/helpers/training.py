@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hpstudy.data.corpus import load_corpus
+from hpstudy.data.corpus import corpus_of
 from hpstudy.hparams import GPT3, HParams
 from hpstudy.records import Run, StepRecord
 from hpstudy.spec import ModelShape, TrainerSpec
@@ -36,7 +36,7 @@ TIMES: dict[str, Any] = {"step_seconds": 0.0, "tok_per_sec": 0.0, "eval_seconds"
 
 def make_trainer(spec: TrainerSpec = SPEC, device: str = "cpu", **options: Any) -> Trainer:
     """A trainer of the spec on a device; options are those of `Trainer`."""
-    corpus = load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens)
+    corpus = corpus_of(spec)
     return Trainer(spec, corpus, place(device, spec.precision), **options)
 
 

@@ -20,17 +20,10 @@ from hpstudy.training.device import place
 from tests.helpers.command_line import hpstudy
 from tests.helpers.running import run_at_start
 from tests.helpers.stores import step_record
+from tests.helpers.tiny import TINY_SETTING
 from tests.helpers.training import HPARAMS, SPEC, make_trainer
 
-TINY = BenchSetting(
-    name="tiny",
-    model=ModelShape(layers=1, heads=2, width=16),
-    tokenizer="bytes",
-    context=16,
-    sequences={"cpu": 4, "cuda": 4},
-    micro_batch={"cpu": 2, "cuda": 2},
-)
-NEGATIVE = replace(TINY, model=ModelShape(layers=1, heads=2, width=-16))
+NEGATIVE = replace(TINY_SETTING, model=ModelShape(layers=1, heads=2, width=-16))
 CANNOT_BE_BUILT = "RuntimeError: Trying to create tensor with negative dimension -16: [256, -16]"
 
 
@@ -52,7 +45,7 @@ def test_mfu_is_the_flop_of_training_as_a_share_of_the_fastest_matrix_product():
 
 
 def test_a_worker_measures_a_setting(tmp_path: Path):
-    result = measure(TINY, tmp_path)
+    result = measure(TINY_SETTING, tmp_path)
     rates = result.figures.steps_per_second
     assert len(rates) == 2
     assert min(rates) > 0
@@ -72,7 +65,7 @@ def test_a_model_that_cannot_be_built_is_an_error_with_the_reason(tmp_path: Path
 
 def test_a_tokenizer_that_does_not_exist_is_the_users_error(tmp_path: Path):
     with pytest.raises(UserError) as error:
-        measure(replace(TINY, tokenizer="gpt3"), tmp_path)
+        measure(replace(TINY_SETTING, tokenizer="gpt3"), tmp_path)
     assert str(error.value).startswith('unknown tokenizer "gpt3"; did you mean "gpt2"?')
 
 
@@ -95,13 +88,13 @@ DEADLY = "import os\n" + CRAMPED.replace('raise MemoryError("no room")', "os.kil
 def test_a_model_that_cannot_train_is_an_error_with_the_reason(tmp_path: Path, monkeypatch, code: str, why: str):
     run_at_start(tmp_path / "site", code, monkeypatch)
     with pytest.raises(MachineError) as error:
-        measure(TINY, tmp_path)
+        measure(TINY_SETTING, tmp_path)
     assert str(error.value) == f"tiny does not run here: {why}; try another --preset"
 
 
 def test_a_device_that_is_not_there_is_the_users_error(tmp_path: Path):
     with pytest.raises(UserError, match="--device cuda:99: "):
-        measure(TINY, tmp_path, device="cuda:99")
+        measure(TINY_SETTING, tmp_path, device="cuda:99")
 
 
 def test_the_benchmark_has_a_rate_per_round_and_a_trainer_that_repeats():

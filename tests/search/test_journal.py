@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -19,6 +16,7 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.search import Search, TrialView
 from hpstudy.study import FloatRange, Study
 from hpstudy.study.schema import MetricName, SamplerName
+from tests.helpers.disk import full_disk
 from tests.helpers.search import (
     LOSS,
     MEDIAN,
@@ -243,17 +241,6 @@ def test_a_journal_that_lost_events_is_restored_from_the_results_of_the_runs(
 
 
 # A full disk
-
-
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file of this process may grow beyond `room` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_named_and_the_search_continues_once_there_is_room(tmp_path: Path, journal: Path):

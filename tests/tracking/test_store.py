@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome, Phase, StepRecord
 from hpstudy.tracking.store import RunStore, RunView
 from tests.helpers.command_line import run_python
+from tests.helpers.disk import full_disk
 from tests.helpers.samples import header, record, result
 
 
@@ -174,12 +174,18 @@ def test_a_step_trained_again_with_other_numbers_is_an_error_that_names_them(sto
     again.close()
 
 
-def test_an_intact_step_that_this_version_cannot_read_is_kept_and_named(store: RunStore) -> None:
+def steps_of_another_version(store: RunStore) -> Path:
+    """A run's steps without a metric of this version."""
     writer = store.begin(header())
     writer.append(record(1))
     writer.close()
     path = store.folder("search-0007") / "steps.jsonl"
     path.write_text(path.read_text().replace('"train/loss"', '"train/former_loss"'))
+    return path
+
+
+def test_an_intact_step_that_this_version_cannot_read_is_kept_and_named(store: RunStore) -> None:
+    path = steps_of_another_version(store)
     before = path.read_bytes()
     with pytest.raises(MachineError, match=r"steps\.jsonl: was written by another version of hpstudy .*that version"):
         store.begin(header())
@@ -187,11 +193,7 @@ def test_an_intact_step_that_this_version_cannot_read_is_kept_and_named(store: R
 
 
 def test_reading_records_of_another_version_names_the_file_and_the_metric(store: RunStore) -> None:
-    writer = store.begin(header())
-    writer.append(record(1))
-    writer.close()
-    path = store.folder("search-0007") / "steps.jsonl"
-    path.write_text(path.read_text().replace('"train/loss"', '"train/former_loss"'))
+    steps_of_another_version(store)
     with pytest.raises(MachineError, match=r"steps\.jsonl: was written by another version of hpstudy .*'loss'"):
         list(store.view("search-0007").records())
 
@@ -370,15 +372,11 @@ def test_a_full_disk_names_the_file_and_the_remedy_and_loses_no_step(store: RunS
         r"steps\.jsonl: cannot be written \(File too large\); what was recorded before is safe; put this right "
         "and run the same command again"
     )
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # room for a part of the third line
-    try:
+    with full_disk(size + 10):  # room for a part of the third line
         with pytest.raises(MachineError, match=message):
             writer.append(record(3))
         with pytest.raises(MachineError, match="cannot be written"):
             writer.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     again = store.begin(header())
     assert len(again.recorded) == 2
     assert again.cut > 0

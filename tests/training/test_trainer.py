@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpstudy.data.corpus import WindowSampler, load_corpus, val_windows
+from hpstudy.data.corpus import WindowSampler, corpus_of, val_windows
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.trainer import Trainer
 from tests.helpers.training import BATCH, CONTEXT, HPARAMS, SPEC, curve, make_trainer, run
@@ -23,7 +23,7 @@ def trainer() -> Trainer:
 
 def test_twenty_steps_equal_a_plain_torch_loop(trainer: Trainer):
     """The loop as a textbook writes it: torch.optim.AdamW with groups, clip_grad_norm_, the same batches."""
-    corpus = load_corpus(SPEC.corpus, SPEC.tokenizer, SPEC.val_tokens)
+    corpus = corpus_of(SPEC)
     model = GPT(SPEC.model, corpus.vocab_size, CONTEXT)
     initialize(model, seed=0)
     decay = [p for p in model.parameters() if p.ndim >= 2]
