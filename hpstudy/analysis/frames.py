@@ -92,7 +92,7 @@ _READ = pj.ReadOptions(use_threads=False, block_size=1 << 24)  # one thread a fi
 _PARSE = pj.ParseOptions(explicit_schema=_STEPS_SCHEMA, unexpected_field_behavior="ignore")
 
 Source = RunView | FetchedRun
-"""A run to read. Both have .header, .result, .damage and .rows()."""
+"""A run to read. Both have .header, .result, .wandb_id, .damage and .rows()."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def _trial_row(source: Source) -> dict[str, Any]:
         **end,
         "budget_tokens": run.tokens,
         "num_params": header.num_params,
-        "wandb_id": header.wandb_id,
+        "wandb_id": source.wandb_id,
         "started": header.started,
     }
 

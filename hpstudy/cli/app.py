@@ -125,11 +125,17 @@ def report(name: Name, runs: Runs = RUNS) -> None:
 
 
 @app.command(epilog="Example: hpstudy sync quickstart")
-def sync(name: Name, runs: Runs = RUNS) -> None:
+def sync(
+    name: Name,
+    runs: Runs = RUNS,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also reads back, row by row, what was sent before.")
+    ] = False,
+) -> None:
     """Sends W&B every finished run that it does not have online, each step exactly once."""
     from hpstudy.cli import wandb_commands
 
-    wandb_commands.sync(name, runs)
+    wandb_commands.sync(name, runs, verify)
 
 
 @app.command(epilog="Example: hpstudy compare betas weight-decay")

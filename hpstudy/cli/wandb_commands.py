@@ -17,8 +17,8 @@ from hpstudy.tracking.wandb_views import build, default_entity
 SYNC_SECONDS = 24 * 3600.0
 
 
-def sync(name: str, runs: Path) -> None:
-    """Sends every finished run that W&B does not have online, each step once."""
+def sync(name: str, runs: Path, verify: bool) -> None:
+    """Sends every finished run that W&B does not have online, each step once; with `verify` checks the others too."""
     store = RunStore(runs / study_name(name))
     study = load_frozen(store.root)
     require_login()
@@ -28,10 +28,11 @@ def sync(name: str, runs: Path) -> None:
         sink = sink_for(study, store.root, "online", failures.append)
         finished = [view for view in store.runs() if view.result]
         for view in finished:
-            sink.replay(view)
+            sink.replay(view, verify=verify)
         sink.close(timeout=SYNC_SECONDS)
-    if failures:
-        raise MachineError(failures[0])
+        lacking = [view.run_id for view in finished if sink.lacks(view)]
+    if failures or lacking:
+        raise MachineError("\n".join(failures) or f"W&B lacks {', '.join(lacking)}")
     out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
 
 

@@ -25,13 +25,37 @@ def describe(worker: Mapping[str, Any]) -> dict[str, Any]:
 def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[str]:
     """What training, proposals or verdicts depend on and has changed, each as "torch was 2.11, is 2.13"."""
     now = {**worker, **{name: version(name) for name in PROPOSING}}
-    began = {**frozen, **{name: frozen.get("packages", {}).get(name) for name in PROPOSING}}
+    began = {**frozen, **{name: _packages(frozen).get(name) for name in PROPOSING}}
     keys = [key for key in (*FROZEN, *PROPOSING) if began.get(key) is not None]  # other versions may know fewer
     return [f"{key} was {began[key]}, is {now[key]}" for key in keys if began[key] != now[key]]
 
 
+def code_change(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[str]:
+    """The change of hpstudy's own code since the study began, or nothing.
+
+    Recorded, not refused: each version trains, proposes and judges as those before it, which its tests hold.
+    """
+    now = describe(worker)
+    known = "code_sha256" if frozen.get("code_sha256") else "git_commit"  # 0.1.0 knew the commit only
+    if not frozen.get(known) or frozen[known] == now[known]:
+        return []
+    return [f"hpstudy was {_code(frozen)}, is {_code(now)}"]
+
+
+def _code(environment: Mapping[str, Any]) -> str:
+    """Names the code of an environment: version, commit and hash, as far as they are known."""
+    known = {"": _packages(environment).get("hpstudy")}
+    known |= {"commit ": environment.get("git_commit"), "code ": environment.get("code_sha256")}
+    return " ".join(f"{what}{str(value)[:12]}" for what, value in known.items() if value)
+
+
+def _packages(environment: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = environment.get("packages")
+    return found if isinstance(found, dict) else {}
+
+
 def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, *, accept: bool) -> dict[str, Any]:
-    """The environment file of a study that resumes on a worker, with every accepted change.
+    """The environment file of a study that resumes on a worker, with every accepted change and each of the code.
 
     Raises UserError for changes that would mix two kinds of numbers in one study, unless they are accepted.
     """
@@ -43,6 +67,7 @@ def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, 
             "comparable; resume it where it began, start again with another --runs folder, or resume here with "
             "--accept-environment, which every report then says"
         )
+    found += [change for change in code_change(frozen, worker) if change not in accepted]
     return {**frozen, ACCEPTED: accepted + found} if found else dict(frozen)
 
 

@@ -41,8 +41,18 @@ from hpstudy.tracking.seal import HEADER, RESULT, STEPS, damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
+DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # not: somebody has locked it
 T = TypeVar("T")
+
+
+def delivery(folder: Path) -> dict[str, Any]:
+    """What W&B has of a run: mode, url and id. Empty if unknown: the run is then sent again, each row once."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = from_json((folder / DELIVERED).read_bytes())
+        if isinstance(found, dict) and found.keys() >= {"mode", "url"}:
+            return found
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +67,11 @@ class RunView:
     def run_id(self) -> str:
         """The name of the run's folder."""
         return self.folder.name
+
+    @property
+    def wandb_id(self) -> str:
+        """The id under which W&B has the run: the header's, unless the run was sent again under another."""
+        return str(delivery(self.folder).get("id") or self.header.wandb_id)
 
     @property
     def steps_path(self) -> Path:

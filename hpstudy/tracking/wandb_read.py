@@ -26,11 +26,12 @@ class FetchedRun:
     header: RunHeader
     result: RunResult | None
     remote: Any  # wandb's public Run
+    wandb_id: str
     damage: None = None  # nothing on W&B is checked by hash
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The history, one row per step. Raises MachineError if W&B returns fewer rows than it was sent."""
-        name = f"W&B run {self.header.wandb_id} ({self.header.run.run_id})"
+        name = f"W&B run {self.wandb_id} ({self.header.run.run_id})"
         with answered(name):
             rows = list(self.remote.scan_history(use_cache=False))
             sent = self.remote.lastHistoryStep  # steps count from 1 without gaps, so this is also their number
@@ -111,4 +112,5 @@ def _fetched(remote: Any) -> FetchedRun:
         started=config["started"],
     )
     summary = {key: unspelled(remote.summary_metrics.get(f"result/{key}")) for key in ("outcome", *_FIGURES)}
-    return FetchedRun(header=header, result=build_result(summary) if summary["outcome"] else None, remote=remote)
+    result = build_result(summary) if summary["outcome"] else None
+    return FetchedRun(header=header, result=result, remote=remote, wandb_id=remote.id)

@@ -17,42 +17,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpstudy.errors import MachineError
-from hpstudy.files import command, from_json, spelled, to_json, write_atomic
+from hpstudy.files import command, spelled, to_json, write_atomic
 from hpstudy.records import BROKEN, GLOSSARY, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
-from hpstudy.tracking.store import RunView
+from hpstudy.tracking.store import DELIVERED, RunView, delivery
+from hpstudy.tracking.wandb_receipt import missing, read_back
 from hpstudy.tracking.wandb_settings import Mode, drop_redirects, resolve_project, study_config
 
 if TYPE_CHECKING:
     import wandb
 
-DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 MAX_ID = 128  # characters of a W&B run id
+MAX_SENDINGS = 9  # of one run under ids of its own, each after one that W&B lost a part of
 
 
 def new_wandb_id(study: str, run_id: str) -> str:
     """A new W&B run id of study, run and a random token, so that it never matches an old run on the server."""
     tail = f"-{run_id}-{secrets.token_hex(4)}"
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", study)[: MAX_ID - len(tail)] + tail
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", study)[: MAX_ID - len("-9") - len(tail)] + tail
 
 
 def whereabouts(root: Path, study: str) -> str:
     """Where to find a study's W&B runs: the address of their group, the folder of offline files, or "none"."""
-    deliveries = [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := _delivery(file.parent))]
+    deliveries = [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := delivery(file.parent))]
     pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
     if pages:
         return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
     sync = command("sync", study, root.parent)
     return f"{root / 'wandb'} (offline; `{sync}` sends them)" if deliveries else "none"
-
-
-def _delivery(folder: Path) -> dict[str, Any]:
-    """What W&B has of a run. Empty if unknown: the run is then sent again, each row once."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        found = from_json((folder / DELIVERED).read_bytes())
-        if isinstance(found, dict) and found.keys() >= {"mode", "url"}:
-            return found
-    return {}
 
 
 def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -> WandbSink:
@@ -128,11 +120,14 @@ class WandbSink:
 
     def lacks(self, view: RunView) -> bool:
         """Whether W&B lacks a part of a finished run, in this mode and online."""
-        return _delivery(view.folder).get("mode") not in (self._mode, "online")
+        return delivery(view.folder).get("mode") not in (self._mode, "online")
 
-    def replay(self, view: RunView) -> None:
-        """Sends a finished run from the store, unless W&B has it."""
-        self._put(self._replay, view)
+    def replay(self, view: RunView, *, verify: bool = False) -> None:
+        """Sends what W&B lacks of a finished run from the store.
+
+        A run that was delivered is left alone, or with `verify` compared with the server row by row.
+        """
+        self._put(self._replay, view, verify)
 
     def abandon(self, run_id: str) -> None:
         """Closes an unfinished run as preempted."""
@@ -188,6 +183,7 @@ class WandbSink:
                 return
 
     def _init(self, header: RunHeader) -> wandb.Run:
+        """Opens the run under the header's `wandb_id`."""
         import wandb
 
         for fragment in (self._directory / "wandb").glob(f"*run-*-{header.wandb_id}*"):
@@ -239,16 +235,51 @@ class WandbSink:
             figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
             run.summary.update({f"result/{key}": spelled(v) for key, v in figures.items() if v not in (None, "")})
             run.finish(exit_code=int(result.outcome in BROKEN))  # red on W&B
-            write_atomic(self._directory / run_id / DELIVERED, to_json({"mode": self._mode, "url": run.url}))
+            lacks = self._mode == "online" and missing(self._path(run.id, run.entity), result, self._patience)
+            if lacks:
+                self._say(self._line(f"{run_id}: {lacks}"))
+            else:
+                self._mark(run_id, run.id, run.url)
 
-    def _replay(self, view: RunView) -> None:
+    def _replay(self, view: RunView, verify: bool) -> None:
         assert view.result is not None
-        if self._hurried or not self.lacks(view):
+        if self._hurried or not (self.lacks(view) or (verify and self._mode == "online")):
             return
-        self._begin(view.header)
+        header = self._settle(view, verify) if self._mode == "online" else view.header
+        if header is None:
+            return
+        self._begin(header)
         for record in view.records():
             self._log(view.run_id, record)
         self._finish(view.run_id, view.result)
+
+    def _settle(self, view: RunView, verify: bool) -> RunHeader | None:
+        """The header of a run that the server lacks a part of, with the W&B id to send it under; None if it has all.
+
+        Rows that the server lost before its last step cannot be sent again, nor can a run that was deleted there. Such
+        a run gets a new id, which follows from the first, and the old one leaves the study's group.
+        """
+        assert view.result is not None
+        first, marked = view.header.wandb_id, delivery(view.folder).get("mode") == "online"
+        ids = [first, *(f"{first[-MAX_ID + 2 :]}-{n}" for n in range(2, MAX_SENDINGS + 1))]
+        for wandb_id in ids:
+            receipt = read_back(self._path(wandb_id, self._entity), self._patience, every_row=verify)
+            if receipt is None and marked and wandb_id == view.wandb_id:
+                continue  # deleted on W&B since, which does not take an id again
+            if receipt is None or receipt.continues(view.result):
+                if receipt and not receipt.lacks(view.result):
+                    self._mark(view.run_id, wandb_id, receipt.remote.url)
+                    return None
+                return dataclasses.replace(view.header, wandb_id=wandb_id)
+            receipt.set_aside(view.header.study)
+        raise MachineError(f"{view.run_id}: was sent {MAX_SENDINGS} times, and W&B kept a part each time")
+
+    def _path(self, wandb_id: str, entity: str | None) -> str:
+        """Where wandb's public API finds a run; without an entity the login's own counts."""
+        return "/".join(part for part in (entity, self._project, wandb_id) if part)
+
+    def _mark(self, run_id: str, wandb_id: str, url: str | None) -> None:
+        write_atomic(self._directory / run_id / DELIVERED, to_json({"mode": self._mode, "url": url, "id": wandb_id}))
 
     def _abandon(self, run_id: str) -> None:
         run = self._open.pop(run_id, None)

@@ -1,7 +1,8 @@
-"""A W&B server on 127.0.0.1 that keeps what clients send: enough of the protocol for wandb.init, log and finish."""
+"""A W&B server on 127.0.0.1 that keeps what clients send, and answers wandb.init, log, finish and its public API."""
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -34,6 +35,11 @@ class ServerRun:
         return json.loads(lines[max(lines)]) if lines else {}
 
     @property
+    def group(self) -> str:
+        """The last group."""
+        return ["", *(upsert["groupName"] for upsert in self.upserts if upsert.get("groupName"))][-1]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The last config, without wandb's own entry."""
         sent = [json.loads(upsert["config"]) for upsert in self.upserts if upsert.get("config")]
@@ -43,11 +49,15 @@ class ServerRun:
 class Loopback:
     """The server, a context manager. It answers every request with `status`.
 
-    With None it closes each connection without an answer; with "hang" each request waits until `status` changes.
+    With None it closes each connection without an answer; with "hang" each request waits until `status` changes; with
+    "html" it answers as a proxy's page would; with "half" it announces more than it sends; with "dropped" it answers
+    as if it had stored what it forgets. `faults` has the status of single requests by their number, from 0.
     """
 
     def __init__(self, status: int | str | None = 200) -> None:
         self.status = status
+        self.faults: dict[int, int | str | None] = {}
+        self.requests = 0
         self.runs: dict[str, ServerRun] = {}
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -73,7 +83,7 @@ class Loopback:
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The reply to one GraphQL query. Subclasses answer more queries."""
         if "upsertBucket" in query:
-            name = variables["name"]
+            name = variables.get("name") or variables["id"]  # the public API changes a run by its id
             inserted = name not in self.runs
             run = self.runs.setdefault(name, ServerRun())
             run.upserts.append(variables)
@@ -82,7 +92,51 @@ class Loopback:
             run = self.runs.get(variables["name"])
             bucket = self._bucket(variables["name"], run) if run else None
             return {"data": {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": bucket}}}
+        if "query Run(" in query:
+            run = self.runs.get(variables["name"])
+            return {"data": {"project": {"run": self.node(variables["name"], run) if run else None}}}
+        if "RunHistoryKeys" in query:
+            steps = [row["_step"] for row in self.runs[variables["name"]].history]
+            return {"data": {"project": {"run": {"historyKeys": {"lastStep": max(steps, default=-1)}}}}}
+        if "query Runs(" in query:
+            group = json.loads(variables["filters"])["group"]
+            found = [self.node(name, run) for name, run in self.runs.items() if run.group == group]
+            page = {
+                "edges": [{"node": node, "cursor": node["id"]} for node in found],
+                "pageInfo": {"hasNextPage": False},
+            }
+            return {"data": {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": page}}}
+        if "RunParquetHistory" in query:
+            return {"data": {"project": {"run": {"parquetHistory": {"liveData": [], "parquetUrls": []}}}}}
+        if "HistoryPage" in query:
+            steps = range(variables["minStep"], variables["maxStep"])
+            page = [json.dumps(row) for row in self.runs[variables["run"]].history if row["_step"] in steps]
+            return {"data": {"project": {"run": {"history": page}}}}
+        if "query Viewer" in query or "query GetDefaultEntity" in query:
+            viewer = {"id": "u", "entity": "e", "username": "u", "email": "", "flags": "{}", "teams": {"edges": []}}
+            return {"data": {"viewer": viewer}}
         return {"errors": [{"message": "not implemented here"}]}
+
+    @staticmethod
+    def node(name: str, run: ServerRun) -> dict[str, Any]:
+        """A run as wandb's public API reads it."""
+        return {
+            "id": name,
+            "projectId": "1",
+            "name": name,
+            "state": {None: "running", 0: "finished"}.get(run.exitcode, "failed"),
+            "group": run.group,
+            "tags": [],
+            "description": "",
+            "notes": "",
+            "displayName": name,
+            "jobType": run.upserts[0].get("jobType"),
+            "config": [upsert["config"] for upsert in run.upserts if upsert.get("config")][-1],
+            "historyLineCount": len(run.lines.get(HISTORY, {})),
+            "summaryMetrics": json.dumps(run.summary),
+            "systemMetrics": "{}",
+            "user": {"name": "u", "username": "u"},
+        }
 
     @staticmethod
     def _bucket(name: str, run: ServerRun) -> dict[str, Any]:
@@ -125,16 +179,26 @@ class Loopback:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 while loopback.status == "hang":
                     time.sleep(0.02)
-                if (status := loopback.status) is None:
+                status = loopback.faults.get(loopback.requests, loopback.status)
+                loopback.requests += 1
+                if status is None:
                     self.close_connection = True
                     return
-                reply = loopback.answer(self.path, body) if status == 200 else {"error": "no"}
-                payload = json.dumps(reply).encode()
-                self.send_response(int(status))
-                self.send_header("Content-Type", "application/json")
+                before = copy.deepcopy(loopback.runs) if status == "dropped" else None
+                taken = status in (200, "dropped", "half")
+                try:
+                    reply = loopback.answer(self.path, body) if taken else {"error": "no"}
+                except KeyError:  # of a run whose beginning was dropped
+                    reply, status = {"error": "no such run"}, 404
+                if before is not None:
+                    loopback.runs = before
+                payload = b"<html>Please log in</html>" if status == "html" else json.dumps(reply).encode()
+                self.send_response(200 if isinstance(status, str) else status)
+                self.send_header("Content-Type", "text/html" if status == "html" else "application/json")
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
-                self.wfile.write(payload)
+                self.wfile.write(payload[: len(payload) // 2] if status == "half" else payload)
+                self.close_connection = self.close_connection or status == "half"
 
             def log_message(self, *_: object) -> None:
                 """Keeps stderr clean."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -85,6 +86,29 @@ def test_an_accepted_change_does_not_cover_another(tiny: Callable[..., Study], b
 def test_a_study_of_a_version_that_knew_less_resumes(tiny: Callable[..., Study], begun: Path) -> None:
     changed(begun, cpu_capability=None, code_sha256=None, packages=None)
     run_here(tiny(), begun)
+
+
+@pytest.mark.parametrize(
+    ("change", "was"),
+    [
+        ({"code_sha256": "0" * 64}, "hpstudy was .*code 000000000000, is "),
+        (
+            {"code_sha256": None, "git_commit": "abcdef" * 6, "packages": {"hpstudy": "0.1.0"}},
+            "hpstudy was 0.1.0 commit abcdefabcdef, is ",
+        ),
+    ],
+    ids=["code", "commit of a version before"],
+)
+def test_other_code_of_hpstudy_resumes_and_is_recorded_once(
+    tiny: Callable[..., Study], begun: Path, change: dict[str, Any], was: str
+) -> None:
+    changed(begun, **change)
+    run_here(tiny(), begun)
+    run_here(tiny(), begun)
+    (recorded,) = load("tiny", begun).accepted_changes
+    assert re.match(was, recorded)
+    now = json.loads((begun / "tiny" / "environment.json").read_text())
+    assert {key: now.get(key) for key in change} == change
 
 
 def test_a_lost_environment_is_refused_and_not_written_again(tiny: Callable[..., Study], begun: Path) -> None:

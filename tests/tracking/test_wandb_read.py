@@ -23,58 +23,12 @@ from tests.helpers.samples import header, record, result
 PATH = "wandb:e/p/quickstart"
 
 
-class ReadableLoopback(Loopback):
-    """A server that also answers the queries of wandb's public API, from the rows that it received."""
-
-    def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        viewer = {"id": "u", "entity": "e", "username": "u", "email": "", "flags": "{}", "teams": {"edges": []}}
-        if "query Viewer" in query or "query GetDefaultEntity" in query:
-            return {"data": {"viewer": viewer}}
-        if "query Runs(" in query:
-            group = json.loads(variables["filters"])["group"]
-            found = [self._node(name, run) for name, run in self.runs.items() if run.upserts[0]["groupName"] == group]
-            page = {
-                "edges": [{"node": node, "cursor": node["id"]} for node in found],
-                "pageInfo": {"hasNextPage": False},
-            }
-            return {"data": {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": page}}}
-        if "RunHistoryKeys" in query:
-            steps = [row["_step"] for row in self.runs[variables["name"]].history]
-            return {"data": {"project": {"run": {"historyKeys": {"lastStep": max(steps, default=-1)}}}}}
-        if "RunParquetHistory" in query:
-            return {"data": {"project": {"run": {"parquetHistory": {"liveData": [], "parquetUrls": []}}}}}
-        if "HistoryPage" in query:
-            steps = range(variables["minStep"], variables["maxStep"])
-            page = [json.dumps(row) for row in self.runs[variables["run"]].history if row["_step"] in steps]
-            return {"data": {"project": {"run": {"history": page}}}}
-        return super().graphql(query, variables)
-
-    @staticmethod
-    def _node(name: str, run: ServerRun) -> dict[str, Any]:
-        return {
-            "id": name,
-            "projectId": "1",
-            "name": name,
-            "state": "finished",
-            "config": run.upserts[-1]["config"],
-            "summaryMetrics": json.dumps(run.summary),
-            "systemMetrics": "{}",
-            "user": {"name": "u", "username": "u"},
-        }
-
-
-@pytest.fixture
-def loopback() -> ReadableLoopback:
-    """The kind of the fixture `server`."""
-    return ReadableLoopback()
-
-
 def confirm(run_id: str, **values: Any) -> RunHeader:
     return header(run_id, phase="confirm", seed=101, **values)
 
 
 @pytest.fixture
-def store(tmp_path: Path, server: ReadableLoopback) -> RunStore:
+def store(tmp_path: Path, server: Loopback) -> RunStore:
     """Runs that diverged, finished, failed before step 1 or are unfinished, in a store and on the server."""
     store = RunStore(tmp_path / "runs" / "quickstart")
     store.create()
@@ -117,7 +71,7 @@ def test_wandb_has_the_same_tables_as_the_run_store(store: RunStore) -> None:
 
 @pytest.mark.parametrize("runs", [{"q-3", "q-b", "q-c", "q-d", "q-e"}, {"q-d"}], ids=["all", "one"])
 def test_runs_of_older_versions_without_of_and_fraction_load_with_both(
-    store: RunStore, server: ReadableLoopback, runs: set[str]
+    store: RunStore, server: Loopback, runs: set[str]
 ) -> None:
     for name in runs:
         upsert = server.runs[name].upserts[-1]
@@ -157,7 +111,7 @@ ODD: dict[str, tuple[dict[str, object], str]] = {
 
 @pytest.mark.parametrize(("values", "said"), ODD.values(), ids=ODD)
 def test_an_odd_run_is_left_out_and_named(
-    store: RunStore, server: ReadableLoopback, values: dict[str, object], said: str
+    store: RunStore, server: Loopback, values: dict[str, object], said: str
 ) -> None:
     expected = load("quickstart", store.root.parent).trials
     edit_config(server.runs["q-2"], **values)
@@ -169,9 +123,9 @@ def test_an_odd_run_is_left_out_and_named(
 
 
 @pytest.mark.usefixtures("store")
-def test_a_run_with_an_unknown_outcome_is_left_out_and_named(server: ReadableLoopback) -> None:
-    node = server._node
-    server._node = lambda name, run: (
+def test_a_run_with_an_unknown_outcome_is_left_out_and_named(server: Loopback) -> None:
+    node = server.node
+    server.node = lambda name, run: (
         node(name, run)
         | ({"summaryMetrics": json.dumps(run.summary | {"result/outcome": "vanished"})} if name == "q-2" else {})
     )
@@ -181,7 +135,7 @@ def test_a_run_with_an_unknown_outcome_is_left_out_and_named(server: ReadableLoo
     assert problem.startswith("W&B run q-2: is not as hpstudy sent it (outcome: ")
 
 
-def test_a_run_of_a_version_without_a_hyperparameter_has_gpt3s(store: RunStore, server: ReadableLoopback) -> None:
+def test_a_run_of_a_version_without_a_hyperparameter_has_gpt3s(store: RunStore, server: Loopback) -> None:
     edit_config(server.runs["q-1"], batch_ramp_start=None)
     frames = load(PATH)
     assert frames.problems == ()
@@ -189,7 +143,7 @@ def test_a_run_of_a_version_without_a_hyperparameter_has_gpt3s(store: RunStore, 
 
 
 @pytest.mark.usefixtures("store")
-def test_history_rows_that_are_missing_are_an_error(server: ReadableLoopback) -> None:
+def test_history_rows_that_are_missing_are_an_error(server: Loopback) -> None:
     assert len(load(PATH).steps) == 50
     del server.runs["q-1"].lines[HISTORY][4]
     with pytest.raises(MachineError, match=r"q-1 \(search-0001\): 20 history rows expected, but got 19"):
@@ -197,7 +151,7 @@ def test_history_rows_that_are_missing_are_an_error(server: ReadableLoopback) ->
 
 
 @pytest.mark.usefixtures("store")
-def test_a_run_that_exists_twice_is_refused(server: ReadableLoopback) -> None:
+def test_a_run_that_exists_twice_is_refused(server: Loopback) -> None:
     server.runs["q-1-again"] = server.runs["q-1"]
     with pytest.raises(UserError, match="search-0001 are there more often"):
         load(PATH)
@@ -222,7 +176,7 @@ def test_without_a_login_the_message_names_the_remedy_and_nothing_prompts(monkey
         load(PATH)
 
 
-def test_a_server_that_refuses_gives_one_machine_error(server: ReadableLoopback) -> None:
+def test_a_server_that_refuses_gives_one_machine_error(server: Loopback) -> None:
     server.status = 401
     with pytest.raises(MachineError, match="W&B did not answer"):
         load(PATH)

@@ -98,7 +98,7 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     for run_id, wandb_id in runs.items():
         assert same(own_keys(server.runs[wandb_id].history), STEPS)
         delivery = json.loads((home / run_id / "wandb.json").read_text())
-        assert delivery == {"mode": "online", "url": f"{server.url}/e/p/runs/{wandb_id}"}
+        assert delivery == {"mode": "online", "url": f"{server.url}/e/p/runs/{wandb_id}", "id": wandb_id}
     assert (server.runs["a"].exitcode, server.runs["b"].exitcode) == (0, 1)
     created = server.runs["b"].upserts[0]
     assert (created["groupName"], created["jobType"], created["displayName"]) == (
