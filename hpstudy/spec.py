@@ -42,7 +42,7 @@ class TrainerSpec:
     """Everything that is the same in every run of a study."""
 
     model: ModelShape
-    corpus: str  # "asv", "text:PATH", "shards:GLOB", "fineweb-edu"
+    corpus: str  # "asv", "text:PATH", "shards:GLOB", "raw:GLOB", "fineweb-edu"
     tokenizer: str  # "gpt2", "gpt2:N", "bytes"
     context: int  # tokens in one sequence
     tokens: int | None  # budget of one run in tokens; None when `seconds` is given

@@ -218,7 +218,9 @@ def corpora() -> None:
 
 @app.command(epilog="Example: hpstudy prepare asv --tokenizer gpt2:2048")
 def prepare(
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="asv, fineweb-edu, text:PATH or shards:GLOB.")],
+    corpus: Annotated[
+        str, typer.Argument(metavar="CORPUS", help="asv, fineweb-edu, text:PATH, shards:GLOB or raw:GLOB.")
+    ],
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="gpt2, gpt2:N or bytes.")] = "gpt2",
     shards: Annotated[int, typer.Option("--shards", min=1, max=99, help="Shards of 100M tokens to download.")] = 10,
 ) -> None:

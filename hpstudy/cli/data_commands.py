@@ -21,5 +21,8 @@ def corpora() -> None:
 def prepare(corpus: str, tokenizer: str, shards: int) -> None:
     """Tokenizes or downloads a corpus, and prints the paths of its shards."""
     say(f"preparing {corpus} for {tokenizer}")
+    if corpus.startswith("text:"):
+        between = "<|endoftext|>" if tokenizer == "gpt2" else "a blank line"
+        say(f"each file, line of .jsonl and row of .parquet is a document; {between} comes between documents")
     for path in prepare_corpus(corpus, tokenizer, num_shards=shards):
         out().print(str(path), soft_wrap=True)

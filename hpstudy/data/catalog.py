@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hpstudy.data.shards import TokenIds, content_sha256, open_shards, read_shard, sealed_shards, write_shards
+from hpstudy.data.texts import documents, text_sha256
 from hpstudy.data.tokenizer import Tokenizer, load_tokenizer
 from hpstudy.errors import MachineError, UserError, did_you_mean
 from hpstudy.files import CACHE_REMEDY, cache_dir, write_atomic
@@ -23,7 +24,7 @@ from hpstudy.spec import vocab_size
 
 ASV_SHA256 = "7e8615736dbd69a8a6649bb888bed3056e468f405dbaf34fd1e822c40ebd9a29"
 FINEWEB_REPO = "kjj0/finewebedu10B-gpt2"
-NAMES = ("asv", "text:PATH", "shards:GLOB", "fineweb-edu")
+NAMES = ("asv", "text:PATH", "shards:GLOB", "raw:GLOB", "fineweb-edu")
 TAIL = "tail"  # as [trainer] val: no shard validates, but the end of them all
 VAL_WORDS = frozenset({"val", "valid", "validation"})
 TOKENS_FOLDER = "tokens-1"  # of the cache; the number rises when the same text would become other ids
@@ -36,6 +37,7 @@ class Source:
     train: list[Path]
     val: list[Path]  # empty: the tail of train validates
     digest: str  # sha256 of the content, and the tokenizer
+    raw: bool = False  # whether the files are ids without a header
 
 
 def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Source:
@@ -52,9 +54,9 @@ def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Sou
             return _tokenized(_asv_text(), ASV_SHA256, tokenizer)
         case "text", path if path:
             files = _text_files(name, base / Path(path).expanduser())
-            return _tokenized((file.read_bytes().decode() for file in files), _check_texts(name, files), tokenizer)
-        case "shards", pattern if pattern:
-            return _checked(name, *_split(name, pattern, val, base), tokenizer)
+            return _tokenized(documents(name, files), _combined(map(text_sha256, files)), tokenizer)
+        case "shards" | "raw", pattern if pattern:
+            return _checked(name, *_split(name, pattern, val, base), tokenizer, raw=kind == "raw")
         case "fineweb-edu", "":
             _require_gpt2(tokenizer)
             if not (shards := fineweb_shards()):
@@ -118,26 +120,6 @@ def _text_files(name: str, path: Path) -> list[Path]:
     return [path / file for file in visible]
 
 
-def _check_texts(name: str, files: list[Path]) -> str:
-    """The hash of the content. Raises UserError naming every file that is empty or not UTF-8."""
-    hashes, problems = [], []
-    for file in files:
-        content = file.read_bytes()
-        hashes.append(hashlib.sha256(content).hexdigest())
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            problems.append(
-                f'corpus "{name}": {file}: must be UTF-8, but byte 0x{content[error.start]:02x} at offset '
-                f"{error.start:,} is not; convert the file or leave it out"
-            )
-        if not content:
-            problems.append(f'corpus "{name}": {file}: must hold text, but is empty; remove the file')
-    if problems:
-        raise UserError(problems)
-    return _combined(hashes)
-
-
 def _matching(name: str, pattern: str, base: Path) -> list[Path]:
     """The files that a glob matches, in order of path. Relative globs start at `base`."""
     found = glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True)  # noqa: PTH207  pathlib: no absolute
@@ -187,12 +169,12 @@ def _may_say_val(shard: Path) -> bool:
     return "val" in shard.name.lower() or shard.parent.name.lower() in VAL_WORDS
 
 
-def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str) -> Source:
+def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str, *, raw: bool = False) -> Source:
     """Shards made elsewhere. Raises UserError naming every shard that does not fit."""
     shards = sorted([*train, *val])
-    open_shards(shards)
+    open_shards(shards, raw=raw)
     size = vocab_size(tokenizer)
-    facts = [_facts(shard) for shard in shards]
+    facts = [_facts(shard, raw) for shard in shards]
     problems = [
         f'corpus "{name}": {shard}: ids must be below the {size:,} of tokenizer "{tokenizer}", but go up to '
         f"{largest:,}; set the tokenizer that the shards were made with"
@@ -205,21 +187,21 @@ def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str) -> S
         raise UserError(problems)
     roles = ("val" if shard in val else "train" for shard in shards)
     content = _combined(f"{role} {sha256}" for role, (sha256, _) in zip(roles, facts, strict=True))
-    return Source(train=train, val=val, digest=_digest(content, tokenizer))
+    return Source(train=train, val=val, digest=_digest(content, tokenizer), raw=raw)
 
 
-def _facts(shard: Path) -> tuple[str, int]:
+def _facts(shard: Path, raw: bool) -> tuple[str, int]:
     """The hash and the largest id of a shard. Reads it once, then remembers by path, size and both change times.
 
     A copied file may keep its old mtime, but the system always sets the ctime.
     """
     stat = shard.stat()
-    identity = f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ctime_ns}"
+    identity = f"{shard.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ctime_ns}{' raw' if raw else ''}"
     note = cache_dir() / "facts" / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
         known = json.loads(note.read_bytes())
         return str(known["sha256"]), int(known["largest_id"])
-    sha256, largest = content_sha256(shard), int(read_shard(shard).max())
+    sha256, largest = content_sha256(shard, raw=raw), int(read_shard(shard, raw=raw).max())
     facts = {"shard": str(shard), "sha256": sha256, "largest_id": largest}
     write_atomic(note, json.dumps(facts), remedy=CACHE_REMEDY)
     return sha256, largest

@@ -51,10 +51,10 @@ def load_corpus(name: str, tokenizer: str, val_tokens: int, *, base: Path = Path
     tokens.
     """
     source = locate(name, tokenizer, base, val)
-    train = open_shards(source.train)
+    train = open_shards(source.train, raw=source.raw)
     held = val_tokens + 1
     if source.val:
-        pool, start = open_shards(source.val), 0
+        pool, start = open_shards(source.val, raw=source.raw), 0
     else:
         pool, start = train, len(train) - held
         train = pool.head(start)
@@ -148,8 +148,9 @@ def list_corpora() -> list[CorpusInfo]:
     fineweb = open_shards(fineweb_shards())
     return [
         CorpusInfo("asv", "American Standard Version of 1901, installed with hpstudy", True, 1_009_473),
-        CorpusInfo("text:PATH", "a UTF-8 file, or every file below a folder", True, None),
-        CorpusInfo("shards:GLOB", "token ids as uint16 in the 20240520 format; *val* validates", True, None),
+        CorpusInfo("text:PATH", "a file or a folder: text, .jsonl, .parquet, each also .gz, .zst", True, None),
+        CorpusInfo("shards:GLOB", "GPT-2 ids: the 20240520 format or .npy; *val* validates", True, None),
+        CorpusInfo("raw:GLOB", "GPT-2 ids without a header, as nanoGPT writes them", True, None),
         CorpusInfo("fineweb-edu", "educational web pages, GPT-2 ids", len(fineweb) > 0, len(fineweb) or None),
     ]
 

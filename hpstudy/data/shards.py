@@ -1,7 +1,8 @@
 """Shards: files of token ids, checked when they are read, and read together as one long sequence.
 
 The format is that of the public GPT-2 corpora, little-endian: a header of 256 int32 (20240520, version 1, number of
-tokens, zeros), then the ids as uint16. No vocabulary here exceeds GPT-2's 50,257 ids, so uint16 is enough.
+tokens, zeros), then the ids as uint16. No vocabulary here exceeds GPT-2's 50,257 ids, so uint16 is enough. Arrays of
+uint16 that numpy saved are read too and, where a corpus says so, raw uint16 without any header.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ TokenIds = npt.NDArray[np.uint16]
 
 MAGIC = 20240520
 VERSION = 1
+LLAMA3_MAGIC = 20240801  # ids as uint32
 HEADER_BYTES = 4 * 256
+NPY = b"\x93NUMPY"  # how a file of numpy's begins
 SHARD_TOKENS = 100_000_000  # 200 MB, as in the public corpora
 MANIFEST = "shards.json"  # {file name: sha256}, written after the last shard
 
@@ -35,16 +38,26 @@ def write_shard(path: Path, ids: TokenIds) -> None:
     write_atomic(path, header.tobytes(), np.ascontiguousarray(ids, "<u2").data.cast("B"), remedy=CACHE_REMEDY)
 
 
-def shard_problem(path: Path) -> str | None:
+def shard_problem(path: Path, *, raw: bool = False) -> str | None:
     """Why a file is not a whole shard, or None if it is. Reads only the header."""
     with path.open("rb") as file:
         header = np.frombuffer(file.read(HEADER_BYTES), np.uint8)
     size = path.stat().st_size
+    is_npy = header.tobytes().startswith(NPY)
+    if raw:
+        return _raw_problem(size, headed=is_npy or header[:4].tobytes() == MAGIC.to_bytes(4, "little"))
+    if is_npy:
+        return _npy_problem(path)
     if size <= HEADER_BYTES:
         return f"must hold a header of {HEADER_BYTES:,} bytes and tokens, but has {size:,} bytes; write it again"
     magic, version, count = header.view("<i4")[:3].tolist()
+    if magic == LLAMA3_MAGIC:
+        return "holds ids of Llama 3, but studies train on GPT-2's; tokenize its text with `hpstudy prepare text:PATH`"
     if magic != MAGIC:
-        return f"must begin with the number {MAGIC}, but got {magic}; give files of token ids in that format"
+        return (
+            f"must begin with the number {MAGIC}, but got {magic}; if it holds uint16 ids without a header, as nanoGPT "
+            'writes them, name the corpus "raw:GLOB"; else tokenize the text with `hpstudy prepare text:PATH`'
+        )
     if version != VERSION:
         return f"version must be {VERSION}, but got {version}; write it again in the {MAGIC} format"
     if size != (expected := HEADER_BYTES + 2 * count):
@@ -52,21 +65,59 @@ def shard_problem(path: Path) -> str | None:
     return None
 
 
-def read_shard(path: Path) -> TokenIds:
-    """The token ids of a whole shard, mapped into memory, or loaded if its file system cannot map files."""
+def _raw_problem(size: int, *, headed: bool) -> str | None:
+    if headed:
+        return 'has a header, so it is not raw; name the corpus "shards:GLOB"'
+    if size % 2 or not size:
+        return f"must hold ids of 2 bytes each, but has {size:,} bytes; fetch or write it again"
+    return None
+
+
+def _npy_problem(path: Path) -> str | None:
     try:
-        return np.asarray(np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES))  # a plain array is quicker to slice
-    except OSError as error:
-        note(
-            "mmap",
-            f"{path.parent}: files here cannot be mapped into memory ({error.strerror}); shards are loaded instead",
+        ids = _npy(path)
+    except (ValueError, EOFError) as error:
+        return f"is no whole .npy file ({error}); fetch or write it again"
+    if ids.ndim != 1 or ids.dtype != np.dtype("<u2") or not len(ids):
+        return (
+            f"must hold one row of uint16, but has {ids.dtype} of shape {ids.shape}; save it again, for example with "
+            'numpy.save(path, ids.ravel().astype("uint16"))'
         )
-        return np.fromfile(path, "<u2", offset=HEADER_BYTES)
+    return None
 
 
-def content_sha256(path: Path) -> str:
+def _npy(path: Path) -> npt.NDArray[np.generic]:
+    """An array that numpy saved, mapped into memory if its file system can."""
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError as error:
+        _note_loading(path, error)
+        return np.asarray(np.load(path, allow_pickle=False))
+
+
+def _note_loading(path: Path, error: OSError) -> None:
+    note(
+        "mmap",
+        f"{path.parent}: files here cannot be mapped into memory ({error.strerror}); shards are loaded instead",
+    )
+
+
+def read_shard(path: Path, *, raw: bool = False) -> TokenIds:
+    """The token ids of a whole shard, mapped into memory, or loaded if its file system cannot map files."""
+    with path.open("rb") as file:
+        if not raw and file.read(len(NPY)) == NPY:
+            return _npy(path).view(np.uint16)
+    offset = 0 if raw else HEADER_BYTES
+    try:
+        return np.asarray(np.memmap(path, "<u2", mode="r", offset=offset))  # a plain array is quicker to slice
+    except OSError as error:
+        _note_loading(path, error)
+        return np.fromfile(path, "<u2", offset=offset)
+
+
+def content_sha256(path: Path, *, raw: bool = False) -> str:
     """The sha256 of a shard's token ids."""
-    return hashlib.sha256(read_shard(path).data).hexdigest()
+    return hashlib.sha256(read_shard(path, raw=raw).data).hexdigest()
 
 
 def write_shards(folder: Path, pieces: Iterable[TokenIds], shard_tokens: int = SHARD_TOKENS) -> list[Path]:
@@ -133,10 +184,10 @@ class TokenSequence:
         return TokenSequence([shard[: count - start] for shard, start in spans if start < count])
 
 
-def open_shards(paths: Iterable[Path]) -> TokenSequence:
+def open_shards(paths: Iterable[Path], *, raw: bool = False) -> TokenSequence:
     """Shards as one sequence, in the given order. Raises UserError naming every file that is not a whole shard."""
     paths = list(paths)
-    problems = [f"{path}: {problem}" for path in paths if (problem := shard_problem(path))]
+    problems = [f"{path}: {problem}" for path in paths if (problem := shard_problem(path, raw=raw))]
     if problems:
         raise UserError(problems)
-    return TokenSequence([read_shard(path) for path in paths])
+    return TokenSequence([read_shard(path, raw=raw) for path in paths])

@@ -170,9 +170,9 @@ def _validation(file: StudyFile) -> Iterator[str]:
 
 
 def _val_shards(file: StudyFile) -> Iterator[str]:
-    if file.trainer.val and not file.trainer.corpus.startswith("shards:"):
+    if file.trainer.val and not file.trainer.corpus.startswith(("shards:", "raw:")):
         yield (
-            f'[trainer] val: only a corpus "shards:GLOB" has files that validate, but the corpus is '
+            f'[trainer] val: only a corpus "shards:GLOB" or "raw:GLOB" has files that validate, but the corpus is '
             f"{shown(file.trainer.corpus)}; leave it out"
         )
 

@@ -35,6 +35,7 @@ Opponent = Literal["tuned-lr"]
 Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
+CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -80,12 +81,14 @@ def _one_line(text: str) -> str:
 def _corpus(name: str) -> str:
     """Checks the form of a corpus name; whether the corpus exists is for hpstudy.data to say."""
     kind, colon, rest = name.partition(":")
-    if name in ("asv", "fineweb-edu") or (kind in ("text", "shards") and rest):
+    if name in ("asv", "fineweb-edu") or (kind in CORPUS_KINDS and rest):
         return name
-    if kind in ("text", "shards"):
+    if kind in CORPUS_KINDS:
         raise ValueError(f'"{kind}:" must be followed by a {"path" if kind == "text" else "glob"}, but got "{name}"')
-    near = did_you_mean(kind + colon, ("asv", "fineweb-edu", "text:", "shards:"))
-    raise ValueError(f'unknown corpus "{name}"{near}; known are "asv", "fineweb-edu", "text:PATH" and "shards:GLOB"')
+    near = did_you_mean(kind + colon, ("asv", "fineweb-edu", *(f"{kind}:" for kind in CORPUS_KINDS)))
+    raise ValueError(
+        f'unknown corpus "{name}"{near}; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'
+    )
 
 
 def _tokenizer(name: str) -> str:
@@ -163,7 +166,10 @@ class TrainerTable(Table):
         ..., f"a preset ({', '.join(PRESETS)}), or a table of the keys below", "gpt-2x64"
     )
     corpus: Annotated[Text, AfterValidator(_corpus)] = _key(
-        "asv", "asv, text:PATH, shards:GLOB or fineweb-edu; `hpstudy corpora` lists them"
+        "asv",
+        "asv, text:PATH, shards:GLOB, raw:GLOB or fineweb-edu; `hpstudy corpora` lists them. Between two documents of "
+        "text:PATH (files, lines of .jsonl, rows of .parquet) comes GPT-2's end-of-text token, or a blank line if the "
+        "tokenizer has none",
     )
     tokenizer: Annotated[str, AfterValidator(_tokenizer)] = _key(
         "gpt2", "gpt2, gpt2:N (its first N ranks) or bytes", "gpt2:512"
@@ -176,7 +182,9 @@ class TrainerTable(Table):
     evals: Count = _key(20, "evaluations of one run, equally spaced in tokens", le=100_000)
     val_tokens: Count = _key(2**16, "size of the validation set", unit="tokens", le=10**9)
     val: Text | None = _key(
-        None, 'of a corpus shards:GLOB, the files that validate: a glob, or "tail"; else by their names', "val/*.bin"
+        None,
+        'of a corpus shards:GLOB or raw:GLOB, the files that validate: a glob, or "tail"; else by their names',
+        "val/*.bin",
     )
     seed: Seed = _key(0, "seed of initialisation and data order in the search")
     threads: Count = _key(1, "CPU threads of one training", le=512)

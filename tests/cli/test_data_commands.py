@@ -12,7 +12,7 @@ def test_corpora_lists_what_a_study_may_name() -> None:
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines()]
     assert ["asv", "yes", "1,009,473"] in [row[:3] for row in rows]
-    assert {row[0] for row in rows[1:]} == {"asv", "text:PATH", "shards:GLOB", "fineweb-edu"}
+    assert {row[0] for row in rows[1:]} == {"asv", "text:PATH", "shards:GLOB", "raw:GLOB", "fineweb-edu"}
 
 
 def test_prepare_prints_the_paths_of_the_shards_it_wrote(cache_folder: Path, tmp_path: Path) -> None:

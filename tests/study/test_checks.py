@@ -44,7 +44,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"trainer__tokens": 4095}, "[hparams] batch_tokens: a run must hold at least one step, but got 4096 > [trainer] tokens=4095"),
     ({"hparams": {}, "trainer__tokens": 500_000}, "[hparams] batch_tokens: a run must hold at least one step, but got 524288 > [trainer] tokens=500000"),
     ({"trainer__model": {"layers": 2, "heads": 3, "width": 64}}, "[trainer] model: width must be a multiple of heads, but got width=64, heads=3"),
-    ({"trainer__val": "val/*.bin"}, '[trainer] val: only a corpus "shards:GLOB" has files that validate, but the corpus is "asv"; leave it out'),
+    ({"trainer__val": "val/*.bin"}, '[trainer] val: only a corpus "shards:GLOB" or "raw:GLOB" has files that validate, but the corpus is "asv"; leave it out'),
     ({"trainer__val_tokens": 127}, "[trainer] val_tokens: must hold one sequence, context = 128, but got 127"),
     ({"trainer__corpus": "fineweb-edu"}, '[trainer] tokenizer: "fineweb-edu" is tokenized with "gpt2", but got "gpt2:2048"'),
     ({"hparams__batch_tokens": 5000}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 5000 is not for micro_batch 13 at context 128; the nearest that work: 4992, 6656"),
