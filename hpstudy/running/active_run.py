@@ -122,7 +122,7 @@ class ActiveRun:
                 self._progress.say(f"{self.run.run_id}: no checkpoint could be written ({problem}); training continues")
             self._warned = True
             return
-        self._writer.sync()
+        self._writer.mark()
         with contextlib.suppress(FileNotFoundError):
             self.part.replace(self._checkpoint)
         if self._checkpoint_seconds:
@@ -161,7 +161,8 @@ def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHead
     smaller when memory runs out.
     """
     known = store.header(run.run_id)
-    before, now = (_values(known.run), _values(run)) if known else ({}, {})
+    before = _values(known.run, known.num_params) if known else {}
+    now = _values(run, num_params) if known else {}
     if changed := [f"{key} was {before[key]!r} and is {now[key]!r}" for key in now if before[key] != now[key]]:
         raise MachineError(
             f"{store.folder(run.run_id)}: began with other values: {', '.join(changed)}; remove the folder to train "
@@ -177,9 +178,9 @@ def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHead
     )
 
 
-def _values(run: Run) -> dict[str, Any]:
-    """All that a run's numbers depend on."""
-    values = asdict(run) | asdict(run.hparams)
+def _values(run: Run, num_params: int) -> dict[str, Any]:
+    """All that a run's numbers depend on, and what its header says of it besides."""
+    values = asdict(run) | asdict(run.hparams) | {"num_params": num_params}
     return {key: value for key, value in values.items() if key not in ("hparams", "micro_batch")}
 
 

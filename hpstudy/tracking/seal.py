@@ -1,4 +1,8 @@
-"""Whether a finished run is still what was trained: result.json holds the hashes of the run's three files."""
+"""Whether a run is still what was trained.
+
+The result.json of a finished run holds the hashes of its three files. An unfinished run with a checkpoint has the hash
+of the steps up to it, because those are not trained again when the run resumes.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hpstudy.files import from_json, json_object, to_json
+from hpstudy.files import from_json, json_object, read_json, to_json, write_atomic
 from hpstudy.records import Outcome, RunResult
 
 HEADER, STEPS, RESULT = "header.json", "steps.jsonl", "result.json"
 SEAL = "sha256"  # the key of result.json that holds {file: hash}
+MARK = "recorded.json"  # the size and the hash of the steps that a checkpoint stands for
 
 
 def sealed(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -35,6 +40,25 @@ def damage(folder: Path) -> str | None:
     except (ValueError, TypeError, OSError) as error:
         return f"cannot be read ({error})"
     return f"{' and '.join(changed)} changed after the run ended" if changed else None
+
+
+def mark(folder: Path, size: int, steps_sha256: str) -> None:
+    """Notes the first `size` bytes of a run's steps, which its next checkpoint stands for."""
+    write_atomic(folder / MARK, to_json({"bytes": size, SEAL: steps_sha256}))
+
+
+def marked_damage(folder: Path, steps: bytes) -> str | None:
+    """What was changed in the steps that the checkpoint stands for, or None; also without a mark, or if some are gone.
+
+    Steps that are gone are trained again, and compared with those that are left.
+    """
+    noted = read_json(folder / MARK, json_object)
+    size = noted and noted.get("bytes")
+    if noted is None or not isinstance(size, int) or size > len(steps):
+        return None
+    if hashlib.sha256(steps[:size]).hexdigest() != noted.get(SEAL):
+        return f"{STEPS} or {MARK} changed after its steps were trained"
+    return None
 
 
 def _hashes(result: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -7,12 +7,13 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ from hpstudy.records import (
 from hpstudy.study import GROWING
 from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
 from hpstudy.tracking.lease import LEASE, held, leased
-from hpstudy.tracking.seal import HEADER, RESULT, STEPS, damage, sealed
+from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
@@ -130,8 +131,9 @@ class RunWriter:
     A step that is trained again after a resume is compared with its record and not written.
     """
 
-    def __init__(self, path: Path, steps: IO[bytes], recorded: list[StepRecord], cut: int) -> None:
+    def __init__(self, path: Path, steps: IO[bytes], recorded: list[StepRecord], intact: bytes, cut: int) -> None:
         self._path, self._steps = path, steps
+        self._size, self._sha256 = len(intact), hashlib.sha256(intact)
         self.recorded = recorded
         """The intact steps of earlier attempts."""
         self.cut = cut
@@ -139,14 +141,21 @@ class RunWriter:
 
     @classmethod
     def open(cls, folder: Path, *, fresh: bool = False) -> RunWriter:
-        """Resumes a run after its intact steps, cutting off the rest; with `fresh` it starts again from step 1."""
+        """Resumes a run after its intact steps, cutting off the rest; with `fresh` it starts again from step 1.
+
+        Raises MachineError if steps that would not be trained again have changed.
+        """
         path = folder / STEPS
+        if fresh:
+            (folder / MARK).unlink(missing_ok=True)
         with writing(path):
             lines = path.read_bytes() if path.exists() and not fresh else b""
+            if found := marked_damage(folder, lines):
+                raise MachineError(f"{folder}: {found}; {_retrain(folder)}")
             recorded, intact = _intact(path, lines)
             steps = open(path, "ab", opener=own_file)  # noqa: SIM115
             steps.truncate(intact)
-        return cls(path, steps, recorded, len(lines) - intact)
+        return cls(path, steps, recorded, lines[:intact], len(lines) - intact)
 
     def append(self, record: StepRecord) -> bool:
         """Hands a step to the operating system and returns True; returns False for a step recorded before.
@@ -157,8 +166,10 @@ class RunWriter:
             self._compare(self.recorded[record.step - 1], record)
             return False
         with writing(self._path):
-            self._steps.write(to_json(as_row(record)).encode() + b"\n")
+            self._steps.write(line := to_json(as_row(record)).encode() + b"\n")
             self._steps.flush()
+        self._size += len(line)
+        self._sha256.update(line)
         return True
 
     def sync(self) -> None:
@@ -166,19 +177,44 @@ class RunWriter:
         with writing(self._path):
             os.fsync(self._steps.fileno())
 
+    def mark(self) -> None:
+        """Makes the steps durable and notes their hash, before a checkpoint stands for them.
+
+        Raises MachineError as `finish` does.
+        """
+        self._expect_untouched()
+        self.sync()
+        mark(self._path.parent, self._size, self._sha256.hexdigest())
+
+    def _expect_untouched(self) -> None:
+        folder = self._path.parent
+        if not (folder / HEADER).exists():
+            raise MachineError(_gone(folder))
+        try:
+            size = self._path.stat().st_size
+        except FileNotFoundError:
+            size = -1
+        if size != self._size:
+            raise MachineError(f"{self._path}: was changed while the run trained; {_retrain(folder)}")
+
     def _compare(self, before: StepRecord, again: StepRecord) -> None:
         if different := step_differences(before, again):
             raise MachineError(
-                f"{self._path}: step {again.step} trained again gives {different}; this machine does not "
-                f"repeat its numbers; remove {self._path.parent} to train the run again from step 1"
+                f"{self._path}: step {again.step} trained again gives {different}; the file was changed, or this "
+                f"machine does not repeat its numbers; remove {self._path.parent} to train the run again from step 1"
             )
 
     def finish(self, result: RunResult) -> None:
-        """Makes first the steps durable, then the result: a run with a result has all its steps."""
+        """Makes first the steps durable, then the result: a run with a result has all its steps.
+
+        Raises MachineError if a file of the run was removed or changed meanwhile.
+        """
         self.sync()
         self.close()
+        self._expect_untouched()
         folder = self._path.parent
         write_atomic(folder / RESULT, to_json(sealed(dataclasses.asdict(result), folder)))
+        (folder / MARK).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Leaves the run unfinished."""
@@ -216,6 +252,10 @@ def _other_version(path: Path, error: TypeError) -> MachineError:
     return MachineError(f"{path}: was written by another version of hpstudy ({error}); use that version for the study")
 
 
+def _gone(folder: Path) -> str:
+    return f"{folder}: was removed while the study ran; run the study again, which trains the run again"
+
+
 def _retrain(folder: Path) -> str:
     """The remedy for a damaged file of a run."""
     return f"remove {folder} and run the study again"
@@ -231,6 +271,7 @@ class RunStore:
     """The folder of one study, `RUNS/NAME`. Nothing is created before `create`."""
 
     root: Path
+    _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # runs that must stay there
 
     @property
     def begun(self) -> bool:
@@ -309,6 +350,7 @@ class RunStore:
         folder = self.folder(header.run.run_id)
         assert not (folder / RESULT).exists(), f"{folder} is finished"
         write_atomic(folder / HEADER, to_json(dataclasses.asdict(header)))
+        self._seen.add(header.run.run_id)
         return RunWriter.open(folder, fresh=fresh)
 
     def header(self, run_id: str) -> RunHeader | None:
@@ -328,12 +370,18 @@ class RunStore:
         return RunView(folder=self.folder(run_id), header=header, result=self.result(run_id))
 
     def runs(self) -> list[RunView]:
-        """Every run that has begun, in order of phase, trial and seed. Raises MachineError for a damaged one."""
+        """Every run that has begun, in order of phase, trial and seed.
+
+        Raises MachineError for a damaged one, and for one that was there before in this process and is gone.
+        """
         views = [
             RunView(folder=folder, header=header, result=self.result(folder.name))
             for folder, header in self._headers()
             if header.run.run_id == folder.name
         ]
+        if gone := sorted(self._seen - {view.run_id for view in views}):
+            raise MachineError("\n".join(_gone(self.folder(run_id)) for run_id in gone))
+        self._seen.update(view.run_id for view in views)
         return sorted(views, key=lambda view: run_order(view.header.run))
 
     def refuse_damage(self) -> None:

@@ -1,41 +1,58 @@
 """Injects faults into real studies at random moments: `python -m tests.bench.faults` prints what the studies lost.
 
-After each fault the same command runs the study again, until it ends. Then it is compared with one without faults.
+After each fault the same command runs the study again, until it ends without another. If the command refuses what it
+finds, the fault is undone. Then the study is compared with one without faults. A traceback counts as a wrong answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from hpstudy.analysis.results import load
 from hpstudy.cli.progress import StudyProgress
 from hpstudy.errors import HpstudyError
 from hpstudy.records import StepRecord, step_differences
 from hpstudy.running.driver import run_study
-from hpstudy.running.interface import Options, StopRequest
+from hpstudy.running.interface import STOP_SIGNALS, Options, StopRequest
 from hpstudy.search import Search
 from hpstudy.study import load_study
 from hpstudy.tracking.store import RunStore
 from tests.bench import ROOT
+from tests.helpers.lacking import lacking_calls
 from tests.helpers.running import any_alive, workers_of
 from tests.helpers.tiny import TINY
 
 OUTPUT = "output.txt"  # beside the study file: what its sessions printed
 SESSIONS = 200  # after which a study that has not ended counts as lost
-Inject = Callable[[subprocess.Popen[bytes], Path, random.Random], None]
+REFUSED = (1, 2)  # exit codes with which a session names what it found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aftermath:
+    """What a fault leaves: the variables of the next session, and what puts it right if that session refuses it."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    undo: Callable[[], object] = lambda: None
+
+
+Inject = Callable[[subprocess.Popen[bytes], Path, random.Random], Aftermath | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +64,7 @@ class Fault:
     more: str = ""  # lines for the study file's [budget]
     workers: int = 1
     anytime: bool = True  # also while the driver starts; else only between steps
+    lockless: bool = False  # on a file system that cannot lock files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +75,7 @@ class Losses:
     steps_doubled: int = 0
     steps_changed: int = 0
     trials_lost: int = 0
+    wrong_answers: int = 0  # verdicts, trials or tables that differ; tracebacks too
 
     def __add__(self, other: Losses) -> Losses:
         return Losses(**{key: getattr(self, key) + getattr(other, key) for key in self.__slots__})
@@ -102,6 +121,62 @@ def terminate(driver: subprocess.Popen[bytes], _store: Path, _rng: random.Random
     driver.wait()
 
 
+def hang_up(driver: subprocess.Popen[bytes], _store: Path, _rng: random.Random) -> None:
+    driver.send_signal(signal.SIGHUP)
+    driver.wait()
+
+
+def run_folder(store: Path, rng: random.Random) -> Path | None:
+    """The folder of a run that has begun, whether it trains or has ended."""
+    folders = sorted(path for path in store.glob("search-*") if path.is_dir() and not path.name.endswith("-bak"))
+    return rng.choice(folders) if folders else None
+
+
+def remove_run(_driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> None:
+    if folder := run_folder(store, rng):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_run(_driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> None:
+    if folder := run_folder(store, rng):
+        subprocess.run(["cp", "-r", folder, f"{folder}-bak"], stderr=subprocess.DEVNULL, check=False)
+
+
+def change_byte(driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> Aftermath | None:
+    """Kills both, then changes one byte of any file."""
+    kill_both(driver, store, rng)
+    files = sorted(
+        path for path in store.rglob("*") if path.is_file() and path.stat().st_size and path.suffix != ".log"
+    )
+    names = sorted({path.name for path in files})
+    if not names:
+        return None
+    name = rng.choice(names)
+    path = rng.choice([path for path in files if path.name == name])
+    content = path.read_bytes()
+    at = rng.randrange(len(content))
+    changed = bytes([rng.choice([byte for byte in (rng.randrange(256), *b"0123456789") if byte != content[at]])])
+    path.write_bytes(content[:at] + changed + content[at + 1 :])
+
+    def undo() -> None:
+        if path.exists() and (now := path.read_bytes())[at : at + 1] == changed:
+            path.write_bytes(now[:at] + content[at : at + 1] + now[at + 1 :])
+
+    return Aftermath(undo=undo)
+
+
+def change_environment(driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> Aftermath:
+    """Kills both, then lets the study go on with other vector instructions."""
+    kill_both(driver, store, rng)
+    return Aftermath(variables={"ATEN_CPU_CAPABILITY": rng.choice(["default", "avx2"])})
+
+
+def second_driver(_driver: subprocess.Popen[bytes], store: Path, _rng: random.Random) -> None:
+    """Starts the study a second time while it runs."""
+    with session(store.with_suffix(".toml"), lockless=True) as second:
+        assert second.wait() != 0 or _driver.poll() == 0, "two drivers wrote one study"
+
+
 def kill_and_cut(driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> None:
     """Kills both, then cuts the end off what they were writing."""
     kill_both(driver, store, rng)
@@ -123,6 +198,12 @@ FAULTS = (
     Fault(name="kill -9, files cut short", inject=kill_and_cut),
     Fault(name="SIGTERM", inject=terminate),
     Fault(name="worker hangs (SIGSTOP)", inject=stop_worker, more="hang_seconds = 3", anytime=False),
+    Fault(name="SIGHUP", inject=hang_up),
+    Fault(name="a run's folder removed", inject=remove_run),
+    Fault(name="a run's folder copied", inject=copy_run),
+    Fault(name="kill -9, a byte changed", inject=change_byte),
+    Fault(name="other vector instructions", inject=change_environment),
+    Fault(name="second driver, no file locks", inject=second_driver, lockless=True, anytime=False),
 )
 
 
@@ -133,12 +214,16 @@ def write_study(folder: Path, more: str = "") -> Path:
     return path
 
 
-def session(study: Path, workers: int = 1) -> subprocess.Popen[bytes]:
+def session(
+    study: Path, workers: int = 1, *, lockless: bool = False, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Runs a study in another process, with a checkpoint after every step; its runs are kept beside the study file."""
+    lacking = lacking_calls(study.parent, flock=errno.ENOSYS) if lockless else {}
     with (study.parent / OUTPUT).open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.bench.faults", "--drive", str(study), "--workers", str(workers)],
             cwd=ROOT,
+            env={**os.environ, **lacking, **(variables or {})},
             stdout=output,
             stderr=output,
         )
@@ -147,7 +232,8 @@ def session(study: Path, workers: int = 1) -> subprocess.Popen[bytes]:
 def drive(study_file: Path, workers: int) -> int:
     """What a session's process does; returns its exit code."""
     study, stop = load_study(str(study_file)), StopRequest()
-    signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: setattr(stop, "requested", True))
     options = Options(runs=study_file.parent, device="cpu", wandb="disabled", workers=workers, checkpoint_seconds=0.0)
     progress = StudyProgress(study, Console(file=sys.stdout, width=1000))
     try:
@@ -178,16 +264,23 @@ def wait_for_moment(driver: subprocess.Popen[bytes], store: Path, rng: random.Ra
     return driver.poll() is None
 
 
-def run_with_fault(fault: Fault, study: Path, rng: random.Random, most: int) -> int:
-    """Runs a study to its end and injects the fault up to `most` times; returns how often it did."""
-    times, store = 0, study.parent / study.stem
+def run_with_fault(fault: Fault, study: Path, rng: random.Random, most: int) -> tuple[int, int]:
+    """Runs a study to its end and injects the fault up to `most` times: (how often, how often it was refused)."""
+    times, refused, store = 0, 0, study.parent / study.stem
+    left: Aftermath | None = None
     for _ in range(SESSIONS):
-        with session(study, fault.workers) as driver:
+        variables = left.variables if left else {}
+        before = times
+        with session(study, fault.workers, lockless=fault.lockless, variables=variables) as driver:
             while times < most and wait_for_moment(driver, store, rng, anytime=fault.anytime):
-                fault.inject(driver, store, rng)
+                left = fault.inject(driver, store, rng)
                 times += 1
-            if driver.wait() == 0:
-                return times
+            code = driver.wait()
+        if code in REFUSED and left:
+            left.undo()
+            refused, left = refused + 1, None
+        if code == 0 and times == before:
+            return times, refused
     raise AssertionError(f"{study}: has not ended after {SESSIONS} sessions")
 
 
@@ -214,7 +307,19 @@ def losses(found: RunStore, reference: RunStore) -> Losses:
         )
     ours, expected_trials = (_trials(store) for store in (found, reference))
     missing = Counter(map(repr, expected_trials)) - Counter(map(repr, ours))
-    return replace(total, trials_lost=missing.total() + max(0, len(ours) - len(expected_trials)))
+    return replace(
+        total,
+        trials_lost=missing.total() + max(0, len(ours) - len(expected_trials)),
+        wrong_answers=int(_answer(found) != _answer(reference))
+        + (found.root.parent / OUTPUT).read_text(errors="replace").count("Traceback"),
+    )
+
+
+def _answer(store: RunStore) -> object:
+    """What a reader learns: the verdict, and every trial with its loss, without times."""
+    results = load(store.root.name, store.root.parent)
+    trials = results.trials[["run_id", "outcome", "lr", "beta2", "val_loss", "best_val_loss", "tokens"]]
+    return results.verdict().sentence, trials.to_csv()
 
 
 def _trials(store: RunStore) -> list[object]:
@@ -223,27 +328,28 @@ def _trials(store: RunStore) -> list[object]:
     return list(Search(study, store.root / "optuna.journal", read_only=True).trials())
 
 
-def attempt(fault: Fault, folder: Path, reference: RunStore, seed: int, most: int) -> tuple[int, Losses]:
-    """Runs one study and injects the fault up to `most` times: (how often, what it has lost)."""
+def attempt(fault: Fault, folder: Path, reference: RunStore, seed: int, most: int) -> tuple[int, int, Losses]:
+    """Runs one study and injects the fault up to `most` times: (how often, how often refused, what it has lost)."""
     study = write_study(folder, fault.more)
-    times = run_with_fault(fault, study, random.Random(seed), most)
-    return times, losses(RunStore(folder / study.stem), reference)
+    times, refused = run_with_fault(fault, study, random.Random(seed), most)
+    return times, refused, losses(RunStore(folder / study.stem), reference)
 
 
-def attempts(fault: Fault, folder: Path, reference: RunStore, times: int) -> tuple[int, Losses]:
-    """Runs studies until the fault was injected that often: (how often, what they have lost)."""
-    done, lost, seed = 0, Losses(), 0
+def attempts(fault: Fault, folder: Path, reference: RunStore, times: int) -> tuple[int, int, Losses]:
+    """Runs studies until the fault was injected that often: (how often, how often refused, what they have lost)."""
+    done, refused, lost, seed = 0, 0, Losses(), 0
     while done < times:
-        (here := folder / f"{fault.name.replace(' ', '-').replace('/', '')}-{seed}").mkdir()
-        more, losses_here = attempt(fault, here, reference, seed, times - done)
-        done, lost, seed = done + more, lost + losses_here, seed + 1
-    return done, lost
+        (here := folder / f"{re.sub('[^a-z0-9]+', '-', fault.name.lower())}-{seed}").mkdir()
+        more, refused_here, losses_here = attempt(fault, here, reference, seed, times - done)
+        done, refused, lost, seed = done + more, refused + refused_here, lost + losses_here, seed + 1
+    return done, refused, lost
 
 
 def main() -> int:
     """Prints the table; returns 1 if anything was lost, doubled or changed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.faults", description=__doc__)
     parser.add_argument("--times", type=int, default=3, metavar="N", help="how often to inject each fault (3)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only faults whose name has these words")
     parser.add_argument("--long", action="store_true", help="inject each fault 100 times")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
@@ -251,18 +357,18 @@ def main() -> int:
     if args.drive:
         return drive(args.drive, args.workers)
     table = Table("fault", box=None, header_style="", pad_edge=False)
-    for column in ("times", "steps lost", "steps doubled", "steps changed", "trials lost"):
+    for column in ("times", "refused", *(key.replace("_", " ") for key in Losses.__slots__)):
         table.add_column(column, justify="right")
     total, progress = Losses(), Console(stderr=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = run_without_faults(folder)
-        for fault in FAULTS:
-            times, lost = attempts(fault, folder, reference, 100 if args.long else args.times)
+        for fault in (fault for fault in FAULTS if args.only in fault.name):
+            times, refused, lost = attempts(fault, folder, reference, 100 if args.long else args.times)
             progress.print(f"{fault.name}: {times} times", soft_wrap=True)
-            table.add_row(fault.name, str(times), *(str(getattr(lost, key)) for key in Losses.__slots__))
+            table.add_row(fault.name, str(times), str(refused), *(str(getattr(lost, key)) for key in Losses.__slots__))
             total += lost
-    Console(width=100).print(table)
+    Console(width=120).print(table)
     return int(total != Losses())
 
 

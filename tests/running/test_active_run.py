@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -111,7 +112,7 @@ def test_a_run_of_a_pack_wants_no_checkpoint(sinks: Sinks):
 def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):
     begun = header_of(a_run(), sinks.store, "tiny", 1000)
     sinks.store.begin(begun).close()
-    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 7) == begun
+    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 1000) == begun
 
 
 def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
@@ -138,6 +139,7 @@ def test_a_step_that_trains_to_other_figures_is_an_error_that_names_it(tiny, tmp
     interrupt(study, tmp_path, "search-0000", 9)
     edit_loss(folder, 4)
     (folder / "checkpoint.pt").unlink()
+    (folder / "recorded.json").unlink()
     with pytest.raises(MachineError, match=r"search-0000/steps\.jsonl: step 4 trained again gives train/loss"):
         run_here(study, tmp_path)
 
@@ -145,10 +147,40 @@ def test_a_step_that_trains_to_other_figures_is_an_error_that_names_it(tiny, tmp
 def test_steps_before_the_checkpoint_are_not_trained_again(tiny, tmp_path: Path):
     study, watch = tiny(replace={"trials = 5": "trials = 1"}), Watch()
     interrupt(study, tmp_path, "search-0000", 9)
-    edit_loss(tmp_path / "tiny" / "search-0000", 4)
+    steps = tmp_path / "tiny" / "search-0000" / "steps.jsonl"
+    before = steps.read_bytes()
     store = run_here(study, tmp_path, watch=watch)
     assert any(line.startswith("search-0000: resumes after step ") for line in watch.lines)
+    assert steps.read_bytes().startswith(before)  # with the times of the first session
     assert len(curves(store)["search-0000"]) == 20
+    assert not steps.with_name("recorded.json").exists()
+
+
+def test_a_step_that_was_changed_before_the_checkpoint_is_refused_and_the_remedy_mends_it(
+    tiny, tmp_path: Path, uninterrupted
+):
+    study = tiny()
+    interrupt(study, tmp_path, "search-0000", 9)
+    folder = tmp_path / "tiny" / "search-0000"
+    edit_loss(folder, 4)
+    with pytest.raises(MachineError) as error:
+        run_here(study, tmp_path)
+    assert str(error.value) == (
+        f"{folder}: steps.jsonl or recorded.json changed after its steps were trained; remove {folder} and run the "
+        "study again"
+    )
+    shutil.rmtree(folder)
+    store = run_here(study, tmp_path)
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_run_of_a_version_that_did_not_mark_its_steps_resumes(tiny, tmp_path: Path, uninterrupted):
+    study, watch = tiny(), Watch()
+    interrupt(study, tmp_path, "search-0000", 9)
+    (tmp_path / "tiny" / "search-0000" / "recorded.json").unlink()
+    store = run_here(study, tmp_path, watch=watch)
+    assert any(line.startswith("search-0000: resumes after step ") for line in watch.lines)
+    assert (trials(study, store), curves(store)) == uninterrupted
 
 
 def test_a_damaged_or_foreign_checkpoint_is_reported_and_its_run_trained_again(tiny, tmp_path: Path, uninterrupted):

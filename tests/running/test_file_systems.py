@@ -15,35 +15,24 @@ import pytest
 from hpstudy.tracking.lease import LEASE
 from hpstudy.tracking.store import RunStore
 from tests.helpers.command_line import PROGRAM
+from tests.helpers.lacking import lacking_calls
 from tests.helpers.running import curves, trials, wait_for_step
 
-LACKING_C = Path(__file__).parents[1] / "helpers" / "lacking.c"
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library to preload that fails calls as such file systems do."""
-    path = tmp_path_factory.mktemp("lacking") / "lacking.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, LACKING_C, "-ldl"], check=True)
-    return path
 
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(library: Path, tiny_file: Callable[..., Path], tmp_path: Path) -> Start:
+def start(tiny_file: Callable[..., Path], tmp_path: Path) -> Start:
     """Starts a study whose run folder and cache are on such a file system."""
     (tmp_path / "there" / "cache").mkdir(parents=True)
 
     def begin(study: dict[str, str] | None = None, **lacking: int) -> subprocess.Popen[str]:
-        listed = " ".join(f"{call}={number}" for call, number in lacking.items())
         environment = {
             **os.environ,
-            "LD_PRELOAD": str(library),
-            "LACKING_ROOT": str(tmp_path / "there"),
-            "LACKING": listed,
+            **lacking_calls(tmp_path / "there", **lacking),
             "HPSTUDY_CACHE": str(tmp_path / "there" / "cache"),
         }
         command = [

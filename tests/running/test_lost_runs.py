@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hpstudy.errors import MachineError
+from hpstudy.records import Run, StepRecord
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import Watch, curves, run_here, trials
@@ -176,3 +177,29 @@ def test_an_unfinished_run_with_other_values_is_refused_by_name(confirmable, cop
         MachineError, match=rf"baseline-s8: began with other values: {key} was {value} and is .*; remove"
     ):
         run_here(confirmable(), copied.root.parent)
+
+
+@pytest.mark.parametrize("removed", ["the run in training", "a run that has ended", "the steps of the run in training"])
+def test_a_run_removed_while_its_study_runs_is_named_and_trained_again(
+    tiny, tmp_path: Path, removed: str, uninterrupted
+):
+    study, root = tiny(), tmp_path / "tiny"
+    lost = root / ("search-0000" if removed == "a run that has ended" else "search-0002")
+
+    def remove(run: Run, record: StepRecord) -> None:
+        if (run.run_id, record.step) == ("search-0002", 9):
+            (lost / "steps.jsonl").unlink() if "steps" in removed else shutil.rmtree(lost)
+
+    with pytest.raises(MachineError) as refusal:
+        run_here(study, tmp_path, watch=Watch(remove))
+    if "steps" in removed:
+        assert str(refusal.value) == (
+            f"{lost / 'steps.jsonl'}: was changed while the run trained; remove {lost} and run the study again"
+        )
+        shutil.rmtree(lost)
+    else:
+        assert str(refusal.value) == (
+            f"{lost}: was removed while the study ran; run the study again, which trains the run again"
+        )
+    store = run_here(study, tmp_path)
+    assert (trials(study, store), curves(store)) == uninterrupted
