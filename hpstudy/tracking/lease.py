@@ -2,7 +2,8 @@
 
 `flock` is missing on some network file systems, and on others it only holds within one host. A driver keeps the lease
 by changing it every BEAT_SECONDS. No clocks are compared: another driver takes over a lease that it has seen unchanged
-for LOST_SECONDS, or at once if the holder was a process of its own host that is gone.
+for LOST_SECONDS, or at once if the holder was a process of its own host that is gone. A lease that is free is taken by
+making its file, which only one driver can; one that is taken over is looked at again before it counts as held.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import from_json, json_object, to_json, write_atomic
+from hpstudy.files import from_json, json_object, to_json, write_atomic, writing
 
 LEASE = ".lease"
 BEAT_SECONDS = 2.0
@@ -34,6 +35,7 @@ class Lease:
     pid: int
     token: str  # of this driver alone, as pids return
     beat: int
+    place: str = ""  # where pid is that process: two containers may have the same host name
 
     def __str__(self) -> str:
         """The holder, for messages."""
@@ -42,7 +44,7 @@ class Lease:
     @property
     def is_dead(self) -> bool:
         """Whether the holder was a process of this host that has ended."""
-        return self.host == platform.node() and not _alive(self.pid)
+        return bool(self.place) and self.place == _place() and not _alive(self.pid)
 
 
 def held(folder: Path, holder: str) -> UserError:
@@ -57,13 +59,16 @@ def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Lease]:
     Raises UserError if another driver holds it.
     """
     path = folder / LEASE
-    mine = Lease(host=platform.node(), pid=os.getpid(), token=uuid.uuid4().hex, beat=0)
-    if (found := _read(path)) is not None and not found.is_dead and _beats(path, found):
-        raise held(folder, str(found))
-    _write(path, mine)
-    time.sleep(0.01)
-    if (now := _read(path)) is None or now.token != mine.token:  # two took it over at once; the last one has it
-        raise held(folder, str(now))
+    mine = Lease(host=platform.node(), pid=os.getpid(), token=uuid.uuid4().hex, beat=0, place=_place())
+    if not _claim(path, mine):
+        found = _read_soon(path)
+        own = found is not None and found.is_dead
+        if found is not None and not own and _beats(path, found):
+            raise held(folder, str(found))
+        _write(path, mine)
+        time.sleep(0.01 if own else 2 * BEAT_SECONDS)
+        if (now := _read(path)) is None or now.token != mine.token:  # two took it over at once; the last one has it
+            raise held(folder, str(now))
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(path, mine, done, on_lost), name="lease", daemon=True)
     keeper.start()
@@ -102,6 +107,26 @@ def _beats(path: Path, before: Lease) -> bool:
     return False
 
 
+def _claim(path: Path, mine: Lease) -> bool:
+    """Takes a lease that is free. False if there is one."""
+    try:
+        with writing(path), path.open("xb") as file:
+            file.write(to_json(asdict(mine)).encode())
+    except MachineError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            return False
+        raise
+    return True
+
+
+def _read_soon(path: Path) -> Lease | None:
+    """The lease, which its holder may just be writing; None if it stays unreadable."""
+    deadline = time.monotonic() + BEAT_SECONDS
+    while (found := _read(path)) is None and path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
 def _read(path: Path) -> Lease | None:
     """The lease; None if there is none, or one that cannot be read, as nobody can hold it."""
     try:
@@ -112,6 +137,15 @@ def _read(path: Path) -> Lease | None:
 
 def _write(path: Path, lease: Lease) -> None:
     write_atomic(path, to_json(asdict(lease)))
+
+
+def _place() -> str:
+    """The boot of this machine and the namespace of its pids; "" where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def start(tiny_file: Callable[..., Path], tmp_path: Path) -> Start:
     """Starts a study whose run folder and cache are on such a file system."""
     (tmp_path / "there" / "cache").mkdir(parents=True)
 
-    def begin(study: dict[str, str] | None = None, **lacking: int) -> subprocess.Popen[str]:
+    def begin(study: dict[str, str] | None = None, host: str = "", **lacking: int) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
             **lacking_calls(tmp_path / "there", **lacking),
@@ -46,6 +47,14 @@ def start(tiny_file: Callable[..., Path], tmp_path: Path) -> Start:
             "--workers",
             "1",
         ]
+        if host:  # with a name, a network and processes of its own
+            script = f'hostname {host}; ip link set lo up; exec "$@"'
+            command = [
+                *"unshare --uts --net --pid --fork --kill-child --mount-proc sh -c".split(),
+                script,
+                "sh",
+                *command,
+            ]
         return subprocess.Popen(
             list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -106,4 +115,41 @@ def test_a_study_killed_without_locks_resumes_at_once(start: Start, tiny, tmp_pa
     _, stderr = again.communicate(timeout=60)
     assert again.returncode == 0, stderr
     store = RunStore(tmp_path / "there" / "runs" / "tiny")
+    assert (trials(tiny(), store), curves(store)) == uninterrupted
+
+
+@pytest.fixture
+def hosts() -> None:
+    """Skips where this user may not make namespaces."""
+    made = subprocess.run(["unshare", "--uts", "--net", "--pid", "--fork", "--mount-proc", "true"], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no hosts can be made here: {made.stderr.decode().strip()}")
+
+
+@pytest.mark.usefixtures("hosts")
+@pytest.mark.parametrize("names", [("node-1", "node-2"), ("node", "node")], ids=["two names", "one name"])
+def test_two_hosts_without_locks_cannot_write_one_study(start: Start, tmp_path: Path, names: tuple[str, str]) -> None:
+    long = {"tokens = 5120": "tokens = 1280000"}  # 5,000 steps
+    first = start(study=long, host=names[0], flock=errno.ENOSYS)
+    wait_for_step(tmp_path / "there" / "runs", "search-0000", first)
+    for second in [start(study=long, host=names[1], flock=errno.ENOSYS) for _ in range(2)]:
+        _, said = second.communicate(timeout=60)
+        assert second.returncode == 2, said
+        assert re.search(rf"another hpstudy \(pid \d+ on {names[0]}\) runs this study; wait for it, or end it", said)
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+
+
+@pytest.mark.usefixtures("hosts")
+def test_a_study_whose_host_is_lost_goes_on_at_another(start: Start, tiny, tmp_path: Path, uninterrupted) -> None:
+    first = start(host="node-1", flock=errno.ENOSYS)
+    runs = tmp_path / "there" / "runs"
+    wait_for_step(runs, "search-0001", first)
+    first.kill()  # and all of the host's processes with it
+    first.communicate()
+    second = start(host="node-2", flock=errno.ENOSYS)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    store = RunStore(runs / "tiny")
     assert (trials(tiny(), store), curves(store)) == uninterrupted

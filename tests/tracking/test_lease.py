@@ -24,9 +24,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LOST_SECONDS", 1.5)
 
 
-def hold(folder: Path, *, host: str = "elsewhere", pid: int = 1, beat: int = 0) -> None:
+def hold(folder: Path, *, host: str = "elsewhere", pid: int = 1, beat: int = 0, place: str = "") -> None:
     """Writes the lease of another driver, as drivers do, so that nobody reads half of it."""
-    write_atomic(folder / LEASE, json.dumps({"host": host, "pid": pid, "token": "theirs", "beat": beat}))
+    theirs = {"host": host, "pid": pid, "token": "theirs", "beat": beat, "place": place}
+    write_atomic(folder / LEASE, json.dumps(theirs))
 
 
 def test_a_lease_is_held_beats_and_is_given_back(tmp_path: Path) -> None:
@@ -74,10 +75,38 @@ def test_a_lease_of_another_host_that_has_stopped_is_taken_over_after_a_while(tm
 
 
 def test_a_lease_of_a_process_of_this_host_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
-    hold(tmp_path, host=platform.node(), pid=2**22 - 1)
+    hold(tmp_path, host=platform.node(), pid=2**22 - 1, place=lease._place())
     began = time.monotonic()
     with leased(tmp_path, pytest.fail):
         assert time.monotonic() - began < 1
+
+
+def test_a_process_that_is_not_here_may_live_on_a_host_of_the_same_name(tmp_path: Path) -> None:
+    """Containers and cluster images often share their host name."""
+    hold(tmp_path, host=platform.node(), pid=2**22 - 1, place="another boot pid:[1]")
+    began = time.monotonic()
+    with leased(tmp_path, pytest.fail):
+        assert time.monotonic() - began >= 1.5
+
+
+def test_of_many_drivers_that_start_at_once_one_has_the_lease(tmp_path: Path) -> None:
+    held, refused, start = list[int](), list[int](), threading.Barrier(12)
+
+    def take(number: int) -> None:
+        start.wait()
+        try:
+            with leased(tmp_path, lambda: None):
+                held.append(number)
+                time.sleep(2.5)
+        except UserError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=take, args=[number]) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 11)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"host": 1}'])
