@@ -49,12 +49,8 @@ def start(tiny_file: Callable[..., Path], tmp_path: Path) -> Start:
         ]
         if host:  # with a name, a network and processes of its own
             script = f'hostname {host}; ip link set lo up; exec "$@"'
-            command = [
-                *"unshare --uts --net --pid --fork --kill-child --mount-proc sh -c".split(),
-                script,
-                "sh",
-                *command,
-            ]
+            unshare = ["unshare", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            command = [*unshare, "sh", "-c", script, "sh", *command]
         return subprocess.Popen(
             list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
