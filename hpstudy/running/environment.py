@@ -30,16 +30,17 @@ def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[st
     return [f"{key} was {began[key]}, is {now[key]}" for key in keys if began[key] != now[key]]
 
 
-def code_change(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[str]:
-    """The change of hpstudy's own code since the study began, or nothing.
+def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment file once a worker trains, with the change of hpstudy's own code if there is one.
 
     Recorded, not refused: each version trains, proposes and judges as those before it, which its tests hold.
     """
     now = describe(worker)
     known = "code_sha256" if frozen.get("code_sha256") else "git_commit"  # 0.1.0 knew the commit only
-    if not frozen.get(known) or frozen[known] == now[known]:
-        return []
-    return [f"hpstudy was {_code(frozen)}, is {_code(now)}"]
+    change = f"hpstudy was {_code(frozen)}, is {_code(now)}"
+    if not frozen.get(known) or frozen[known] == now[known] or change in frozen.get(ACCEPTED, []):
+        return dict(frozen)
+    return {**frozen, ACCEPTED: [*frozen.get(ACCEPTED, []), change]}
 
 
 def _code(environment: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ def _packages(environment: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, *, accept: bool) -> dict[str, Any]:
-    """The environment file of a study that resumes on a worker, with every accepted change and each of the code.
+    """The environment file of a study that resumes on a worker, with every accepted change.
 
     Raises UserError for changes that would mix two kinds of numbers in one study, unless they are accepted.
     """
@@ -67,7 +68,6 @@ def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, 
             "comparable; resume it where it began, start again with another --runs folder, or resume here with "
             "--accept-environment, which every report then says"
         )
-    found += [change for change in code_change(frozen, worker) if change not in accepted]
     return {**frozen, ACCEPTED: accepted + found} if found else dict(frozen)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.environment import ACCEPTED, admitted, describe
+from hpstudy.running.environment import ACCEPTED, admitted, describe, with_code
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.messages import (
     Finished,
@@ -65,6 +65,7 @@ class WorkerPool:
         self._clock = AwakeClock()
         self._longest_gap = 0.0  # seconds between two records of any run
         self._early_deaths = 0  # workers in a row that died before they were ready
+        self._code_noted = False
         self._oom_kills = oom_kills(os.getpid())
         self._pack, self._packed = 1, False  # runs that train as one; whether single runs use pack arithmetic too
 
@@ -173,6 +174,7 @@ class WorkerPool:
             self._active[worker] = begun
             for active in begun.values():
                 active.shared = len(begun) > 1
+            self._note_code()
             alone = next(iter(begun.values())) if len(begun) == 1 else None
             worker.send(
                 Train(
@@ -200,6 +202,14 @@ class WorkerPool:
         )
         active.begin()
         return active
+
+    def _note_code(self) -> None:
+        """Records, before this session trains its first run, that it does so with other code than the study began."""
+        if not self._code_noted:
+            frozen = self._store.read_json(ENVIRONMENT) or {}
+            if (now := with_code(frozen, self._environment or {})) != frozen:
+                self._store.write_json(ENVIRONMENT, now)
+            self._code_noted = True
 
     def _recorded_outcome(self, active: ActiveRun, queue: RunQueue) -> Outcome | None:
         """How a run ended whose last record was written but not its result; None if it has not ended."""

@@ -6,8 +6,10 @@ It writes no files but the checkpoints that the driver orders.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from hashlib import sha256
@@ -27,6 +29,8 @@ from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from hpstudy.training.device import is_out_of_memory, place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.trainer import Trainer
+
+WATCH_SECONDS = 1.0
 
 
 def serve(connection: Connection) -> None:
@@ -189,6 +193,13 @@ def _benchmark(trainer: Trainer, order: messages.Benchmark) -> messages.Benchmar
         return messages.Benchmarked(figures=None, message=_short(error))
 
 
+def _end_with(driver: int) -> None:
+    """Ends this process soon after the driver has, also in the middle of an order that takes long."""
+    while os.getppid() == driver:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
 def main() -> None:
     """Serves the pipe whose file descriptor is the only argument.
 
@@ -197,6 +208,7 @@ def main() -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=[os.getppid()], name="driver-watch", daemon=True).start()
     with (
         Connection(int(sys.argv[1])) as connection,
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),

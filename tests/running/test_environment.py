@@ -103,6 +103,8 @@ def test_other_code_of_hpstudy_resumes_and_is_recorded_once(
     tiny: Callable[..., Study], begun: Path, change: dict[str, Any], was: str
 ) -> None:
     changed(begun, **change)
+    run_here(tiny(replace={"trials = 5": "trials = 3"}), begun)
+    assert load("tiny", begun).accepted_changes == []  # nothing was trained
     run_here(tiny(), begun)
     run_here(tiny(), begun)
     (recorded,) = load("tiny", begun).accepted_changes

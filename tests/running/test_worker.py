@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from hpstudy.files import cache_dir
 from hpstudy.running import worker as module
 from hpstudy.running.messages import Setup
 from hpstudy.running.worker import AwakeClock, Worker, worker_environment
-from tests.helpers.running import kill_workers
+from tests.bench import ROOT
+from tests.helpers.running import any_alive, kill_workers, workers_of
 from tests.helpers.training import SPEC
 
 
@@ -47,6 +51,35 @@ def test_a_worker_that_dies_before_it_is_ready_is_an_error_with_its_last_words(t
         worker.wait_until_ready()
     assert str(error.value) == "the worker died before it was ready: no room left; try `hpstudy doctor`"
     assert worker.stop() == -9
+
+
+LONG_ORDER = """
+import sys
+from pathlib import Path
+from hpstudy.running.messages import Setup
+from hpstudy.running.worker import Worker
+from tests.helpers.training import HPARAMS, SPEC
+worker = Worker.start(Setup(spec=SPEC, device="cpu", base=Path()), Path(sys.argv[1]))
+worker.wait_until_ready()
+print("ready", flush=True)
+worker.time_steps(HPARAMS, lambda: None, steps=10**9)
+"""
+
+
+def test_a_worker_whose_driver_was_killed_ends_in_the_middle_of_a_long_order(tmp_path: Path):
+    command = [sys.executable, "-c", LONG_ORDER, str(tmp_path / "worker.log")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout
+        assert driver.stdout.readline() == b"ready\n"
+        workers = workers_of(driver.pid)
+        time.sleep(1)
+        driver.kill()
+        driver.wait()
+    assert len(workers) == 1
+    deadline = time.monotonic() + 10
+    while any_alive(workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_clock_stands_still_while_the_process_is_held(monkeypatch: pytest.MonkeyPatch):
