@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from hpstudy.errors import MachineError, UserError
 
@@ -19,6 +19,8 @@ RUNS = Path("runs")  # the default folder of run stores
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 STORE_REMEDY = "what was recorded before is safe; put this right and run the same command again"
 CACHE_REMEDY = "point HPSTUDY_CACHE at a folder that can be written"
+
+CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF}
 
 T = TypeVar("T")
 _JSON = json.JSONEncoder(allow_nan=False)  # built once: encoding a step then takes microseconds
@@ -57,8 +59,7 @@ def write_atomic(path: Path, *chunks: str | bytes | memoryview, remedy: str = ST
         try:
             with part.open("xb") as file:
                 file.writelines(chunk.encode() if isinstance(chunk, str) else chunk for chunk in chunks)
-                file.flush()
-                os.fsync(file.fileno())
+                make_durable(file)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -79,12 +80,25 @@ def writing(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
         raise MachineError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
 
 
+def make_durable(file: IO[bytes]) -> None:
+    """Sends what was written to the disk, where the file system can say that it has arrived."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+        note(
+            "fsync file", f"{file.name}: files cannot be made durable here ({error.strerror}); a power cut may cut them"
+        )
+
+
 def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
+        if error.errno not in CANNOT_SYNC:
             raise
         note(
             "fsync", f"{folder}: renames cannot be made durable here ({error.strerror}); a power cut may undo the last"

@@ -7,6 +7,8 @@ from typing import Literal
 
 from hpstudy.errors import UserError, did_you_mean
 
+MAX_TRIALS = 1_000_000  # of a study
+MAX_STEPS = 10_000_000  # of a run; GPT-3 had 600,000
 PrecisionChoice = Literal["auto", "bf16", "fp32"]
 
 

@@ -18,7 +18,7 @@ from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
 from hpstudy.running.confirm import read_selections
-from hpstudy.running.environment import ACCEPTED
+from hpstudy.running.environment import accepted_changes
 from hpstudy.study import MetricName, Study, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.ranking import Score, best_first, front
@@ -77,7 +77,7 @@ class StudyResults:
     @property
     def accepted_changes(self) -> list[str]:
         """The changes of environment under which the study was resumed, each as "torch was 2.11, is 2.13"."""
-        return list(self.environment.get(ACCEPTED, []))
+        return accepted_changes(self.environment)
 
     @cached_property
     def fresh(self) -> FreshRuns:

@@ -14,6 +14,7 @@ import typer
 from hpstudy import __version__
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import RUNS
+from hpstudy.spec import MAX_TRIALS
 from hpstudy.tracking.wandb_settings import ModeFlag
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Wandb = Annotated[ModeFlag, typer.Option("--wandb", help="auto: online with a key or login, else offline.")]
 Trials = Annotated[
-    int | None, typer.Option("--trials", min=1, metavar="N", help="Trials in all; more extend the search.")
+    int | None,
+    typer.Option("--trials", min=1, max=MAX_TRIALS, metavar="N", help="Trials in all; more extend the search."),
 ]
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
 

@@ -27,6 +27,7 @@ FINEWEB_REPO = "kjj0/finewebedu10B-gpt2"
 NAMES = ("asv", "text:PATH", "shards:GLOB", "raw:GLOB", "fineweb-edu")
 TAIL = "tail"  # as [trainer] val: no shard validates, but the end of them all
 VAL_WORDS = frozenset({"val", "valid", "validation"})
+HELD_OUT_WORDS = VAL_WORDS | {"dev", "test", "eval", "holdout", "heldout"}  # none of them is trained on unasked
 TOKENS_FOLDER = "tokens-1"  # of the cache; the number rises when the same text would become other ids
 
 
@@ -138,23 +139,25 @@ def _split(name: str, pattern: str, val: str | None, base: Path) -> tuple[list[P
     """(the shards to train on, those to validate on)."""
     shards = _matching(name, pattern, base)
     if val is None:
-        return _by_name(name, shards)
+        fixed = next((n for n, part in enumerate(Path(pattern).parts) if set(part) & set("*?[")), -1)
+        return _by_name(name, shards, len((base / Path(*Path(pattern).parts[:fixed]).expanduser()).parts))
     chosen = [] if val == TAIL else _matching(name, val, base)
     known = {path.resolve() for path in chosen}
     return [shard for shard in shards if shard.resolve() not in known], chosen
 
 
-def _by_name(name: str, shards: list[Path]) -> tuple[list[Path], list[Path]]:
+def _by_name(name: str, shards: list[Path], fixed: int | None = None) -> tuple[list[Path], list[Path]]:
     """The split of shards that are named as public tools name them: val.bin, NAME_val.bin, NAME_val_000000.bin.
 
-    Raises UserError if "val" stands in a name or a folder in another way, because training on validation data would
-    flatter every loss.
+    The first `fixed` parts of every path, by default all but the last two, are the same and say nothing. Raises
+    UserError if a word for held-out data stands in a name or a folder in another way, because training on validation
+    data would flatter every loss.
     """
-    unclear = [shard for shard in shards if not _says_val(shard) and _may_say_val(shard)]
+    unclear = [shard for shard in shards if not _says_val(shard) and _may_say_val(shard, fixed)]
     if unclear:
         raise UserError(
-            f'corpus "{name}": {shard}: "val" in its path may or may not mean that it validates; state the shards that '
-            f'do with [trainer] val = "GLOB", or val = "{TAIL}" to validate on the end of them all'
+            f'corpus "{name}": {shard}: its path may or may not mean that it validates; state the shards that do with'
+            f' [trainer] val = "GLOB", or val = "{TAIL}" to validate on the end of them all'
             for shard in unclear
         )
     val = [shard for shard in shards if _says_val(shard)]
@@ -165,8 +168,10 @@ def _says_val(shard: Path) -> bool:
     return not VAL_WORDS.isdisjoint(re.split("[^a-z]+", shard.stem.lower()))
 
 
-def _may_say_val(shard: Path) -> bool:
-    return "val" in shard.name.lower() or shard.parent.name.lower() in VAL_WORDS
+def _may_say_val(shard: Path, fixed: int | None) -> bool:
+    parts = shard.parent.parts[-1:] if fixed is None else shard.parent.parts[fixed:]
+    words = {word for part in (*parts, shard.stem) for word in re.split("[^a-z]+", part.lower())}
+    return "val" in shard.name.lower() or not HELD_OUT_WORDS.isdisjoint(words)
 
 
 def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str, *, raw: bool = False) -> Source:

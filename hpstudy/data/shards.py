@@ -45,7 +45,8 @@ def shard_problem(path: Path, *, raw: bool = False) -> str | None:
     size = path.stat().st_size
     is_npy = header.tobytes().startswith(NPY)
     if raw:
-        return _raw_problem(size, headed=is_npy or header[:4].tobytes() == MAGIC.to_bytes(4, "little"))
+        headed = is_npy or header[:4].tobytes() in {number.to_bytes(4, "little") for number in (MAGIC, LLAMA3_MAGIC)}
+        return _raw_problem(size, header, headed=headed)
     if is_npy:
         return _npy_problem(path)
     if size <= HEADER_BYTES:
@@ -65,19 +66,22 @@ def shard_problem(path: Path, *, raw: bool = False) -> str | None:
     return None
 
 
-def _raw_problem(size: int, *, headed: bool) -> str | None:
+def _raw_problem(size: int, start: npt.NDArray[np.uint8], *, headed: bool) -> str | None:
     if headed:
         return 'has a header, so it is not raw; name the corpus "shards:GLOB"'
     if size % 2 or not size:
         return f"must hold ids of 2 bytes each, but has {size:,} bytes; fetch or write it again"
+    ids = start[: len(start) // 2 * 2].view("<u2")
+    if len(ids) >= 8 and ids.any() and not ids[1::2].any():
+        return "must hold ids of 2 bytes each, but its every other id is 0; write them again as uint16"
     return None
 
 
 def _npy_problem(path: Path) -> str | None:
     try:
         ids = _npy(path)
-    except (ValueError, EOFError) as error:
-        return f"is no whole .npy file ({error}); fetch or write it again"
+    except Exception as error:  # numpy raises SyntaxError and tokenize's own for a damaged header
+        return f"cannot be read as an array of ids ({error}); fetch it, or save it as uint16, again"
     if ids.ndim != 1 or ids.dtype != np.dtype("<u2") or not len(ids):
         return (
             f"must hold one row of uint16, but has {ids.dtype} of shape {ids.shape}; save it again, for example with "

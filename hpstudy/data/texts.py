@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from hpstudy.errors import UserError
-from hpstudy.files import from_json
 
 KEY = "text"  # the key of a JSON line, or the column of a Parquet file, that holds a document
 LINES = frozenset({".jsonl", ".ndjson"})
 PARQUET = ".parquet"
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # ending -> pyarrow's name for it
+PACKED = {
+    ".gz": "gzip",
+    ".bz2": "bz2",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".lz4": "lz4",
+}  # ending -> pyarrow's name for it
 UNREAD = frozenset({".zip", ".tar", ".tgz", ".tbz2", ".txz", ".xz", ".7z", ".rar"})
 
 
@@ -56,6 +62,8 @@ def _documents(file: Path) -> Iterator[str]:
     packing, kind = _form(file)
     if kind in UNREAD:
         raise ValueError(f"is a {kind} file, which is not read; unpack it")
+    if packing and kind == PARQUET:
+        raise ValueError(f"is Parquet packed as {packing}, which is not read; unpack it")
     try:
         with _opened(file, packing) as content:
             if kind == PARQUET:
@@ -63,7 +71,7 @@ def _documents(file: Path) -> Iterator[str]:
             elif kind in LINES:
                 yield from _lines(content)
             else:
-                yield _plain(content.read())
+                yield _plain(content.read(), file)
     except OSError as error:
         if error.errno is not None:
             raise
@@ -78,9 +86,13 @@ def _opened(file: Path, packing: str) -> IO[bytes]:
     return io.BufferedReader(pa.CompressedInputStream(file.open("rb"), PACKED[packing]))
 
 
-def _plain(content: bytes) -> str:
+def _plain(content: bytes, file: Path) -> str:
     if not content:
         raise ValueError("must hold text, but is empty; remove the file")
+    if file.suffix.lower() == ".json" and _is_document(content.partition(b"\n")[0]):
+        raise ValueError(
+            f'has JSON lines with "{KEY}"; name it .jsonl to train on the texts, or .txt to train on it all'
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -90,14 +102,23 @@ def _plain(content: bytes) -> str:
         ) from error
 
 
+def _is_document(line: bytes) -> bool:
+    """Whether a line is a JSON object with a text."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and isinstance(row.get(KEY), str)
+
+
 def _lines(content: IO[bytes]) -> Iterator[str]:
     number = 0
     for number, line in enumerate(content, start=1):
         if not line.strip():
             continue
         try:
-            row: Any = from_json(line)
-        except ValueError as error:
+            row: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"line {number:,} must be a JSON object, but is not ({error}); correct the line"
             ) from error

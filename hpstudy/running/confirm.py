@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hpstudy.errors import MachineError
-from hpstudy.files import read_json
+from hpstudy.files import read_json, to_json
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
 from hpstudy.running.tuned_lr import tuned_lr
@@ -35,7 +36,14 @@ def read_selections(store: RunStore) -> list[Selection]:
 
 
 def _selection(raw: dict[str, Any]) -> Selection:
-    return Selection(trials=raw["trials"], seeds=tuple(raw["seeds"]), candidates=tuple(raw["candidates"]))
+    found = Selection(trials=raw["trials"], seeds=tuple(raw["seeds"]), candidates=tuple(raw["candidates"]))
+    if raw.get("sha256", _hash(found)) != _hash(found):  # 0.1.0 kept none
+        raise ValueError(f"the selection of {_named(found)} was edited")
+    return found
+
+
+def _hash(selection: Selection) -> str:
+    return hashlib.sha256(to_json(asdict(selection)).encode()).hexdigest()
 
 
 def update_selections(study: Study, store: RunStore, say: Callable[[str], None]) -> list[Selection]:
@@ -45,7 +53,8 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     """
     views = store.runs()
     selections, now = read_selections(store), select(study, views)
-    if not selections and any(view.header.run.phase == "confirm" for view in views):
+    begun = {view.run_id for view in views if view.header.run.phase in ("baseline", "confirm")}
+    if not selections and begun - {study.baseline_run_id}:
         raise MachineError(
             f"{store.root / FILE}: is missing, though runs on fresh seeds have begun: nothing says how often "
             "candidates were selected, on which the verdict depends; restore it from a copy, or start again with "
@@ -56,7 +65,7 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     before = selections[-1] if selections else None
     if before is None or (before.candidates, before.seeds) != (now.candidates, now.seeds):
         selections.append(now)
-        store.write_json(FILE, [asdict(selection) for selection in selections])
+        store.write_json(FILE, [{**asdict(selection), "sha256": _hash(selection)} for selection in selections])
     if before is not None and before.candidates != now.candidates:
         say(
             f"confirm: after {now.trials} trials the choice is {_named(now)}, after {before.trials} it was "

@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hpstudy.errors import MachineError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.running.messages import Setup, Timed
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.running.worker import Worker
+from hpstudy.spec import MAX_STEPS
 from hpstudy.study import Choices, Study
-from hpstudy.training.schedule import plan
+from hpstudy.training.schedule import extent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +61,18 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
     mean_step, mean_eval = mean(steps_seconds), mean(evals_seconds)
     spec = study.spec
     budget = spec.tokens or math.ceil((spec.seconds or 0.0) / mean_step) * baseline.batch_tokens
-    steps = list(plan(baseline, budget=budget, unit=spec.ramp_unit, evals=spec.evals))
-    full_batches = steps[-1].tokens / baseline.batch_tokens  # smaller batches of a ramp cost in proportion
-    num_evals = sum(step.eval_index is not None for step in steps)
+    if (most := budget // baseline.batch_tokens) > MAX_STEPS:
+        raise UserError(
+            f"[trainer] seconds: a run may hold at most {MAX_STEPS:,} steps, but would have {most:,} here; lower it"
+        )
+    steps, run_tokens = extent(baseline, budget=budget, unit=spec.ramp_unit)
+    full_batches = run_tokens / baseline.batch_tokens  # smaller batches of a ramp cost in proportion
     return Cost(
         runs=len(runs),
-        steps=len(steps),
-        run_tokens=steps[-1].tokens,
-        tokens=round(steps[-1].tokens * sum(runs)),
-        seconds=sum(runs) * full_batches * mean_step + len(runs) * num_evals * mean_eval,
+        steps=steps,
+        run_tokens=run_tokens,
+        tokens=round(run_tokens * sum(runs)),
+        seconds=sum(runs) * full_batches * mean_step + len(runs) * min(steps, spec.evals) * mean_eval,
         timed=timed,
         environment=ready.environment,
         num_params=ready.num_params,

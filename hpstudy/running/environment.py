@@ -30,6 +30,12 @@ def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[st
     return [f"{key} was {began[key]}, is {now[key]}" for key in keys if began[key] != now[key]]
 
 
+def accepted_changes(environment: Mapping[str, Any]) -> list[str]:
+    """The changes under which a study was resumed, each as "torch was 2.11, is 2.13"."""
+    found = environment.get(ACCEPTED)
+    return [str(change) for change in found] if isinstance(found, list) else []
+
+
 def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:
     """The environment file once a worker trains, with the change of hpstudy's own code if there is one.
 
@@ -38,9 +44,10 @@ def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str,
     now = describe(worker)
     known = "code_sha256" if frozen.get("code_sha256") else "git_commit"  # 0.1.0 knew the commit only
     change = f"hpstudy was {_code(frozen)}, is {_code(now)}"
-    if not frozen.get(known) or frozen[known] == now[known] or change in frozen.get(ACCEPTED, []):
+    accepted = accepted_changes(frozen)
+    if not frozen.get(known) or frozen[known] == now[known] or change in accepted:
         return dict(frozen)
-    return {**frozen, ACCEPTED: [*frozen.get(ACCEPTED, []), change]}
+    return {**frozen, ACCEPTED: [*accepted, change]}
 
 
 def _code(environment: Mapping[str, Any]) -> str:
@@ -60,7 +67,7 @@ def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, 
 
     Raises UserError for changes that would mix two kinds of numbers in one study, unless they are accepted.
     """
-    accepted = list(frozen.get(ACCEPTED, []))
+    accepted = accepted_changes(frozen)
     found = [change for change in differences(frozen, worker) if change not in accepted]
     if found and not accept:
         raise UserError(

@@ -1,7 +1,7 @@
 """The driver's end of a worker: another process that trains as ordered and streams records back.
 
-Orders and reports travel over one pipe. A worker exits by itself when the driver is gone: the pipe then ends, and it has
-another parent.
+Orders and reports travel over one pipe. A worker exits by itself when the driver is gone: the pipe then ends, and it
+has another parent.
 """
 
 from __future__ import annotations

@@ -39,6 +39,10 @@ def open_journal(study: Study, storage: Path, *, read_only: bool) -> tuple[optun
     last event, or cannot be read or written.
     """
     repaired = None
+    if not read_only and storage.is_symlink():
+        raise MachineError(
+            f"{storage}: is a link, through which another file would be changed; put the file itself here"
+        )
     with accessing(storage):
         lines = storage.read_bytes().splitlines(keepends=True) if storage.exists() else []
         events = _intact_events(study, lines)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hpstudy.hparams import GPT3, RULES
+from hpstudy.spec import MAX_STEPS
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
     MAX_INTEGER,
-    MAX_STEPS,
     SEEDS_APART,
     ChoicesTable,
     RangeTable,

@@ -50,9 +50,14 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
     Also if the frozen values do not have the hash that was noted when the study began. `remedy` ends each line.
     """
     frozen = read_json(root / STUDY_VALUES, json_object)
-    if frozen is None:
-        return
     noted = (read_json(root / ENVIRONMENT, json_object) or {}).get("study_sha256")
+    if frozen is None:
+        if noted not in (None, study_sha256(study.resolved())):
+            raise UserError(
+                f"{root / STUDY_VALUES}: is missing, and {study.path} is not as when the study began (its values must "
+                f"have the hash {noted}); restore either, or start again with another --runs folder"
+            )
+        return
     if noted not in (None, study_sha256(frozen)):
         raise UserError(
             f"{root / STUDY_VALUES}: was edited after the study began (its hash must be {noted}); put back what was "

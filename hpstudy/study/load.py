@@ -18,6 +18,7 @@ from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
+MAX_BYTES = 256 * 1024  # of a study file
 MAX_PROBLEMS = 50  # that are listed; the others are counted
 LOCAL = Path("studies")
 PACKAGE = Path(__file__).parents[1]
@@ -36,6 +37,8 @@ def load_study(name_or_path: str) -> Study:
     """
     path = _locate(name_or_path)
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise UserError(f"{path}: must have at most {MAX_BYTES:,} bytes, but has {size:,}; it is no study file")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: must be UTF-8, but byte {error.start} is not; save it as UTF-8") from error

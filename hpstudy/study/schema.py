@@ -22,7 +22,7 @@ from pydantic import (
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
 from hpstudy.hparams import RULES
-from hpstudy.spec import PRESETS, PrecisionChoice, vocab_size
+from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, vocab_size
 from hpstudy.study.hints import hint
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
@@ -39,8 +39,6 @@ CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
-MAX_TRIALS = 1_000_000
-MAX_STEPS = 10_000_000  # of a run; GPT-3 had 600,000
 MAX_SHOWN = 200  # characters of a value in an error message
 SEEDS_APART = 1_000_000  # between a candidate's seed and the baseline's, with design = "independent"
 

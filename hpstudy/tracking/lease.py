@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import from_json, json_object, to_json, write_atomic, writing
+from hpstudy.files import to_json, write_atomic, writing
 
 LEASE = ".lease"
 BEAT_SECONDS = 2.0
@@ -47,14 +49,56 @@ class Lease:
         return bool(self.place) and self.place == _place() and not _alive(self.pid)
 
 
+_LEASE = TypeAdapter(Lease)
+
+
 def held(folder: Path, holder: str) -> UserError:
     """The refusal of a second driver."""
     return UserError(f"{folder}: another hpstudy ({holder}) runs this study; wait for it, or end it")
 
 
+class Holding:
+    """A lease that this process holds until another driver takes it over."""
+
+    def __init__(self, path: Path, mine: Lease, on_lost: Callable[[], None]) -> None:
+        self._path, self._mine, self._on_lost = path, mine, on_lost
+        self._seen, self._lost = _clock(), False
+
+    def __str__(self) -> str:
+        return str(self._mine)
+
+    def refuse_if_lost(self) -> None:
+        """Raises MachineError if another driver has the study. To be called before each write: it looks after a gap.
+
+        A process that was held for long wakes up and would go on writing before it could notice.
+        """
+        if not self._lost and _clock() - self._seen > 3 * BEAT_SECONDS:
+            self.look()
+        if self._lost:
+            raise MachineError(
+                f"{self._path.parent}: another hpstudy has taken over this study, because this one was held for too "
+                "long; it writes nothing more"
+            )
+
+    def look(self) -> bool:
+        """Whether the lease is still ours. A lease that is gone was taken over and given back."""
+        try:
+            found = _parsed(self._path.read_bytes())
+        except FileNotFoundError:
+            found = None
+        except OSError:  # a network file system that stutters
+            return not self._lost
+        if found is not None and found.token == self._mine.token:
+            self._seen = _clock()
+        elif not self._lost:
+            self._lost = True
+            self._on_lost()
+        return not self._lost
+
+
 @contextmanager
-def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Lease]:
-    """Holds the lease of a study. Calls `on_lost`, from another thread, if another driver has taken it over.
+def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Holding]:
+    """Holds the lease of a study. Calls `on_lost`, perhaps from another thread, if another driver has taken it over.
 
     Raises UserError if another driver holds it.
     """
@@ -69,11 +113,11 @@ def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Lease]:
         time.sleep(0.01 if own else 2 * BEAT_SECONDS)
         if (now := _read(path)) is None or now.token != mine.token:  # two took it over at once; the last one has it
             raise held(folder, str(now))
-    done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(path, mine, done, on_lost), name="lease", daemon=True)
+    done, holding = threading.Event(), Holding(path, mine, on_lost)
+    keeper = threading.Thread(target=_keep, args=(path, mine, done, holding), name="lease", daemon=True)
     keeper.start()
     try:
-        yield mine
+        yield holding
     finally:
         done.set()
         keeper.join()
@@ -82,13 +126,9 @@ def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Lease]:
                 path.unlink()
 
 
-def _keep(path: Path, mine: Lease, done: threading.Event, on_lost: Callable[[], None]) -> None:
+def _keep(path: Path, mine: Lease, done: threading.Event, holding: Holding) -> None:
     beat = 0
-    while not done.wait(BEAT_SECONDS):
-        found = _read(path)
-        if found is not None and found.token != mine.token:
-            on_lost()
-            return
+    while not done.wait(BEAT_SECONDS) and holding.look():
         beat += 1
         with contextlib.suppress(MachineError):  # a full disk ends no study here
             _write(path, replace(mine, beat=beat))
@@ -130,9 +170,21 @@ def _read_soon(path: Path) -> Lease | None:
 def _read(path: Path) -> Lease | None:
     """The lease; None if there is none, or one that cannot be read, as nobody can hold it."""
     try:
-        return Lease(**json_object(from_json(path.read_bytes())))
-    except (OSError, ValueError, TypeError):
+        return _parsed(path.read_bytes())
+    except OSError:
         return None
+
+
+def _parsed(content: bytes) -> Lease | None:
+    try:
+        return _LEASE.validate_json(content, strict=True)
+    except ValidationError:
+        return None
+
+
+def _clock() -> float:
+    """Seconds that also count while the machine sleeps, where the system can tell."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _write(path: Path, lease: Lease) -> None:
@@ -151,7 +203,7 @@ def _place() -> str:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

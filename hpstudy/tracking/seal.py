@@ -44,21 +44,32 @@ def damage(folder: Path) -> str | None:
 
 def mark(folder: Path, size: int, steps_sha256: str) -> None:
     """Notes the first `size` bytes of a run's steps, which its next checkpoint stands for."""
-    write_atomic(folder / MARK, to_json({"bytes": size, SEAL: steps_sha256}))
+    write_atomic(folder / MARK, to_json({"bytes": size, SEAL: steps_sha256, HEADER: _sha256(folder / HEADER)}))
+
+
+def marked_size(folder: Path) -> int | None:
+    """The bytes that are marked; None without a mark."""
+    size = (read_json(folder / MARK, json_object) or {}).get("bytes")
+    return size if isinstance(size, int) else None
 
 
 def marked_damage(folder: Path, steps: bytes) -> str | None:
-    """What was changed in the steps that the checkpoint stands for, or None; also without a mark, or if some are gone.
+    """What was changed in the header, or in the steps that the checkpoint stands for; None without a mark.
 
     Steps that are gone are trained again, and compared with those that are left.
     """
-    noted = read_json(folder / MARK, json_object)
-    size = noted and noted.get("bytes")
-    if noted is None or not isinstance(size, int) or size > len(steps):
+    noted, size = read_json(folder / MARK, json_object), marked_size(folder)
+    if noted is None or size is None:
         return None
-    if hashlib.sha256(steps[:size]).hexdigest() != noted.get(SEAL):
+    if noted.get(HEADER, (found := _sha256(folder / HEADER))) != found:
+        return f"{HEADER} or {MARK} changed after the run began"
+    if size <= len(steps) and hashlib.sha256(steps[:size]).hexdigest() != noted.get(SEAL):
         return f"{STEPS} or {MARK} changed after its steps were trained"
     return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _hashes(result: Mapping[str, Any], folder: Path) -> dict[str, str]:

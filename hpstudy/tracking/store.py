@@ -8,7 +8,6 @@ import errno
 import fcntl
 import functools
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,17 @@ from typing import IO, Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import from_json, json_object, note, own_file, read_json, to_json, write_atomic, writing
+from hpstudy.files import (
+    from_json,
+    json_object,
+    make_durable,
+    note,
+    own_file,
+    read_json,
+    to_json,
+    write_atomic,
+    writing,
+)
 from hpstudy.hparams import GPT3
 from hpstudy.records import (
     Run,
@@ -37,21 +46,21 @@ from hpstudy.records import (
 )
 from hpstudy.study import GROWING
 from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
-from hpstudy.tracking.lease import LEASE, held, leased
-from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, sealed
+from hpstudy.tracking.lease import LEASE, Holding, held, leased
+from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, marked_size, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
 DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
-CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # not: somebody has locked it
+LOCKED = {errno.EWOULDBLOCK, errno.EACCES}  # by another process; any other error says that files cannot be locked
 T = TypeVar("T")
 
 
 def delivery(folder: Path) -> dict[str, Any]:
     """What W&B has of a run: mode, url and id. Empty if unknown: the run is then sent again, each row once."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         found = from_json((folder / DELIVERED).read_bytes())
-        if isinstance(found, dict) and found.keys() >= {"mode", "url"}:
+        if isinstance(found, dict) and isinstance(found.get("mode"), str) and isinstance(found["url"], str | None):
             return found
     return {}
 
@@ -131,8 +140,16 @@ class RunWriter:
     A step that is trained again after a resume is compared with its record and not written.
     """
 
-    def __init__(self, path: Path, steps: IO[bytes], recorded: list[StepRecord], intact: bytes, cut: int) -> None:
-        self._path, self._steps = path, steps
+    def __init__(
+        self,
+        path: Path,
+        steps: IO[bytes],
+        recorded: list[StepRecord],
+        intact: bytes,
+        cut: int,
+        refuse_if_lost: Callable[[], None],
+    ) -> None:
+        self._path, self._steps, self._refuse_if_lost = path, steps, refuse_if_lost
         self._size, self._sha256 = len(intact), hashlib.sha256(intact)
         self.recorded = recorded
         """The intact steps of earlier attempts."""
@@ -140,22 +157,23 @@ class RunWriter:
         """Bytes of damaged lines that were cut off."""
 
     @classmethod
-    def open(cls, folder: Path, *, fresh: bool = False) -> RunWriter:
+    def open(cls, folder: Path, *, fresh: bool = False, refuse_if_lost: Callable[[], None] = lambda: None) -> RunWriter:
         """Resumes a run after its intact steps, cutting off the rest; with `fresh` it starts again from step 1.
 
-        Raises MachineError if steps that would not be trained again have changed.
+        `refuse_if_lost` is called before each write. Raises MachineError if steps that would not be trained again have
+        changed.
         """
         path = folder / STEPS
-        if fresh:
-            (folder / MARK).unlink(missing_ok=True)
         with writing(path):
             lines = path.read_bytes() if path.exists() and not fresh else b""
-            if found := marked_damage(folder, lines):
+            if not fresh and (found := marked_damage(folder, lines)):
                 raise MachineError(f"{folder}: {found}; {_retrain(folder)}")
             recorded, intact = _intact(path, lines)
+            if (marked := marked_size(folder)) is not None and marked > intact:
+                (folder / MARK).unlink()  # steps that are gone will be trained, and timed, anew
             steps = open(path, "ab", opener=own_file)  # noqa: SIM115
             steps.truncate(intact)
-        return cls(path, steps, recorded, lines[:intact], len(lines) - intact)
+        return cls(path, steps, recorded, lines[:intact], len(lines) - intact, refuse_if_lost)
 
     def append(self, record: StepRecord) -> bool:
         """Hands a step to the operating system and returns True; returns False for a step recorded before.
@@ -165,6 +183,7 @@ class RunWriter:
         if record.step <= len(self.recorded):
             self._compare(self.recorded[record.step - 1], record)
             return False
+        self._refuse_if_lost()
         with writing(self._path):
             self._steps.write(line := to_json(as_row(record)).encode() + b"\n")
             self._steps.flush()
@@ -175,13 +194,14 @@ class RunWriter:
     def sync(self) -> None:
         """Makes the steps durable."""
         with writing(self._path):
-            os.fsync(self._steps.fileno())
+            make_durable(self._steps)
 
     def mark(self) -> None:
         """Makes the steps durable and notes their hash, before a checkpoint stands for them.
 
         Raises MachineError as `finish` does.
         """
+        self._refuse_if_lost()
         self._expect_untouched()
         self.sync()
         mark(self._path.parent, self._size, self._sha256.hexdigest())
@@ -209,6 +229,7 @@ class RunWriter:
 
         Raises MachineError if a file of the run was removed or changed meanwhile.
         """
+        self._refuse_if_lost()
         self.sync()
         self.close()
         self._expect_untouched()
@@ -272,11 +293,12 @@ class RunStore:
 
     root: Path
     _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # runs that must stay there
+    _holding: list[Holding] = field(default_factory=list, init=False, repr=False, compare=False)  # of the lease, if any
 
     @property
     def begun(self) -> bool:
-        """Whether a study has begun here."""
-        return (self.root / STUDY_VALUES).exists()
+        """Whether a study has begun here, also if the file with its values is lost."""
+        return (self.root / STUDY_VALUES).exists() or any(self.root.glob(f"*/{HEADER}"))
 
     def create(self) -> None:
         """Makes the folder. Raises UserError if it is not writable."""
@@ -302,17 +324,26 @@ class RunStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno not in CANNOT_LOCK:
+                if error.errno in LOCKED:
                     file.seek(0)
                     raise held(self.root, file.read().strip()) from error
                 note(
                     "flock", f"{self.root}: files cannot be locked here ({error.strerror}); a lease in {LEASE} is used"
                 )
-            with leased(self.root, on_lost) as lease:
+            with leased(self.root, on_lost) as holding:
                 file.truncate(0)
-                file.write(str(lease))
+                file.write(str(holding))
                 file.flush()
-                yield
+                self._holding.append(holding)
+                try:
+                    yield
+                finally:
+                    self._holding.remove(holding)
+
+    def refuse_if_lost(self) -> None:
+        """Raises MachineError if this process has lost the study to another driver."""
+        for holding in self._holding:
+            holding.refuse_if_lost()
 
     def discard_unless_begun(self) -> None:
         """Removes the files of a study that was refused before it began. Call it under the lock."""
@@ -333,6 +364,7 @@ class RunStore:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the study, such as environment.json, atomically."""
+        self.refuse_if_lost()
         write_atomic(self.root / name, to_json(value))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -349,9 +381,10 @@ class RunStore:
         """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else."""
         folder = self.folder(header.run.run_id)
         assert not (folder / RESULT).exists(), f"{folder} is finished"
+        self.refuse_if_lost()
         write_atomic(folder / HEADER, to_json(dataclasses.asdict(header)))
         self._seen.add(header.run.run_id)
-        return RunWriter.open(folder, fresh=fresh)
+        return RunWriter.open(folder, fresh=fresh, refuse_if_lost=self.refuse_if_lost)
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""

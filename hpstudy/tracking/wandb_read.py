@@ -15,7 +15,7 @@ from hpstudy.records import GLOSSARY, RunHeader, RunResult, run_order
 from hpstudy.tracking.store import build_result, build_run
 from hpstudy.tracking.wandb_settings import find_login
 
-_METRICS = frozenset(metric.name for metric in GLOSSARY.values())
+METRIC_NAMES = frozenset(metric.name for metric in GLOSSARY.values())
 _FIGURES = tuple(f.name for f in fields(RunResult) if f.name not in ("outcome", "message"))
 
 
@@ -42,7 +42,7 @@ class FetchedRun:
                 f"sent (`hpstudy sync {self.header.study}` sends what is missing), then load again"
             )
         for row in rows:
-            yield {key: unspelled(value) for key, value in row.items() if key in _METRICS}
+            yield {key: unspelled(value) for key, value in row.items() if key in METRIC_NAMES}
 
 
 def fetch_runs(path: str) -> tuple[list[FetchedRun], list[str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hpstudy.errors import MachineError
-from hpstudy.records import BROKEN, RunResult
-from hpstudy.tracking.wandb_read import answered
+from hpstudy.files import unspelled
+from hpstudy.records import BROKEN, RunResult, StepRecord, as_row
+from hpstudy.tracking.wandb_read import METRIC_NAMES, answered
 from hpstudy.tracking.wandb_settings import find_login
 
 ASK_AGAIN_SECONDS = 0.5
@@ -44,10 +46,11 @@ class Receipt:
             self.remote.update()
 
 
-def read_back(path: str, patience: float, *, every_row: bool = False) -> Receipt | None:
+def read_back(path: str, patience: float, records: Iterable[StepRecord] | None = None) -> Receipt | None:
     """What the server has of the run at "ENTITY/PROJECT/ID", None if it has no such run.
 
-    `every_row` reads and counts the rows instead of asking for their number. Raises MachineError if W&B fails.
+    With `records` the rows that equal them are counted, instead of asking for the number of rows. Raises MachineError
+    if W&B fails.
     """
     import wandb
     from wandb.apis.public.runs import RunNotFoundError
@@ -62,9 +65,21 @@ def read_back(path: str, patience: float, *, every_row: bool = False) -> Receipt
                 return None
             raise
         last = max(0, remote.lastHistoryStep or 0)
-        rows = sum(1 for _ in remote.scan_history(use_cache=False)) if every_row else remote.historyLineCount or 0
+        if records is None:
+            rows = remote.historyLineCount or 0
+        else:
+            expected = [_comparable(as_row(record)) for record in records]
+            found = [_comparable(row) for row in remote.scan_history(use_cache=False)]
+            rows = sum(row == other for row, other in zip(expected, found, strict=False))
+            rows += max(0, len(found) - len(expected))
         outcome = remote.summary_metrics.get("result/outcome")
         return Receipt(rows=int(rows), last_step=int(last), outcome=outcome, state=str(remote.state), remote=remote)
+
+
+def _comparable(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row's own values; by repr, so that NaN equals NaN."""
+    own = {key: unspelled(value) for key, value in row.items() if key in METRIC_NAMES}
+    return {key: repr(float(value)) for key, value in own.items() if value is not None}
 
 
 def missing(path: str, result: RunResult, patience: float) -> str:

@@ -18,7 +18,14 @@ WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disab
 WANDB_MODES |= {"run": "online", "shared": "online", "dryrun": "offline"}  # older names
 REDIRECTS = (
     *("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_NAME"),
-    *("WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_LAUNCH", "WANDB_LAUNCH_CONFIG_PATH", "WANDB_ARTIFACTS"),
+    *(
+        "WANDB_CONFIG_PATHS",
+        "WANDB_RUN_GROUP",
+        "WANDB_JOB_TYPE",
+        "WANDB_LAUNCH",
+        "WANDB_LAUNCH_CONFIG_PATH",
+        "WANDB_ARTIFACTS",
+    ),
 )
 NO_LOGIN = "W&B: no key or login here; set WANDB_API_KEY or run `wandb login`"
 

@@ -263,7 +263,8 @@ class WandbSink:
         first, marked = view.header.wandb_id, delivery(view.folder).get("mode") == "online"
         ids = [first, *(f"{first[-MAX_ID + 2 :]}-{n}" for n in range(2, MAX_SENDINGS + 1))]
         for wandb_id in ids:
-            receipt = read_back(self._path(wandb_id, self._entity), self._patience, every_row=verify)
+            records = view.records() if verify else None
+            receipt = read_back(self._path(wandb_id, self._entity), self._patience, records)
             if receipt is None and marked and wandb_id == view.wandb_id:
                 continue  # deleted on W&B since, which does not take an id again
             if receipt is None or receipt.continues(view.result):

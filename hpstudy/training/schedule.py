@@ -96,6 +96,15 @@ def ramped_batch(hparams: HParams, tokens_before: int, budget: int, unit: int) -
     return min(hparams.batch_tokens, max(unit, int(hparams.batch_tokens * share) // unit * unit))
 
 
+def extent(hparams: HParams, *, budget: int, unit: int) -> tuple[int, int]:
+    """(steps, tokens) of a run of `budget` tokens, without planning each step after the ramp."""
+    steps, tokens = 0, 0
+    while (batch := ramped_batch(hparams, tokens, budget, unit)) < hparams.batch_tokens and tokens + batch <= budget:
+        steps, tokens = steps + 1, tokens + batch
+    rest = (budget - tokens) // hparams.batch_tokens if batch == hparams.batch_tokens else 0
+    return steps + rest, tokens + rest * hparams.batch_tokens
+
+
 def plan(hparams: HParams, *, budget: int, unit: int, evals: int) -> Iterator[StepPlan]:
     """Every step of a run of `budget` tokens. Without a ramp there are floor(budget / batch_tokens) steps.
 

@@ -142,7 +142,7 @@ def shard(magic: int = 20240520, version: int = 1, num_tokens: int = 2000) -> by
 SHARDS = {
     "magic": (
         shard(magic=1),
-        ("must begin with the number 20240520, but got 1; give files of token ids in that format",),
+        ("must begin with the number 20240520, but got 1; if it holds uint16 ids without a header",),
     ),
     "version": (shard(version=2), ("version must be 1, but got 2", "write it again")),
     "truncated": (shard()[:-500], ("must have 5,024 bytes for 2,000 tokens, but has 4,524", "fetch or write it again")),
@@ -226,3 +226,21 @@ def test_the_program_itself_ends_with_exit_code_2_and_no_traceback(tmp_path: Pat
     assert (done.returncode, done.stdout) == (2, "")
     known = ", ".join(name for name, _ in list_studies())
     assert done.stderr == f"studies/nowhere.toml: no such study; known are {known}\n"
+
+
+def test_trials_beyond_the_limit_are_refused_on_the_command_line_too(tiny_file) -> None:
+    for trials in ("1000001", "9223372036854775807", "99999999999999999999999"):
+        result = hpstudy("check", tiny_file(), "--trials", trials)
+        assert (result.code, "1000000" in result.err) == (2, True), result.err
+
+
+def test_a_file_that_is_too_long_for_a_study_is_refused_at_once(refused, tiny_file) -> None:
+    path = tiny_file()
+    path.write_text(path.read_text() + "\n".join(f"[t{number}]" for number in range(60_000)))
+    refused("run", path, parts=(f"{path}: must have at most 262,144 bytes, but has ",))
+
+
+def test_seconds_for_more_steps_than_any_run_has_are_refused_by_check(tiny_file) -> None:
+    result = hpstudy("check", tiny_file(replace={"tokens = 5120": "seconds = 1e9"}))
+    assert result.code == 2
+    assert "[trainer] seconds: a run may hold at most 10,000,000 steps, but would have " in result.err

@@ -108,3 +108,18 @@ def test_a_copied_run_is_named_and_left_alone(copied: Path) -> None:
     after = hpstudy("status", "tiny", "--runs", copied)
     assert after.out == before.out
     assert after.err == f"warning: {copy}: is not the run that its header names; left alone\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("search-0001/wandb.json", '{"mode": "online", "url": 5}'),
+        ("search-0001/wandb.json", '{"mode": [], "url": null}'),
+        ("environment.json", '{"accepted": 5, "packages": []}'),
+    ],
+)
+def test_values_of_a_wrong_type_are_no_traceback(copied: Path, name: str, content: str) -> None:
+    (copied / "tiny" / name).write_text(content)
+    for command in ("status", "report"):
+        result = hpstudy(command, "tiny", "--runs", str(copied))
+        assert result.code == 0, result.err

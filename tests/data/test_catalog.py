@@ -165,12 +165,18 @@ def test_shards_named_as_public_tools_name_them_validate(tmp_path: Path, name: s
     assert split_of(tmp_path, "train.bin", name) == ([0], [1])
 
 
-@pytest.mark.parametrize("name", ["interval_0.bin", "trainval.bin", "evaluation.bin", "val/000000.bin", "valset.bin"])
+UNCLEAR = [
+    *("interval_0.bin", "trainval.bin", "evaluation.bin", "val/000000.bin", "valset.bin", "dev.bin", "owt_test_0.bin"),
+    *("val/part0/0.bin", "owt_val/0.bin", "validation_set/0.bin", "Test/0.bin"),
+]
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
 def test_a_shard_that_may_or_may_not_validate_is_refused_with_both_ways_to_state_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as refusal:
         split_of(tmp_path, "train.bin", name)
     (problem,) = refusal.value.problems
-    assert problem.startswith(f'corpus "shards:**/*.bin": {tmp_path / name}: "val" in its path may or may not mean')
+    assert problem.startswith(f'corpus "shards:**/*.bin": {tmp_path / name}: its path may or may not mean that it')
     assert 'state the shards that do with [trainer] val = "GLOB", or val = "tail"' in problem
     assert split_of(tmp_path, "train.bin", name, val=name) == ([0], [1])
     assert split_of(tmp_path, "train.bin", name, val="tail")[0] == [0, 1]

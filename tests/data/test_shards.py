@@ -116,6 +116,7 @@ def test_what_is_no_row_of_gpt2_ids_is_refused_with_what_to_do(tmp_path: Path) -
     np.save(tmp_path / "3.npy", np.array([{"a": 1}], object))
     (tmp_path / "4.npy").write_bytes((tmp_path / "1.npy").read_bytes()[:-5])
     np.save(tmp_path / "5.npy", np.zeros(0, np.uint16))
+    (tmp_path / "5a.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr':xxxxxxx")
     np.save(tmp_path / "6.npy", np.arange(40, dtype=">u2"))
     write_by_hand(tmp_path / "7.bin", [1, 2, 3], magic=20240801, version=7)
     np.full(2000, 7, "<u2").tofile(tmp_path / "8.bin")
@@ -123,9 +124,10 @@ def test_what_is_no_row_of_gpt2_ids_is_refused_with_what_to_do(tmp_path: Path) -
     expected = [
         "1.npy: must hold one row of uint16, but has int64 of shape (40,); save it again",
         "2.npy: must hold one row of uint16, but has uint16 of shape (4, 10); save it again",
-        "3.npy: is no whole .npy file (",
-        "4.npy: is no whole .npy file (",
+        "3.npy: cannot be read as an array of ids (",
+        "4.npy: cannot be read as an array of ids (",
         "5.npy: ",
+        "5a.npy: cannot be read as an array of ids (",
         "6.npy: must hold one row of uint16, but has >u2 of shape (40,); save it again",
         "7.bin: holds ids of Llama 3, but studies train on GPT-2's; tokenize its text with `hpstudy prepare text:PATH`",
         "8.bin: must begin with the number 20240520, but got 458759; if it holds uint16 ids without a header, as "
@@ -141,13 +143,18 @@ def test_raw_ids_that_have_a_header_or_half_an_id_are_refused(tmp_path: Path) ->
     np.save(tmp_path / "2.npy", np.arange(40, dtype=np.uint16))
     (tmp_path / "3.bin").write_bytes(b"abc")
     (tmp_path / "4.bin").write_bytes(b"")
+    np.arange(1, 100, dtype="<u4").tofile(tmp_path / "5.bin")
+    np.arange(1, 100, dtype="<i8").tofile(tmp_path / "6.bin")
     found = problems("raw:*", base=tmp_path)
     expected = [
         '1.bin: has a header, so it is not raw; name the corpus "shards:GLOB"',
         '2.npy: has a header, so it is not raw; name the corpus "shards:GLOB"',
         "3.bin: must hold ids of 2 bytes each, but has 3 bytes",
         "4.bin: must hold ids of 2 bytes each, but has 0 bytes",
+        "5.bin: must hold ids of 2 bytes each, but its every other id is 0; write them again as uint16",
+        "6.bin: must hold ids of 2 bytes each, but its every other id is 0; write them again as uint16",
     ]
+    assert len(found) == len(expected)
     for line, problem in zip(expected, found, strict=True):
         assert line in problem
 

@@ -43,6 +43,7 @@ def text_of(folder: Path) -> str:
         ("a.NDJSON", lines(DOCUMENTS).removesuffix(b"\n")),
         ("a.jsonl.gz", gzip.compress(lines(DOCUMENTS[:1])) + gzip.compress(lines(DOCUMENTS[1:]))),
         ("c4.json.gz", gzip.compress(lines(DOCUMENTS))),
+        ("a.jsonl.zstd", zst(lines(DOCUMENTS))),
         ("a.jsonl.bz2", bz2.compress(lines(DOCUMENTS))),
         ("a.jsonl.zst", zst(lines(DOCUMENTS[:1])) + zst(lines(DOCUMENTS[1:]))),
         ("a.jsonl", lines(DOCUMENTS).replace(b"\n", b"\r\n\r\n")),
@@ -79,6 +80,11 @@ def test_text_that_spells_the_separator_stays_text(tmp_path: Path) -> None:
     assert ids.count(50_256) == 1
 
 
+def test_a_document_that_spells_a_number_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(["NaN", "Infinity and more"]))
+    assert text_of(tmp_path) == "NaN<|endoftext|>Infinity and more"
+
+
 def test_a_json_document_with_half_a_surrogate_pair_is_read_with_its_replacement(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a \\ud83d b and more of it"}\n')
     assert text_of(tmp_path) == "a � b and more of it"
@@ -105,6 +111,10 @@ def test_every_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path)
     (tmp_path / "8.txt.zst").write_bytes(zst(bytes(range(256)) * 400)[:-20])
     (tmp_path / "9.tar.gz").write_bytes(b"")
     (tmp_path / "9.zip").write_bytes(b"PK")
+    (tmp_path / "9a.parquet.gz").write_bytes(b"")
+    (tmp_path / "9b.json").write_bytes(lines(["x"]))
+    (tmp_path / "9c.jsonl").write_bytes(b"[" * 200_000)
+    (tmp_path / "9d.json").write_text('{\n"text": "a file of settings is text"}')
     (tmp_path / "a.txt").write_text("fine")
     found = problems(f"text:{tmp_path}")
     expected = [
@@ -119,6 +129,9 @@ def test_every_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path)
         "8.txt.zst: cannot be unpacked (Truncated compressed stream); fetch or write it again",
         "9.tar.gz: is a .tar file, which is not read; unpack it",
         "9.zip: is a .zip file, which is not read; unpack it",
+        "9a.parquet.gz: is Parquet packed as .gz, which is not read; unpack it",
+        '9b.json: has JSON lines with "text"; name it .jsonl to train on the texts, or .txt to train on it all',
+        "9c.jsonl: line 1 must be a JSON object, but is not (",
     ]
     assert len(found) == len(expected)
     for line, problem in zip(expected, found, strict=True):

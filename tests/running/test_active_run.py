@@ -174,6 +174,27 @@ def test_a_step_that_was_changed_before_the_checkpoint_is_refused_and_the_remedy
     assert (trials(study, store), curves(store)) == uninterrupted
 
 
+def test_steps_lost_at_the_end_and_trained_again_are_no_change(tiny, tmp_path: Path, uninterrupted):
+    """Their times are others, and the mark of the first session does not fit them."""
+    study = tiny()
+    interrupt(study, tmp_path, "search-0000", 15)
+    steps = tmp_path / "tiny" / "search-0000" / "steps.jsonl"
+    steps.write_bytes(b"".join(steps.read_bytes().splitlines(keepends=True)[:6]))
+    interrupt(study, tmp_path, "search-0000", 18)
+    store = run_here(study, tmp_path)
+    assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_a_header_that_was_changed_before_the_run_ended_is_refused(tiny, tmp_path: Path):
+    study = tiny()
+    interrupt(study, tmp_path, "search-0000", 9)
+    folder = tmp_path / "tiny" / "search-0000"
+    header = json.loads((folder / "header.json").read_text())
+    (folder / "header.json").write_text(json.dumps(header | {"started": "2020-01-01T00:00:00+00:00"}))
+    with pytest.raises(MachineError, match=r"header\.json or recorded\.json changed after the run began; remove"):
+        run_here(study, tmp_path)
+
+
 def test_a_run_of_a_version_that_did_not_mark_its_steps_resumes(tiny, tmp_path: Path, uninterrupted):
     study, watch = tiny(), Watch()
     interrupt(study, tmp_path, "search-0000", 9)

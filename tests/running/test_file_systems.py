@@ -68,7 +68,7 @@ NOTES = {
 @pytest.mark.parametrize(
     "lacking",
     [
-        *({"flock": number} for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)),
+        *({"flock": number} for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO)),
         {"fsync_folder": errno.EINVAL},
         {"symlink": errno.EPERM},
         {"mmap": errno.ENODEV},
@@ -149,3 +149,22 @@ def test_a_study_whose_host_is_lost_goes_on_at_another(start: Start, tiny, tmp_p
     assert second.returncode == 0, said
     store = RunStore(runs / "tiny")
     assert (trials(tiny(), store), curves(store)) == uninterrupted
+
+
+def test_a_driver_that_wakes_up_after_its_study_was_finished_by_another_changes_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    long = {"tokens = 5120": "tokens = 102400", "trials = 5": "trials = 2"}  # 400 steps
+    first = start(study=long, flock=errno.ENOSYS)
+    runs = tmp_path / "there" / "runs"
+    wait_for_step(runs, "search-0000", first)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(study=long, flock=errno.ENOSYS)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.suffix != ".log"}
+    os.kill(first.pid, signal.SIGCONT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1, said
+    assert f"{runs / 'tiny'}: another hpstudy has taken over this study" in said
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.suffix != ".log"} == before

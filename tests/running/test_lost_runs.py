@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hpstudy.errors import MachineError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Run, StepRecord
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
@@ -153,8 +153,46 @@ def test_a_result_without_a_header_is_refused_by_name(confirmable, copied: RunSt
 
 def test_a_selection_of_an_unknown_trial_is_refused_by_name(confirmable, copied: RunStore):
     edit(copied.root / "confirm.json", r'"search-\d+"', '"search-0099"')
+    with pytest.raises(MachineError, match=r"confirm\.json: .* the selection of search-0099 .* was edited; restore it"):
+        run_here(confirmable(), copied.root.parent)
+    edit(copied.root / "confirm.json", r', "sha256": "\w+"', "")  # as versions before wrote it
     with pytest.raises(MachineError, match=r"confirm\.json: names search-0099, which this study has not"):
         run_here(confirmable(), copied.root.parent)
+
+
+def test_a_selection_lost_with_its_candidates_runs_is_not_made_again(confirmable, copied: RunStore):
+    """The baseline's runs on fresh seeds tell that there was one, and a verdict counts how many there were."""
+    (copied.root / "confirm.json").unlink()
+    for folder in copied.root.glob("confirm-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(MachineError, match="is missing, though runs on fresh seeds have begun"):
+        run_here(confirmable(), copied.root.parent)
+
+
+def test_a_study_whose_values_are_lost_goes_on_only_with_the_file_that_it_began_with(
+    confirmable, tiny, copied: RunStore
+):
+    study = confirmable()
+    before = numbers(study, copied)
+    environment = (copied.root / "environment.json").read_bytes()
+    (copied.root / "study.json").unlink()
+    other = tiny(replace={"trials = 5": "trials = 3", "val_tokens = 512": "val_tokens = 1024"})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"study\.json: is missing, and .* is not as when the study began"):
+            run_here(other, copied.root.parent)
+    assert (copied.root / "environment.json").read_bytes() == environment
+    assert not (copied.root / "study.json").exists()
+    run_here(confirmable(), copied.root.parent)
+    assert numbers(study, copied) == before
+
+
+def test_a_refused_start_removes_nothing_of_a_store_that_lost_its_values(tiny, copied: RunStore):
+    """Neither values nor environment are left to say what its numbers depend on, so no other may be recorded."""
+    (copied.root / "study.json").unlink()
+    (copied.root / "environment.json").unlink()
+    with pytest.raises(MachineError, match=r"environment\.json: is missing, so nothing says"):
+        run_here(tiny(replace={"trials = 5": "trials = 3"}), copied.root.parent)
+    assert list(copied.root.glob("search-*"))
 
 
 def test_a_copied_run_is_left_alone(confirmable, copied: RunStore):

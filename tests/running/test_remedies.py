@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a selection of no trial": (
         "confirm.json",
         lambda path: edit(path, r'"search-\d+"', '"search-0099"'),
-        "names search-0099, which this study has not",
+        "was edited; restore it from a copy",
     ),
     "a damaged selection": ("confirm.json", lambda path: path.write_text("{"), "it is damaged"),
     "a lost environment": ("environment.json", Path.unlink, "is missing, so nothing says"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.errors import UserError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.files import write_atomic
 from hpstudy.tracking import lease
 from hpstudy.tracking.lease import LEASE, leased
@@ -109,11 +109,49 @@ def test_of_many_drivers_that_start_at_once_one_has_the_lease(tmp_path: Path) ->
     assert (len(held), len(refused)) == (1, 11)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"host": 1}'])
+DAMAGED = [
+    *(b"", b"{", b"[]", b"\xff", b'{"host": 1}'),
+    b'{"host": "h", "pid": 12e45, "token": "t", "beat": 0}',
+    b'{"host": "h", "pid": null, "token": "t", "beat": 0}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_lease_is_nobodys(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LEASE).write_bytes(content)
     with leased(tmp_path, pytest.fail):
         assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
+
+
+def test_a_process_number_beyond_any_is_no_process(tmp_path: Path) -> None:
+    hold(tmp_path, pid=2**70, place=lease._place())
+    with leased(tmp_path, pytest.fail):
+        assert json.loads((tmp_path / LEASE).read_text())["pid"] == os.getpid()
+
+
+def test_a_driver_that_wakes_up_after_another_has_come_and_gone_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own thread that keeps the lease may not have run yet."""
+    monkeypatch.setattr(lease, "_keep", lambda *_: None)
+    lost = threading.Event()
+    with leased(tmp_path, lost.set) as holding:
+        holding.refuse_if_lost()
+        (tmp_path / LEASE).unlink()
+        time.sleep(0.7)
+        with pytest.raises(MachineError, match=r"another hpstudy has taken over this study.*writes nothing more"):
+            holding.refuse_if_lost()
+        assert lost.is_set()
+    assert not (tmp_path / LEASE).exists()
+
+
+def test_a_lease_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    lost = threading.Event()
+    with leased(tmp_path, lost.set):
+        (tmp_path / LEASE).unlink()
+        assert lost.wait(2)
+        time.sleep(0.5)
+        assert not (tmp_path / LEASE).exists()
 
 
 def test_a_driver_that_was_held_too_long_learns_that_another_has_the_study_and_leaves_its_lease(tmp_path: Path) -> None:

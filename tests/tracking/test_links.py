@@ -70,3 +70,15 @@ def test_a_checkpoint_replaces_a_link_and_leaves_its_target(tmp_path: Path, fore
     save_checkpoint(part, Checkpoint(fingerprint="f", bad_steps=0, state=state))
     assert not part.is_symlink()
     assert foreign.read_text() == "not the study's"
+
+
+def test_a_journal_that_is_a_link_is_refused_by_name(tiny: Callable[..., Study], tmp_path: Path, foreign: Path) -> None:
+    run_here(tiny(replace={"trials = 5": "trials = 1"}), tmp_path / "runs")
+    journal = tmp_path / "runs" / "tiny" / "optuna.journal"
+    journal.rename(tmp_path / "kept")
+    journal.symlink_to(foreign)
+    with pytest.raises(MachineError, match=rf"^{journal}: is a link, .* put the file itself here"):
+        run_here(tiny(), tmp_path / "runs")
+    assert foreign.read_text() == "not the study's"
+    (tmp_path / "kept").replace(journal)
+    run_here(tiny(), tmp_path / "runs")

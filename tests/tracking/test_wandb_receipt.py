@@ -147,6 +147,16 @@ def test_a_run_that_the_server_lost_after_its_delivery_is_found_and_sent_again(h
     assert server.requests == requests
 
 
+def test_a_row_whose_value_changed_on_the_server_is_found_by_a_check(home: Path, server: Loopback) -> None:
+    store = stored(home / "quickstart")
+    deliver(store)
+    lines = server.runs["id"].lines[HISTORY]
+    lines[7] = json.dumps(json.loads(lines[7]) | {"train/loss": 0.5})
+    assert deliver(store, verify=True) == []
+    assert marked(store) == "id-2"
+    assert whole(server, "id-2")
+
+
 def test_a_run_that_was_deleted_on_the_server_is_sent_again_under_a_new_id(home: Path, server: Loopback) -> None:
     store = stored(home / "quickstart")
     deliver(store)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpstudy.hparams import GPT3
-from hpstudy.training.schedule import learning_rate, plan, ramped_batch
+from hpstudy.training.schedule import extent, learning_rate, plan, ramped_batch
 
 BATCH = 1024
 STEADY = replace(GPT3, lr=1.0, batch_tokens=BATCH, micro_batch=1, batch_ramp_fraction=0.0)
@@ -99,6 +99,7 @@ def test_a_plan_is_whole_growing_batches_within_the_budget_and_evaluates_at_its_
     assert all(s.batch_tokens % unit == 0 and 0 < s.batch_tokens <= 8192 for s in steps)
     assert all(a.batch_tokens <= b.batch_tokens for a, b in pairwise(steps))
     assert steps[-1].tokens <= budget
+    assert extent(hparams, budget=budget, unit=unit) == (len(steps), steps[-1].tokens)
     points = [s.eval_index for s in steps if s.eval_index is not None]
     assert points == sorted(set(points))
     assert points[-1] == evals == steps[-1].eval_index
