@@ -93,10 +93,11 @@ def _npy_problem(path: Path) -> str | None:
 def _npy(path: Path) -> npt.NDArray[np.generic]:
     """An array that numpy saved, mapped into memory if its file system can."""
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except OSError as error:
         _note_loading(path, error)
-        return np.asarray(np.load(path, allow_pickle=False))
+        with path.open("rb") as file:
+            return np.asarray(np.lib.format.read_array(file))
 
 
 def _note_loading(path: Path, error: OSError) -> None:

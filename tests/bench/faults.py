@@ -25,7 +25,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpstudy.analysis.results import load
 from hpstudy.cli.progress import StudyProgress
 from hpstudy.errors import HpstudyError
 from hpstudy.records import StepRecord, step_differences
@@ -317,6 +316,8 @@ def losses(found: RunStore, reference: RunStore) -> Losses:
 
 def _answer(store: RunStore) -> object:
     """What a reader learns: the verdict, and every trial with its loss, without times."""
+    from hpstudy.analysis.results import load  # here: pandas must not be in the sessions, which may have a false clock
+
     results = load(store.root.name, store.root.parent)
     trials = results.trials[["run_id", "outcome", "lr", "beta2", "val_loss", "best_val_loss", "tokens"]]
     return results.verdict().sentence, trials.to_csv()
