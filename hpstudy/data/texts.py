@@ -20,7 +20,8 @@ PACKED = {
     ".zst": "zstd",
     ".zstd": "zstd",
     ".lz4": "lz4",
-}  # ending -> pyarrow's name for it
+}
+"""The ending of a packed file -> pyarrow's name for it."""
 UNREAD = frozenset({".zip", ".tar", ".tgz", ".tbz2", ".txz", ".xz", ".7z", ".rar"})
 
 

@@ -47,20 +47,17 @@ def mark(folder: Path, size: int, steps_sha256: str) -> None:
     write_atomic(folder / MARK, to_json({"bytes": size, SEAL: steps_sha256, HEADER: _sha256(folder / HEADER)}))
 
 
-def marked_size(folder: Path) -> int | None:
-    """The bytes that are marked; None without a mark."""
-    size = (read_json(folder / MARK, json_object) or {}).get("bytes")
-    return size if isinstance(size, int) else None
+def marked_damage(folder: Path, steps: bytes) -> tuple[str | None, int]:
+    """(what was changed in the header, or in the steps that the checkpoint stands for; their size in bytes).
 
-
-def marked_damage(folder: Path, steps: bytes) -> str | None:
-    """What was changed in the header, or in the steps that the checkpoint stands for; None without a mark.
-
-    Steps that are gone are trained again, and compared with those that are left.
+    None and 0 without a mark. Steps that are gone are trained again, and compared with those that are left.
     """
-    noted, size = read_json(folder / MARK, json_object), marked_size(folder)
-    if noted is None or size is None:
-        return None
+    noted = read_json(folder / MARK, json_object) or {}
+    size = noted.get("bytes")
+    return (_changed_since(noted, size, folder, steps), size) if isinstance(size, int) else (None, 0)
+
+
+def _changed_since(noted: Mapping[str, Any], size: int, folder: Path, steps: bytes) -> str | None:
     if noted.get(HEADER, (found := _sha256(folder / HEADER))) != found:
         return f"{HEADER} or {MARK} changed after the run began"
     if size <= len(steps) and hashlib.sha256(steps[:size]).hexdigest() != noted.get(SEAL):

@@ -47,7 +47,7 @@ from hpstudy.records import (
 from hpstudy.study import GROWING
 from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
 from hpstudy.tracking.lease import LEASE, Holding, held, leased
-from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, marked_size, sealed
+from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
@@ -166,10 +166,11 @@ class RunWriter:
         path = folder / STEPS
         with writing(path):
             lines = path.read_bytes() if path.exists() and not fresh else b""
-            if not fresh and (found := marked_damage(folder, lines)):
+            found, marked = marked_damage(folder, lines)
+            if found and not fresh:
                 raise MachineError(f"{folder}: {found}; {_retrain(folder)}")
             recorded, intact = _intact(path, lines)
-            if (marked := marked_size(folder)) is not None and marked > intact:
+            if marked > intact:
                 (folder / MARK).unlink()  # steps that are gone will be trained, and timed, anew
             steps = open(path, "ab", opener=own_file)  # noqa: SIM115
             steps.truncate(intact)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpstudy.data.corpus import load_corpus, prepare
 from hpstudy.data.shards import open_shards, sealed_shards, write_shards
-from tests.helpers.corpora import problems, write_by_hand
+from tests.helpers.corpora import problems, same_problems, write_by_hand
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -133,9 +133,7 @@ def test_what_is_no_row_of_gpt2_ids_is_refused_with_what_to_do(tmp_path: Path) -
         "8.bin: must begin with the number 20240520, but got 458759; if it holds uint16 ids without a header, as "
         'nanoGPT writes them, name the corpus "raw:GLOB"',
     ]
-    assert len(found) == len(expected)
-    for line, problem in zip(expected, found, strict=True):
-        assert line in problem
+    same_problems(found, expected)
 
 
 def test_raw_ids_that_have_a_header_or_half_an_id_are_refused(tmp_path: Path) -> None:
@@ -154,9 +152,7 @@ def test_raw_ids_that_have_a_header_or_half_an_id_are_refused(tmp_path: Path) ->
         "5.bin: must hold ids of 2 bytes each, but its every other id is 0; write them again as uint16",
         "6.bin: must hold ids of 2 bytes each, but its every other id is 0; write them again as uint16",
     ]
-    assert len(found) == len(expected)
-    for line, problem in zip(expected, found, strict=True):
-        assert line in problem
+    same_problems(found, expected)
 
 
 def test_the_largest_raw_id_is_measured_apart_from_a_shards(tmp_path: Path) -> None:

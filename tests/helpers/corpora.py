@@ -26,3 +26,10 @@ def problems(name: str, tokenizer: str = "gpt2", val_tokens: int = 4, base: Path
     with pytest.raises(UserError) as caught:
         load_corpus(name, tokenizer, val_tokens, base=base)
     return list(caught.value.problems)
+
+
+def same_problems(found: list[str], expected: list[str]) -> None:
+    """Asserts that each problem holds what is expected of it, in order, and that there are no others."""
+    assert len(found) == len(expected)
+    for line, problem in zip(expected, found, strict=True):
+        assert line in problem

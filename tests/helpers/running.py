@@ -61,10 +61,17 @@ def run_here(
     trials: int | None = None,
     workers: int = 1,
     checkpoint_seconds: float = 60.0,
+    accept_environment: bool = False,
 ) -> RunStore:
     """Runs or resumes a study with the driver in this process."""
     options = Options(
-        runs=runs, device=device, wandb=wandb, trials=trials, workers=workers, checkpoint_seconds=checkpoint_seconds
+        runs=runs,
+        device=device,
+        wandb=wandb,
+        trials=trials,
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+        accept_environment=accept_environment,
     )
     return run_study(study, options, watch or Watch(), stop or StopRequest())
 

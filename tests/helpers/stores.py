@@ -173,3 +173,10 @@ def results_of(study: Study, frames: StudyFrames, root: Path) -> StudyResults:
     """What a study with these tables found. The study is kept in a store in the folder `root`."""
     store = begun(root, name=study.name, text=study.path.read_text(), values=study.resolved())
     return StudyResults(frames=frames, store=store)
+
+
+def edit(path: Path, pattern: str, new: str) -> None:
+    """Replaces the first match, which there must be."""
+    text, count = re.subn(pattern, new, path.read_text(), count=1)
+    assert count == 1
+    path.write_text(text)

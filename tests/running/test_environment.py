@@ -16,8 +16,6 @@ import torch
 
 from hpstudy.analysis.results import load
 from hpstudy.errors import MachineError, UserError
-from hpstudy.running.driver import run_study
-from hpstudy.running.interface import Options, StopRequest
 from hpstudy.running.worker import PINNING, worker_environment
 from hpstudy.study import Study
 from tests.helpers.command_line import PROGRAM
@@ -29,14 +27,6 @@ def changed(runs: Path, **values: Any) -> None:
     path = runs / "tiny" / "environment.json"
     environment = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in environment.items() if value is not None}))
-
-
-def accept(study: Study, runs: Path) -> Watch:
-    """Runs or resumes a study in whatever environment this is."""
-    watch = Watch()
-    options = Options(runs=runs, device="cpu", wandb="disabled", workers=1, accept_environment=True)
-    run_study(study, options, watch, StopRequest())
-    return watch
 
 
 def run_in(folder: Path, study: Path, runs: Path) -> subprocess.CompletedProcess[str]:
@@ -68,7 +58,7 @@ def test_a_changed_environment_is_refused_then_accepted_once_and_reported(
     changed(begun, **change)
     with pytest.raises(UserError, match=rf"began in another environment: {said}.*--accept-environment"):
         run_here(tiny(), begun)
-    accept(tiny(), begun)
+    run_here(tiny(), begun, accept_environment=True)
     run_here(tiny(), begun)  # what was accepted is not asked again
     (accepted,) = load("tiny", begun).accepted_changes
     assert accepted.startswith(said)
@@ -76,7 +66,7 @@ def test_a_changed_environment_is_refused_then_accepted_once_and_reported(
 
 def test_an_accepted_change_does_not_cover_another(tiny: Callable[..., Study], begun: Path) -> None:
     changed(begun, torch="1.0")
-    accept(tiny(), begun)
+    run_here(tiny(), begun, accept_environment=True)
     changed(begun, threads=7)
     with pytest.raises(UserError, match="began in another environment: threads was 7, is 1") as refusal:
         run_here(tiny(), begun)
@@ -119,7 +109,7 @@ def test_a_lost_environment_is_refused_and_not_written_again(tiny: Callable[...,
     with pytest.raises(MachineError, match=rf"^{path}: is missing.*restore it.*--accept-environment"):
         run_here(tiny(), begun)
     assert not path.exists()
-    accept(tiny(), begun)
+    run_here(tiny(), begun, accept_environment=True)
     assert load("tiny", begun).accepted_changes == ["environment.json was lost, and recorded again during the study"]
 
 

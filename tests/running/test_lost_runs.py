@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from hpstudy.records import Run, StepRecord
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import Watch, curves, run_here, trials
+from tests.helpers.stores import edit
 
 Damage = Callable[[Path], object]
 
@@ -31,13 +31,6 @@ def cut(path: Path) -> None:
     """Cuts a file in its middle."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-
-
-def edit(path: Path, pattern: str, new: str) -> None:
-    """Replaces the first match, which there must be."""
-    text, count = re.subn(pattern, new, path.read_text(), count=1)
-    assert count == 1
-    path.write_text(text)
 
 
 EDITS: dict[str, tuple[str, Damage]] = {

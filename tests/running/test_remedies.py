@@ -12,24 +12,16 @@ from typing import Any
 import pytest
 
 from hpstudy.errors import HpstudyError
-from hpstudy.running.driver import run_study
-from hpstudy.running.interface import Options, StopRequest
 from hpstudy.study import Study, load_study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import Watch, curves, run_here, trials
+from tests.helpers.stores import edit
 
 
 def cut(path: Path) -> None:
     """Cuts a line out of a file's middle."""
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], lines[3][:9] + b"\n", *lines[4:]]))
-
-
-def edit(path: Path, pattern: str, new: str) -> None:
-    """Replaces the first match, which there must be."""
-    text, count = re.subn(pattern, new, path.read_text(), count=1)
-    assert count == 1
-    path.write_text(text)
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -78,12 +70,6 @@ def answer(study: Study, store: RunStore) -> Any:
     return trials(study, store), curves(store), losses, json.loads((store.root / "confirm.json").read_text())
 
 
-def accept(study: Study, runs: Path) -> RunStore:
-    """`hpstudy run --accept-environment`."""
-    options = Options(runs=runs, device="cpu", wandb="disabled", workers=1, accept_environment=True)
-    return run_study(study, options, Watch(), StopRequest())
-
-
 def refusal(study: Study, runs: Path) -> str:
     with pytest.raises(HpstudyError) as caught:
         run_here(study, runs)
@@ -104,7 +90,7 @@ def test_every_way_on_that_a_refusal_names_leads_to_the_same_answer(
     offered = 0
     if re.search(ACCEPT, message):
         other = Path(shutil.copytree(runs, tmp_path / "accepted"))
-        assert answer(study, accept(study, other)) == before
+        assert answer(study, run_here(study, other, accept_environment=True)) == before
         offered += 1
     if re.search(MOVE_AWAY, message):
         other = RunStore(Path(shutil.copytree(runs, tmp_path / "moved")) / "tiny")
