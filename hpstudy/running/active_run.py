@@ -61,8 +61,9 @@ class ActiveRun:
 
     def begin(self) -> None:
         """Opens the run in all sinks. The intact steps of earlier attempts pass through W&B and the view again."""
-        self._writer = self._store.begin(self.header, fresh=self._packed)
-        if self._packed:
+        fresh = self._packed or self._store.header(self.run.run_id) is None  # without a header, other files are remains
+        self._writer = self._store.begin(self.header, fresh=fresh)
+        if fresh:
             self._checkpoint.unlink(missing_ok=True)
         self._wandb.begin(self.header)
         self._progress.start(self.run)

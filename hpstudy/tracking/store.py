@@ -203,20 +203,22 @@ class RunWriter:
         Raises MachineError as `finish` does.
         """
         self._refuse_if_lost()
-        self._expect_untouched()
-        self.sync()
-        mark(self._path.parent, self._size, self._sha256.hexdigest())
+        with self._untouched():
+            self.sync()
+            mark(self._path.parent, self._size, self._sha256.hexdigest())
 
-    def _expect_untouched(self) -> None:
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Raises MachineError if the run's files were changed, or if its folder is removed now or inside."""
         folder = self._path.parent
-        if not (folder / HEADER).exists():
-            raise MachineError(_gone(folder))
         try:
-            size = self._path.stat().st_size
-        except FileNotFoundError:
-            size = -1
-        if size != self._size:
-            raise MachineError(f"{self._path}: was changed while the run trained; {_retrain(folder)}")
+            if not (folder / HEADER).exists():
+                raise FileNotFoundError(folder / HEADER)
+            if (self._path.stat().st_size if self._path.exists() else -1) != self._size:
+                raise MachineError(f"{self._path}: was changed while the run trained; {_retrain(folder)}")
+            yield
+        except FileNotFoundError as error:
+            raise MachineError(_gone(folder)) from error
 
     def _compare(self, before: StepRecord, again: StepRecord) -> None:
         if different := step_differences(before, again):
@@ -233,9 +235,9 @@ class RunWriter:
         self._refuse_if_lost()
         self.sync()
         self.close()
-        self._expect_untouched()
         folder = self._path.parent
-        write_atomic(folder / RESULT, to_json(sealed(dataclasses.asdict(result), folder)))
+        with self._untouched():
+            write_atomic(folder / RESULT, to_json(sealed(dataclasses.asdict(result), folder)))
         (folder / MARK).unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -131,9 +132,13 @@ def run_folder(store: Path, rng: random.Random) -> Path | None:
     return rng.choice(folders) if folders else None
 
 
-def remove_run(_driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> None:
-    if folder := run_folder(store, rng):
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_run(_driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> Aftermath | None:
+    """Removes a run's folder. The driver may write into it meanwhile, so that some of it stays."""
+    if not (folder := run_folder(store, rng)):
+        return None
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    remove()
+    return Aftermath(undo=remove)
 
 
 def copy_run(_driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> None:
@@ -267,17 +272,21 @@ def run_with_fault(fault: Fault, study: Path, rng: random.Random, most: int) -> 
     """Runs a study to its end and injects the fault up to `most` times: (how often, how often it was refused)."""
     times, refused, store = 0, 0, study.parent / study.stem
     left: Aftermath | None = None
+    variables: list[Mapping[str, str]] = [{}]  # the last are the next session's; those before are tried if it refuses
     for _ in range(SESSIONS):
-        variables = left.variables if left else {}
         before = times
-        with session(study, fault.workers, lockless=fault.lockless, variables=variables) as driver:
+        with session(study, fault.workers, lockless=fault.lockless, variables=variables[-1]) as driver:
             while times < most and wait_for_moment(driver, store, rng, anytime=fault.anytime):
                 left = fault.inject(driver, store, rng)
                 times += 1
             code = driver.wait()
-        if code in REFUSED and left:
-            left.undo()
-            refused, left = refused + 1, None
+        if code in REFUSED:
+            variables = variables[:-1] or [{}]
+            if left:
+                left.undo()
+                refused, left = refused + 1, None
+        elif left and times > before:
+            variables.append(left.variables)
         if code == 0 and times == before:
             return times, refused
     raise AssertionError(f"{study}: has not ended after {SESSIONS} sessions")

@@ -86,6 +86,19 @@ def test_steps_and_checkpoint_of_an_earlier_attempt_stay_until_a_packed_run_begi
     active.abandon()
 
 
+def test_a_run_without_a_header_begins_anew_whatever_a_removal_has_left(sinks: Sinks):
+    folder = sinks.store.folder(a_run().run_id)
+    folder.mkdir(parents=True)
+    for name in ("steps.jsonl", "checkpoint.pt"):
+        (folder / name).write_text("from before")
+    (folder / "recorded.json").write_text('{"bytes": 11, "sha256": "of other steps", "header.json": "of another header"}')
+    active = sinks.active(a_run())
+    active.begin()
+    assert {path.name for path in folder.iterdir()} == {"header.json", "steps.jsonl"}
+    assert (folder / "steps.jsonl").read_text() == ""
+    active.abandon()
+
+
 def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_time(sinks: Sinks, monkeypatch):
     now = 0.0
     monkeypatch.setattr(active_run.time, "monotonic", lambda: now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -276,6 +277,23 @@ def test_damaged_last_lines_of_an_unfinished_run_are_cut_off(store: RunStore, ta
     again.close()
     (run,) = store.runs()
     assert [step.step for step in run.records()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("write", ["mark", "finish"])
+def test_a_folder_removed_in_the_moment_before_a_write_is_named(store: RunStore, write: str, monkeypatch) -> None:
+    writer = store.begin(header())
+    folder = store.folder(header().run.run_id)
+    writer.append(record(1))
+    read = Path.read_bytes
+
+    def remove_then_read(path: Path) -> bytes:
+        shutil.rmtree(folder, ignore_errors=True)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", remove_then_read)
+    with pytest.raises(MachineError, match="was removed while the study ran; run the study again"):
+        writer.mark() if write == "mark" else writer.finish(result())
+    writer.close()
 
 
 def test_a_finished_run_is_never_begun_again(store: RunStore) -> None:
