@@ -33,6 +33,7 @@ from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Options, StopRequest
 from hpstudy.search import Search
 from hpstudy.study import load_study
+from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore
 from tests.bench import ROOT
 from tests.helpers.lacking import lacking_calls
@@ -170,8 +171,10 @@ def change_byte(driver: subprocess.Popen[bytes], store: Path, rng: random.Random
 
 
 def change_environment(driver: subprocess.Popen[bytes], store: Path, rng: random.Random) -> Aftermath:
-    """Kills both, then lets the study go on with other vector instructions."""
+    """Kills both, then lets the study go on with other vector instructions, if it has noted those it began with."""
     kill_both(driver, store, rng)
+    if not (store / ENVIRONMENT).exists():
+        return Aftermath()
     return Aftermath(variables={"ATEN_CPU_CAPABILITY": rng.choice(["default", "avx2"])})
 
 
