@@ -91,7 +91,9 @@ def test_a_run_without_a_header_begins_anew_whatever_a_removal_has_left(sinks: S
     folder.mkdir(parents=True)
     for name in ("steps.jsonl", "checkpoint.pt"):
         (folder / name).write_text("from before")
-    (folder / "recorded.json").write_text('{"bytes": 11, "sha256": "of other steps", "header.json": "of another header"}')
+    (folder / "recorded.json").write_text(
+        '{"bytes": 11, "sha256": "of other steps", "header.json": "of another header"}'
+    )
     active = sinks.active(a_run())
     active.begin()
     assert {path.name for path in folder.iterdir()} == {"header.json", "steps.jsonl"}
