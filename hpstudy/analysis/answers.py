@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Literal
 
 from hpstudy.records import Phase
+from hpstudy.statistics.difference import ALPHA
+from hpstudy.statistics.race import Answer
 from hpstudy.study import MetricName, Study
 from hpstudy.study.schema import Design
 
-ALPHA = 0.05  # two-sided for a difference; each side of an equivalence test
 SPEED: MetricName = "train/tok_per_sec"
 Reply = Literal["yes", "no", "undecided"]
-
-
-class Answer(enum.StrEnum):
-    """What fresh seeds say about a candidate against the baseline: about its loss, or about its speed."""
-
-    BETTER = "better"
-    WORSE = "worse"
-    EQUIVALENT = "equivalent"
-    FASTER = "faster"
-    SLOWER = "slower"
-    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +20,9 @@ class Relative:
     """The ratio of a positive measure, candidate over baseline. Means over seeds are geometric."""
 
     ratio: float
-    low: float  # 95% interval, for this candidate alone
+    low: float  # 95% interval, adjusted for the candidates
     high: float
     p: float  # two-sided, for a ratio of 1, Holm-adjusted over the candidates
-    more_seeds_if_real: int | None  # further seeds that would show a true ratio as large as the measured one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +33,10 @@ class Addition:
     opponent: str  # "tuned-lr-0004"
     answer: Answer
     difference: float  # nats; negative: the winner is better
-    low: float  # 95% interval
+    low: float  # 95% interval, adjusted like p
     high: float
-    p: float  # two-sided; not adjusted for the verdict's own comparisons
-    p_equivalent: float  # TOST against the margin
+    p: float  # two-sided, adjusted with all comparisons of the study and for its looks
+    p_equivalent: float
     n: int  # shared seeds
 
     @property
@@ -71,17 +59,20 @@ class Contrast:
     baseline_se: float
     baseline_n: int
     difference: float  # candidate - baseline; negative is better
-    low: float  # 95% interval, for this candidate alone
+    low: float  # 95% interval, adjusted for the looks and the comparisons
     high: float
-    p: float  # two-sided, Holm-adjusted over the candidates
-    p_equivalent: float  # TOST against the margin, Holm-adjusted over the candidates
+    p: float  # two-sided, adjusted likewise
+    p_equivalent: float  # of a difference of the margin or more, adjusted likewise
+    margin: float  # nats; smaller differences do not matter
+    sd: float  # nats, of one seed's difference
+    looks: int  # seeds a side that the race would have trained at most
     design: Design
     correlation: float | None  # over shared seeds; never decides
-    more_seeds: int | None  # further seeds per arm that would decide at this noise; None: decided, or not estimable
     other_design_seeds: int | None  # seeds that the other design would have needed for the same interval
     search_loss: float  # the trial's loss in its search; NaN if unknown
     optimism: float  # search_loss - mean; negative: the search flattered it
-    more_seeds_if_real: int | None = None  # further seeds that would show a true difference of the measured size
+    uneven: str = ""  # what makes its runs look like draws from more than one cluster
+    futile: bool = False  # its race stopped, because more seeds would hardly have decided it
     speed: Relative | None = None  # tokens/s, if they are an objective and two seeds measured them
     updates: Relative | None = None  # ||update|| / ||weights|| of a run's median step
     diverged: tuple[str, ...] = ()  # runs that count with the loss of a uniform guess
@@ -109,8 +100,10 @@ class Contrast:
 class Noise:
     """How far the baseline's val/loss varies from seed to seed, and which differences that lets a study detect."""
 
-    sd: float  # nats, over complete runs
+    sd: float  # nats, over complete runs of the baseline
     n: int
+    difference_sd: float  # nats, of one seed's difference: of the pairs if there are any, else sqrt(2) * sd
+    pairs: int  # that it was measured with; 0: none
     one_seed: float  # 95% of the pairs of runs with equal settings differ by less, nats
     detectable: float  # smallest difference that n seeds per arm detect with 80% power, two-sided 5%
     seeds_for: dict[float, int]  # difference in nats -> seeds per arm for 80% power, up to MOST_SEEDS
@@ -119,7 +112,8 @@ class Noise:
         """`s.d. 0.0031 nats over 3 seeds: 3 seeds detect 0.012, 8 would detect 0.005`."""
         finer = max((d for d, seeds in self.seeds_for.items() if d < self.detectable and seeds > self.n), default=None)
         more = f", {self.seeds_for[finer]:,} would detect {finer:g}" if finer else ""
-        return f"s.d. {self.sd:.2g} nats over {self.n} seeds: {self.n} seeds detect {self.detectable:.2g}{more}"
+        paired = f", {self.difference_sd:.2g} between {self.pairs} pairs" if self.pairs else ""
+        return f"s.d. {self.sd:.2g} nats over {self.n} seeds{paired}: {self.n} seeds detect {self.detectable:.2g}{more}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +122,7 @@ class Verdict:
 
     contrasts: tuple[Contrast, ...]  # best first, tuned-lr last; empty before two seeds
     noise: Noise | None
-    margin: float
+    margin: float  # nats, of the first contrast if the study states none
     sentence: str  # the headline, and what a reader must know besides
     headline: str  # its first sentence
     reply: Reply | None  # to the question, if the study file says what yes means

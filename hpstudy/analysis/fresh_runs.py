@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +11,9 @@ import pandas as pd
 
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.records import MEASURED, Outcome, Phase, baseline_run_id, bounded_loss, confirm_run_id, trial_phase
+from hpstudy.statistics.race import BASELINE, Comparison, Fresh, Race, Rules, comparisons
 from hpstudy.study import Study
 
-BASELINE = "baseline"
 Series = pd.Series
 
 
@@ -25,11 +26,18 @@ class FreshRuns:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The rows of `trials` on fresh seeds, with the columns run, candidate and loss.
+        """The rows of `trials` on fresh seeds that count, with the columns run, candidate and loss.
 
+        Runs that trained ahead of a look do not count once all is decided, so that no verdict depends on timing.
         candidate is the repeated trial, "search-0003" or "tuned-lr-0004", or "baseline". loss is val_loss, but at most
         the loss of a uniform guess, which diverged runs get; NaN for runs that measured nothing.
         """
+        counted = self._all["candidate"].map(self._judged_seeds)
+        judged = [seed in seeds for seed, seeds in zip(self._all["seed"], counted, strict=True)]
+        return self._all[judged].reset_index(drop=True)
+
+    @cached_property
+    def _all(self) -> pd.DataFrame:
         trials = self.frames.trials.assign(run=self.frames.trials["run_id"].astype("str"))
         trials["candidate"] = trials["of"]
         fresh_baseline = (trials["phase"] == "baseline") & (trials["seed"] != self.study.spec.seed)
@@ -41,7 +49,49 @@ class FreshRuns:
     @cached_property
     def candidates(self) -> list[str]:
         """The trials that were confirmed."""
-        return [str(name) for name in self.table["candidate"].unique() if name != BASELINE]
+        return [str(name) for name in self._all["candidate"].unique() if name != BASELINE]
+
+    @cached_property
+    def race(self) -> Race:
+        """What the runs decide, and which comparisons are open."""
+        return Rules.of(self.study).race(self._comparisons, {side: self._ended(side) for side in self._seeds})
+
+    @cached_property
+    def _comparisons(self) -> list[Comparison]:
+        trials = self.frames.trials.set_index("run_id")["val_loss"]
+        losses = {name: float(trials.get(name, math.inf)) for name in self.candidates}
+        tuned = [name for name in losses if self.phase(name) == "tuned-lr"]
+        searched = {name: loss for name, loss in losses.items() if name not in tuned}
+        return comparisons(searched, {name: losses[name] for name in tuned})
+
+    @cached_property
+    def _seeds(self) -> dict[str, tuple[int, ...]]:
+        """Each side's seeds, in the order in which they train."""
+        return {BASELINE: self.study.baseline_seeds} | dict.fromkeys(self.candidates, self.study.seeds)
+
+    @cached_property
+    def _judged_seeds(self) -> dict[str, Collection[int]]:
+        """Each side's seeds that count: of its looks, those of the look that is under way included."""
+        judged: dict[str, int] = {}
+        for pair in self._comparisons:
+            found = self.race.findings.get(pair)
+            needed = max(self.race.seeds if pair in self.race.open else 0, found.seeds if found else 0)
+            judged |= {side: max(needed, judged.get(side, 0)) for side in pair}
+        everything: dict[str, Collection[int]] = {
+            side: set(self._all.loc[self._all["candidate"] == side, "seed"]) for side in self._seeds
+        }
+        if self.study.confirm.looks is None:
+            return everything
+        return {side: self._seeds[side][: judged.get(side, len(seeds))] for side, seeds in everything.items()}
+
+    def _ended(self, side: str) -> list[Fresh | None]:
+        """A side's runs of the full budget in the order of its seeds."""
+        rows = self._all[(self._all["candidate"] == side) & (self._all["fraction"] == 1) & self._all["outcome"].notna()]
+        ended = {
+            int(seed): Fresh(loss=None if math.isnan(loss) else loss, diverged=outcome == Outcome.DIVERGED)
+            for seed, loss, outcome in zip(rows["seed"], rows["loss"], rows["outcome"], strict=True)
+        }
+        return [ended.get(seed) for seed in self._seeds[side]]
 
     def full(self, candidate: str) -> pd.DataFrame:
         """A candidate's runs, or the baseline's, of the full budget."""
@@ -94,24 +144,32 @@ class FreshRuns:
 
     @cached_property
     def unfinished(self) -> list[str]:
-        """The full runs that the study has still to train for its candidates, by id."""
-        ended = set(self.table.loc[self.table["outcome"].notna(), "run"])
-        wanted = [run for name in self.candidates for run in self._expected(name)]
+        """The full runs that the open comparisons have still to train, by id."""
+        ended = set(self._all.loc[self._all["outcome"].notna(), "run"])
+        sides = dict.fromkeys(side for pair in self.race.open for side in reversed(pair))
+        wanted = [run for side in sides for run in self._run_ids(side, self.race.seeds)]
         return [run for run in dict.fromkeys(wanted) if run not in ended]
 
+    def _run_ids(self, side: str, seeds: int) -> list[str]:
+        """The ids of a side's first runs of the full budget."""
+        return [
+            baseline_run_id(seed) if side == BASELINE else confirm_run_id(side, seed)
+            for seed in self._seeds[side][:seeds]
+        ]
+
     def exceptions(self, candidate: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(full runs of both sides that diverged and count, those that measured nothing, each with the reason)."""
+        """(full runs of both sides that diverged and count, those that measured nothing, each with the reason).
+
+        Of the seeds at which the candidate was judged.
+        """
         full = pd.concat([self.full(candidate), self.full(BASELINE)])
         known = ("unfinished" if pd.isna(outcome) else str(outcome) for outcome in full["outcome"])
-        outcomes = dict.fromkeys(self._expected(candidate), "not run") | dict(zip(full["run"], known, strict=True))
+        seeds = self.race.findings[candidate, BASELINE].seeds
+        expected = [*self._run_ids(candidate, seeds), *self._run_ids(BASELINE, seeds)]
+        found = dict(zip(full["run"], known, strict=True))
+        outcomes = {run: found.get(run, "not run") for run in expected}
         diverged = tuple(run for run, outcome in outcomes.items() if outcome == Outcome.DIVERGED)
         return diverged, tuple(f"{run} ({outcome})" for run, outcome in outcomes.items() if outcome not in MEASURED)
-
-    def _expected(self, candidate: str) -> list[str]:
-        """The full runs of both sides on all seeds of the study, by id."""
-        confirm = self.study.confirm
-        ours = [confirm_run_id(candidate, seed) for seed in confirm.seeds]
-        return [*ours, *map(baseline_run_id, confirm.baseline_seeds)]
 
 
 def shared(ours: Series[float], theirs: Series[float]) -> tuple[Series[float], Series[float]]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from hpstudy.analysis import stats
-from hpstudy.analysis.fresh_runs import BASELINE, FreshRuns
+from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.records import Outcome
+from hpstudy.statistics.difference import difference
+from hpstudy.statistics.race import BASELINE, Rules
 
 GRID = 1001  # budgets between the shortest and the full one; neighbours differ by less than 0.1%
 
@@ -57,8 +58,9 @@ def speedup(fresh: FreshRuns, candidate: str) -> Speedup | None:
     grid = np.geomspace(fractions[0], 1, GRID)
     at_grid = np.array([np.interp(np.log(grid), np.log(fractions), row) for row in curves.to_numpy(float)])
     design = study.confirm.design
-    gap = stats.difference(at_grid.T, np.broadcast_to(theirs, (GRID, len(theirs))), design=design, margin=0)
-    value, low, high = (_first(grid, side <= 0) for side in (gap.mean, gap.high, gap.low))
+    gap = difference(at_grid.T, np.broadcast_to(theirs, (GRID, len(theirs))), design=design)
+    low_gap, high_gap = gap.interval(Rules.of(study).level(1))
+    value, low, high = (_first(grid, side <= 0) for side in (gap.mean, high_gap, low_gap))
     full, baseline = (complete[complete["candidate"] == side] for side in (candidate, BASELINE))
     if full.empty or baseline.empty:
         return None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hpstudy.analysis import stats
-from hpstudy.analysis.answers import ALPHA, Addition, Answer, Contrast, Noise, Relative, Reply, by_speed, deciding
+from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Reply, by_speed, deciding
 from hpstudy.analysis.departures import departures
-from hpstudy.analysis.fresh_runs import BASELINE, FreshRuns
+from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.numbers import decimals, listed
 from hpstudy.files import command
 from hpstudy.records import bounded_loss
+from hpstudy.statistics.difference import ALPHA
+from hpstudy.statistics.race import BASELINE, Answer
 from hpstudy.study import Study
+from hpstudy.study.schema import LEAST_LOOK
 
 
 def sentences(
@@ -31,10 +33,19 @@ def sentences(
     if not contrasts:
         return [_no_verdict(fresh, noise, untested)]
     first, *others = contrasts
-    headline = _headline(first, study, len(contrasts))
-    parts = [f"{reply.capitalize()}: {headline}" if reply in ("yes", "no") else headline]
-    if deciding(first, study) is Answer.UNDECIDED and (takes := _what_it_takes(first, study)):
-        parts.append(takes)
+    headline = _headline(first, study, len(contrasts) + (addition is not None))
+    trials = int((fresh.frames.trials["phase"] == "search").sum())
+    parts = [_lead(first, study, reply, trials) + headline]
+    if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
+        parts.append(_search_power(trials))
+    if first.answer is Answer.BETTER and not first.uneven:
+        parts.append(_tail(first))
+    if first.uneven:
+        parts.append(f"Its runs are uneven: {first.uneven}. A few of them say little about others.")
+    if first.futile:
+        parts.append(f"More seeds, up to {first.looks}, would hardly have decided it.")
+    if study.spec.tokens is not None and (steps := _steps(first, fresh)):
+        parts.append(steps)
     if first.updates:
         parts.append(
             f"Its updates are {first.updates.ratio:.3f} times the baseline's (95% interval {first.updates.low:.3f} to "
@@ -49,11 +60,11 @@ def sentences(
         parts.append("The search was extended after its winner was confirmed: the winners of both times are tested.")
     if selections > 1:
         parts.append(
-            f"This is selection {selections} of seeds and candidates: each one before it had its own chance of 5% to "
-            "err, which no adjustment takes back."
+            f"Candidates were selected {selections} times, each time with its own chance to err: in all up to "
+            f"{1 - (1 - ALPHA) ** selections:.0%} where nothing differs."
         )
     if untested:
-        parts.append(f"Not tested, because fewer than two seeds measured both sides: {', '.join(untested)}.")
+        parts.append(f"Not tested, because fewer than {LEAST_LOOK} seeds measured both sides: {', '.join(untested)}.")
     if diverged := sorted({run for c in contrasts for run in c.diverged}):
         guess = bounded_loss(None, study.vocab_size)
         parts.append(f"Diverged, and counted as a uniform guess of {guess:.2f} nats: {', '.join(diverged)}.")
@@ -65,8 +76,8 @@ def sentences(
 def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) -> str:
     study, runs, missing = fresh.study, fresh.table, fresh.unfinished
     resume = f"`{command('run', study.name, fresh.frames.runs)}` resumes the study"
-    if len(study.confirm.seeds) < 2:
-        return "No verdict: it takes two fresh seeds, and [confirm] seeds states fewer."
+    if len(study.seeds) < LEAST_LOOK:
+        return f"No verdict: it takes {LEAST_LOOK} fresh seeds, and [confirm] seeds states fewer."
     if not study.space and noise:
         se, mean = noise.sd / math.sqrt(noise.n), fresh.complete_losses(BASELINE).mean()
         return (
@@ -81,7 +92,7 @@ def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) 
     if untested:
         outcomes = runs[runs["candidate"].isin([BASELINE, *untested]) & runs["loss"].isna()]
         failed = [f"{run} ({outcome})" for run, outcome in outcomes[["run", "outcome"]].values]
-        return f"No verdict: fewer than two seeds measured both sides; these have no loss: {_few(failed)}."
+        return f"No verdict: fewer than {LEAST_LOOK} seeds measured both sides; these have no loss: {_few(failed)}."
     if len(runs):
         slow = " and no slower than the baseline" if len(study.metrics) > 1 else ""
         return f"No verdict: the search found no candidate; no other trial is complete{slow}."
@@ -117,8 +128,9 @@ def _short(c: Contrast, study: Study) -> str:
 
 
 def _headline(c: Contrast, study: Study, comparisons: int) -> str:
-    seeds = f"{c.n} paired seeds" if c.design == "paired" else f"{c.n} and {c.baseline_n} independent seeds"
-    adjusted = f", adjusted for {comparisons} candidates" if comparisons > 1 else ""
+    paired = f"{c.n} paired seeds" + (f" of at most {c.looks}" if study.confirm.looks else "")
+    seeds = paired if c.design == "paired" else f"{c.n} and {c.baseline_n} independent seeds"
+    adjusted = f", adjusted for {comparisons} comparisons" if comparisons > 1 else ""
     if by_speed(study):
         return _speed_headline(c, study, seeds, adjusted)
     speed = f" It trains at {_times(c.speed)})." if c.speed else ""
@@ -133,7 +145,7 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
         case Answer.EQUIVALENT:
             real = "; measurable, but too little to matter" if c.p <= ALPHA else ""
             return (
-                f"{c.candidate} and {baseline} are equivalent within the margin of {study.confirm.margin:g} nats: "
+                f"{c.candidate} and {baseline} are equivalent within {_margin(c, study)}: "
                 f"val loss differs by {signed}, {level}){real}."
             )
         case Answer.UNDECIDED:
@@ -147,11 +159,19 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
             )
 
 
+def _margin(c: Contrast, study: Study) -> str:
+    """The margin in nats and in standard deviations of a seed's difference."""
+    if study.confirm.margin is None:
+        return f"{c.margin:.2g} nats, one standard deviation of a seed's difference"
+    sds = f", {c.margin / c.sd:.2g} standard deviations of a seed's difference" if c.sd else ""
+    return f"the margin of {c.margin:g} nats{sds}"
+
+
 def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
     baseline, digits = _opponent(study), decimals((c.high - c.low) / 2)
     loss = f"Its val loss differs by {c.difference:+.{digits}f} nats ({c.answer})."
     if c.speed is None:
-        return f"Undecided: fewer than two seeds measured the speed of {c.candidate} and of {baseline}. {loss}"
+        return f"Undecided: fewer than {LEAST_LOOK} seeds measured the speed of {c.candidate} and of {baseline}. {loss}"
     measured = f"{_times(c.speed)}, {seeds}, {_level(c.speed.p)}{adjusted})"
     if c.pace is Answer.UNDECIDED:
         return f"Undecided: {c.candidate} trains at {measured} of {baseline}. {loss}"
@@ -166,23 +186,36 @@ def _level(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
-def _what_it_takes(c: Contrast, study: Study) -> str:
-    """The further seeds that would decide an undecided contrast."""
-    if by_speed(study):
-        more = c.speed.more_seeds_if_real if c.speed else None
-        return f"{_more(more)} would decide it if the ratio is truly as large as measured." if more else ""
-    sure, real = c.more_seeds, c.more_seeds_if_real
-    as_measured = f"{_more(real)} would decide it if the difference is truly as large as measured" if real else ""
-    if sure is not None:
-        whatever = f"{_more(sure)} would decide it at this noise"
-        return f"{whatever}; {as_measured}." if real and real < sure else f"{whatever}."
-    never = (
-        "without a margin no number of seeds is sure to decide it"
-        if study.confirm.margin == 0
-        else f"not even {stats.MOST_SEEDS:,} seeds would surely decide it at this noise"
+def _search_power(trials: int) -> str:
+    """How good values a search of so many trials may have missed."""
+    missed = 1 - ALPHA ** (1 / trials)
+    return (
+        f"So many trials, drawn at random, miss the best {missed:.0%} of the space in one search of twenty: better "
+        "values may exist."
     )
-    return f"{as_measured}; else {never}." if real else f"{never[0].upper()}{never[1:]}."
 
 
-def _more(seeds: int) -> str:
-    return f"{seeds:,} more seed{'s' if seeds > 1 else ''}"
+def _is_exhaustive(study: Study) -> bool:
+    """Whether every point of the space but the baseline's is a candidate."""
+    return study.budget.sampler.name == "grid" and study.trials - 1 <= study.confirm.top
+
+
+def _lead(first: Contrast, study: Study, reply: Reply | None, trials: int) -> str:
+    """What the headline begins with: yes, no, or that a search has found nothing."""
+    if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
+        return f"No better values were found in {trials} trials: "
+    return f"{reply.capitalize()}: " if reply in ("yes", "no") else ""
+
+
+def _tail(c: Contrast) -> str:
+    """What runs that all went well do not exclude: the largest share of bad ones that shows none with 5% chance."""
+    share = 1 - ALPHA ** (1 / c.n)
+    return f"None of its {c.n} runs went badly wrong, which up to {share:.0%} of its runs may still do."
+
+
+def _steps(c: Contrast, fresh: FreshRuns) -> str:
+    """Equal tokens are not equal steps: says so if the sides differ in them."""
+    ours, theirs = (fresh.full(side)["steps"].mean() for side in (c.candidate, BASELINE))
+    if round(ours) == round(theirs):
+        return ""
+    return f"At equal tokens it took {ours:,.0f} steps, the baseline {theirs:,.0f}."

@@ -56,6 +56,9 @@ class StudyProgress:
         if finished:
             self.say(f"{name}: {len(finished)} of {num_runs} are done from an earlier session")
 
+    def grow(self, num_runs: int) -> None:
+        self._num_runs = num_runs
+
     def start(self, run: Run) -> None:
         self._active[run.run_id] = _Active(run=run)
 
@@ -71,6 +74,7 @@ class StudyProgress:
     def finish(self, run: Run, result: RunResult) -> None:
         del self._active[run.run_id]
         self._done += 1
+        self._num_runs = max(self._num_runs, self._done)  # a run of the next look, which trained ahead
         self._rank(run, result)
         name = f"{run.run_id} (baseline)" if run.run_id == self._study.baseline_run_id else run.run_id
         what = f"val loss {_loss(result.val_loss)}" if result.outcome is Outcome.COMPLETE else result.outcome.value

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hpstudy.analysis.fresh_runs import BASELINE
 from hpstudy.analysis.results import StudyResults
+from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Study
 from hpstudy.study.ranking import ranks_by_loss
 

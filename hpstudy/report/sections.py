@@ -96,8 +96,11 @@ def _certainty(verdict: Verdict) -> str:
     noise = verdict.noise
     if noise is None:
         return "The noise between seeds is not measured yet: the baseline needs at least two runs on fresh seeds."
+    measured = f"measured on {noise.pairs} pairs" if noise.pairs else "if the sides are as noisy and uncorrelated"
+    seeds = noise.pairs or noise.n
     return (
         f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.4f} nats ({noise.n} "
-        f"seeds). {noise.n} seeds per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
+        f"seeds), the difference of two runs with {noise.difference_sd:.4f} ({measured}). {seeds} seeds "
+        f"per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
         f"A difference below the study's margin of {verdict.margin:g} nats counts as none."
     )

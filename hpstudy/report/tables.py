@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 
 from hpstudy.analysis.answers import Addition, Contrast, Relative, Verdict, by_speed
-from hpstudy.analysis.fresh_runs import BASELINE
 from hpstudy.analysis.numbers import plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.hparams import GPT3
 from hpstudy.records import LOST, Outcome
 from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, leaderboard, one_seed_note, signed
+from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Study
 
 MOST_ROWS = 20
@@ -36,8 +36,8 @@ STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("p of no difference", lambda c: f"{c.p:.2g}"),
     ("p of equivalence", lambda c: f"{c.p_equivalent:.2g}"),
     ("correlation over shared seeds", lambda c: plain(c.correlation)),
-    ("further seeds to decide", lambda c: plain(c.more_seeds)),
-    ("further seeds if the difference is real", lambda c: plain(c.more_seeds_if_real)),
+    ("s.d. of a seed's difference", lambda c: plain(c.sd)),
+    ("margin (nats)", lambda c: plain(c.margin)),
     ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
     ("answer on the speed", lambda c: str(c.pace) if c.speed else "-"),
     ("p of equal speed", lambda c: f"{c.speed.p:.2g}" if c.speed else "-"),
@@ -148,7 +148,7 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
                 ("answer", f"{added.answer} (p = {added.level:.2g})"),
                 ("paired seeds", str(added.n)),
             ),
-            note="This comparison is not adjusted for the verdict's own.",
+            note="Adjusted together with the verdict's own comparisons.",
         )
     if verdict.contrasts:
         yield Table(

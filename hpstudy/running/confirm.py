@@ -13,6 +13,7 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
 from hpstudy.running.tuned_lr import tuned_lr
 from hpstudy.search import num_trials
+from hpstudy.statistics.race import BASELINE, Rules
 from hpstudy.study import MetricName, Study
 from hpstudy.study.ranking import Score, best_first, front
 from hpstudy.tracking.store import RunStore, RunView
@@ -85,7 +86,7 @@ def select(study: Study, views: Sequence[RunView]) -> Selection:
         candidates += eligible(study, views, "tuned-lr")[:1]
     return Selection(
         trials=sum(view.header.run.phase == "search" for view in views),
-        seeds=study.confirm.seeds,
+        seeds=study.seeds,
         candidates=tuple(candidates),
     )
 
@@ -115,28 +116,37 @@ def eligible(study: Study, views: Sequence[RunView], phase: Literal["search", "t
     return list(distinct.values())
 
 
-def confirm_runs(study: Study, selections: Sequence[Selection], begun: Mapping[str, Run]) -> list[Run]:
-    """Every run on fresh seeds, seed by seed, so that a stopped study has whole pairs.
+def sides(study: Study, selections: Sequence[Selection], begun: Mapping[str, Run]) -> dict[str, Run]:
+    """What each side of the confirmation repeats: the baseline's run first, then each candidate's.
 
-    `begun` holds the runs of trials and baseline by id. With `[confirm] speedup` the first candidate of each selection
-    also runs at the SHORTER budgets. Raises MachineError for a candidate that is no run of the study.
+    `begun` holds the runs of trials and baseline by id. Raises MachineError for a candidate that the study has not run.
     """
     if not selections:
-        return []
-    baseline = begun[study.baseline_run_id]
+        return {}
     candidates = dict.fromkeys(name for selection in selections for name in selection.candidates)
     if unknown := [name for name in candidates if name not in begun]:
         raise MachineError(f"{FILE}: names {', '.join(unknown)}, which this study has not; restore it from a copy")
+    return {BASELINE: begun[study.baseline_run_id]} | {name: begun[name] for name in candidates}
+
+
+def winners(study: Study, selections: Sequence[Selection], begun: Mapping[str, Run]) -> set[str]:
+    """The first candidate of each selection, which also runs at the SHORTER budgets if `[confirm] speedup` says so."""
     searched = [[name for name in s.candidates if begun[name].phase == "search"] for s in selections]
-    winners = {names[0] for names in searched if names} if study.confirm.speedup else set()
-    runs = []
-    for seed, other in zip(study.confirm.seeds, study.confirm.baseline_seeds, strict=True):
-        runs.append(replace(baseline, run_id=baseline_run_id(other), phase="baseline", trial=None, seed=other))
-        for name in candidates:
-            full = replace(begun[name], run_id=confirm_run_id(name, seed), phase="confirm", seed=seed, of=name)
-            runs.append(full)
-            runs += [_shorter(study, full, fraction) for fraction in SHORTER if name in winners]
-    return runs
+    return {names[0] for names in searched if names} if study.confirm.speedup else set()
+
+
+def fresh_run(study: Study, side: str, repeated: Run, place: int) -> Run:
+    """A side's run on its fresh seed number `place`, from 0."""
+    if side == BASELINE:
+        seed = study.baseline_seeds[place]
+        return replace(repeated, run_id=baseline_run_id(seed), phase="baseline", trial=None, seed=seed)
+    seed = study.seeds[place]
+    return replace(repeated, run_id=confirm_run_id(side, seed), phase="confirm", seed=seed, of=side)
+
+
+def shorter_runs(study: Study, full: Run) -> list[Run]:
+    """A fresh run at each of the SHORTER budgets."""
+    return [_shorter(study, full, fraction) for fraction in SHORTER]
 
 
 def _shorter(study: Study, full: Run, fraction: float) -> Run:
@@ -154,14 +164,19 @@ def _shorter(study: Study, full: Run, fraction: float) -> Run:
     )
 
 
+def most_seeds(study: Study) -> int:
+    """How many fresh seeds a side may train."""
+    return Rules.of(study).looks[-1]
+
+
 def planned(study: Study, trials: int | None) -> dict[Phase, list[float]]:
-    """Each phase's runs as shares of the full budget. An upper bound, because there may be fewer candidates.
+    """Each phase's runs as shares of the full budget. An upper bound: candidates may be fewer, or decided sooner.
 
     `trials` is the number of trials if it is not the file's.
     """
     searched, is_trial = num_trials(study, trials), study.baseline_proposal() is not None
     tuned = num_trials(tuned_lr(study), searched) if study.also == "tuned-lr" else 0
-    seeds, candidates = len(study.confirm.seeds), min(study.confirm.top, searched - is_trial)
+    seeds, candidates = most_seeds(study), min(study.confirm.top, searched - is_trial)
     shorter = list(SHORTER) if study.confirm.speedup and candidates else []
     plan: dict[Phase, list[float]] = {
         "search": [1.0] * searched,

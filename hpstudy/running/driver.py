@@ -18,13 +18,15 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run, trial_run_id
 from hpstudy.running.calibration import pack_size, settle_micro_batch, tokens_for
 from hpstudy.running.capacity import num_workers, trainings_at_once
-from hpstudy.running.confirm import confirm_runs, update_selections
+from hpstudy.running.confirm import update_selections
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.pool import WorkerPool
+from hpstudy.running.race_queue import RaceQueue, described
 from hpstudy.running.run_queue import RunList, TrialQueue
 from hpstudy.running.tuned_lr import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.worker import pinning_variables
 from hpstudy.search import JOURNAL, Search
+from hpstudy.statistics.race import Race
 from hpstudy.study import Study, refuse_changes
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_settings import resolve_mode
@@ -72,7 +74,7 @@ class _Driver:
 
     def __init__(self, study: Study, store: RunStore, options: Options, progress: Progress, stop: StopRequest) -> None:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
-        self._options = options
+        self._options, self._confirming = options, False
         self._wandb = sink_for(study, store.root, resolve_mode(options.wandb), progress.say)
         self._pool = WorkerPool(study, store, self._wandb, options, progress, stop)
 
@@ -117,7 +119,8 @@ class _Driver:
             tokens=tokens,
             hparams=self._study.baseline_hparams(tokens),
         )
-        self._train_list("baseline", [run])
+        self._begin_phase("baseline", [run])
+        self._pool.train(RunList([run]))
 
     def tuned_lr(self) -> None:
         """Searches the lr of the tuned-lr opponent, in as many trials as the search has."""
@@ -128,9 +131,18 @@ class _Driver:
     def confirm(self) -> None:
         """Trains candidates and baseline again on fresh seeds."""
         selections = update_selections(self._study, self._store, self._progress.say)
-        runs = confirm_runs(self._study, selections, {view.run_id: view.header.run for view in self._store.runs()})
-        if runs:
-            self._train_list("confirm", runs)
+        self._pool.train(RaceQueue(self._study, selections, self._store.runs(), self._on_look))
+
+    def _on_look(self, race: Race, runs: Sequence[Run]) -> None:
+        """Says what a look has found, and that a phase of these runs is under way."""
+        for found in race.findings.values():
+            if found.seeds == max(each.seeds for each in race.findings.values()):
+                self._progress.say(described(found))
+        if race.findings and self._confirming:
+            self._progress.grow(len(runs))
+        elif runs:
+            self._confirming = True
+            self._begin_phase("confirm", runs)
 
     def deliver(self) -> None:
         """Waits until W&B has every finished run, also those of earlier sessions.
@@ -180,11 +192,9 @@ class _Driver:
             )
         return list(lost)
 
-    def _train_list(self, phase: Phase, runs: Sequence[Run]) -> None:
-        """Trains a fixed list of runs."""
+    def _begin_phase(self, phase: Phase, runs: Sequence[Run]) -> None:
         results = ((run, self._store.result(run.run_id)) for run in runs)
         self._progress.phase(phase, len(runs), [(run, result) for run, result in results if result is not None])
-        self._pool.train(RunList(runs))
 
     def _tokens(self, hparams: HParams) -> int:
         return tokens_for(self._study, self._store, self._pool, hparams)

@@ -19,6 +19,9 @@ class Progress(Protocol):
     def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
         """A phase of `num_runs` runs begins; earlier sessions finished some of them."""
 
+    def grow(self, num_runs: int) -> None:
+        """The phase has so many runs now, because a look at its results asked for more."""
+
     def start(self, run: Run) -> None:
         """A run begins."""
 

@@ -137,17 +137,17 @@ class WorkerPool:
     def _assign(self, queue: RunQueue) -> None:
         """Gives idle workers the runs that wait."""
         idle = [worker for worker in self._workers if worker not in self._active]
-        while idle and self._fetch(queue):
+        while idle and self._fetch(queue, self._pack * len(idle)):
             runs = take_pack(self._waiting, self._pack, len(idle))
             if self._begin(idle[0], runs, queue):
                 del idle[0]
 
-    def _fetch(self, queue: RunQueue) -> bool:
-        """Takes the runs that the queue has now. Returns whether any run waits.
+    def _fetch(self, queue: RunQueue, most: int) -> bool:
+        """Takes the runs that the queue has now, until `most` wait. Returns whether any run waits.
 
         A run with a result of an earlier session goes back to the queue at once, which may bring another run.
         """
-        while (run := queue.next()) is not None:
+        while len(self._waiting) < most and (run := queue.next()) is not None:
             result = self._store.result(run.run_id)
             if result is None:
                 self._waiting.append(run)

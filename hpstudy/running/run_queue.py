@@ -100,11 +100,11 @@ class RunList:
     awaits_decision = False
 
     def __init__(self, runs: Iterable[Run]) -> None:
-        self._runs = deque(runs)
+        self._runs_left = deque(runs)
 
     def next(self) -> Run | None:
         """The next run of the list."""
-        return self._runs.popleft() if self._runs else None
+        return self._runs_left.popleft() if self._runs_left else None
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         """Does nothing."""

@@ -4,10 +4,10 @@ schema.py holds the tables and keys, parse.py reads them, checks.py has the rule
 `Study` (study.py) of them. frozen.py keeps a study that has begun from changing, and ranking.py orders its trials.
 """
 
-from hpstudy.study.frozen import GROWING, changed_keys, load_frozen, refuse_changes, study_sha256
+from hpstudy.study.frozen import changed_keys, load_frozen, refuse_changes
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
-from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
+from hpstudy.study.study import GROWING, Choices, Dimension, FloatRange, Study, Value, study_sha256
 
 __all__ = [
     "GROWING",

@@ -267,7 +267,7 @@ def _grid(file: StudyFile) -> Iterator[str]:
 
 
 def _seeds(file: StudyFile) -> Iterator[str]:
-    seeds, search_seed = file.confirm.seeds, file.trainer.seed
+    seeds, search_seed = file.confirm.seeds or (), file.trainer.seed
     twice = sorted(seed for seed, times in Counter(seeds).items() if times > 1)
     if twice:
         yield f"[confirm] seeds: must all differ, but these are listed twice: {', '.join(map(str, twice))}"
@@ -278,6 +278,20 @@ def _seeds(file: StudyFile) -> Iterator[str]:
             f'[confirm] seeds: design "independent" gives the baseline each seed + {SEEDS_APART}, but '
             f"{', '.join(map(str, taken))} is already the search's or a candidate's seed; choose other seeds"
         )
+
+
+def _looks(file: StudyFile) -> Iterator[str]:
+    looks, seeds = file.confirm.looks, file.confirm.seeds
+    if looks is None:
+        return
+    if sorted(set(looks)) != list(looks):
+        yield f"[confirm] looks: must ascend, but got {shown(looks)}"
+    if seeds is not None and len(seeds) < looks[-1]:
+        yield f"[confirm] seeds: the last of looks needs {looks[-1]}, but got {len(seeds)}; leave seeds out"
+    if file.confirm.design == "independent":
+        yield '[confirm] looks: Welch\'s test has no calibrated race; use design = "paired", or state seeds instead'
+    if file.objective.metric != ["val/loss"]:
+        yield "[confirm] looks: only val/loss alone has a calibrated race, not a speed; state seeds instead"
 
 
 def _yes(file: StudyFile) -> Iterator[str]:
@@ -316,6 +330,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_seeds, "confirm.seeds confirm.design trainer.seed"),
+    (_looks, "confirm objective"),
     (_yes, "yes objective search"),
     (_tuned_lr, "baseline.also search"),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from hpstudy.errors import UserError
 from hpstudy.files import command, json_object, read_json
 from hpstudy.study.load import parse_study
-from hpstudy.study.study import Study
+from hpstudy.study.study import GROWING, Study, study_sha256
 
-GROWING = ("budget.trials", "confirm.seeds")  # the keys that may grow in a study that has begun
 STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
 ANOTHER_STUDY = "put the values back, or copy the file under another name for another study"
 PLAINEST = """
@@ -65,12 +63,6 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
         )
     if changes := changed_keys(frozen, study.resolved()):
         raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
-
-
-def study_sha256(resolved: Mapping[str, Any]) -> str:
-    """The hash of all that a study fixes when it begins: `Study.resolved()` without the growing keys."""
-    fixed = {key: value for key, value in resolved.items() if key not in GROWING}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def changed_keys(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

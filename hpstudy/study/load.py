@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -13,11 +15,13 @@ from hpstudy.hparams import RULES
 from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
 from hpstudy.study import checks
 from hpstudy.study.parse import read
-from hpstudy.study.schema import ChoicesTable, RangeTable, SamplerName, StudyFile
-from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
+from hpstudy.study.schema import LEAST_LOOK, LOOKS, ChoicesTable, Confirm, RangeTable, SamplerName, StudyFile
+from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value, study_sha256
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
+FIXED_SEEDS = 5  # if a study can have no race and states no seeds
+FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
 MAX_PROBLEMS = 50  # that are listed; the others are counted
 LOCAL = Path("studies")
@@ -69,6 +73,8 @@ def parse_study(text: str, *, name: str, path: Path) -> Study:
         more = [f"and {len(problems) - MAX_PROBLEMS:,} more problems"] if len(problems) > MAX_PROBLEMS else []
         raise UserError(f"{path}: {problem}" for problem in [*problems[:MAX_PROBLEMS], *more])
     study = _resolve(file, name=name, path=path)
+    if study.confirm.seeds is None:
+        study = replace(study, confirm=study.confirm.model_copy(update={"seeds": _derived_seeds(study)}))
     return replace(study, warnings=tuple(_warnings(study)))
 
 
@@ -117,7 +123,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         space=space,
         metrics=tuple(file.objective.metric),
         budget=file.budget.model_copy(update={"trials": trials}),
-        confirm=file.confirm,
+        confirm=_confirm(file),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
         entity=file.wandb.entity,
@@ -125,6 +131,31 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         yes=tuple(file.yes),
         also=file.baseline.also,
     )
+
+
+def _confirm(file: StudyFile) -> Confirm:
+    """The table with the defaults of the file's format, save for seeds that follow from the whole study."""
+    confirm = file.confirm
+    if file.format == 1:
+        old = {"seeds": FORMAT_1_SEEDS, "margin": FORMAT_1_MARGIN}
+        return confirm.model_copy(update={key: value for key, value in old.items() if getattr(confirm, key) is None})
+    can_race = bool(file.search) and confirm.design == "paired" and file.objective.metric == ["val/loss"]
+    if confirm.looks is None and confirm.seeds is None and can_race:
+        return confirm.model_copy(update={"looks": LOOKS})
+    return confirm
+
+
+def _derived_seeds(study: Study) -> tuple[int, ...]:
+    """Seeds of six digits that follow from the study's name and its fixed values."""
+    count = study.confirm.looks[-1] if study.confirm.looks else FIXED_SEEDS
+    key, seeds = f"{study.name} {study_sha256(study.resolved())}", [study.spec.seed]  # the search's is not fresh
+    for place in itertools.count():
+        number = int.from_bytes(hashlib.sha256(f"{key} {place}".encode()).digest()[:8])
+        if (seed := 100_000 + number % 900_000) not in seeds:
+            seeds.append(seed)
+        if len(seeds) > count:
+            break
+    return tuple(seeds[1:])
 
 
 def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
@@ -160,5 +191,5 @@ def _warnings(study: Study) -> Iterator[str]:
     batch = study.baseline.batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
-    if len(study.confirm.seeds) == 1:
-        yield "[confirm] seeds: a single seed gives no error bar, so it cannot decide anything"
+    if 0 < len(study.seeds) < LEAST_LOOK:
+        yield f"[confirm] seeds: a verdict takes {LEAST_LOOK} fresh seeds, but {len(study.seeds)} are stated"

@@ -36,6 +36,9 @@ Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
+LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file states none
+LEAST_LOOK = 3  # two seeds agree by chance too often where losses come in two clusters
+FORMAT = 2
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -129,6 +132,7 @@ def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", **limit
 
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+Look = Annotated[int, Field(ge=LEAST_LOOK)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that NumPy's generators accept
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 
@@ -263,14 +267,25 @@ class Budget(Table):
 class Confirm(Table):
     """The runs on fresh seeds, which alone make a verdict."""
 
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_tuple)] = _key(
-        (101, 102, 103, 104, 105),
-        "seeds on which winner and baseline train again; the list may grow later, and an empty one gives no verdict",
+    looks: Annotated[tuple[Look, ...], BeforeValidator(_tuple)] | None = _key(
+        None,
+        "a race: after so many seeds a side, each time, decided candidates stop. Needs the paired design and val/loss "
+        "alone, and is the default there unless seeds are stated",
+        LOOKS,
+        min_length=1,
+        max_length=MAX_LISTED,
+    )
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_tuple)] | None = _key(
+        None,
+        "seeds on which winner and baseline train again, at least 3 for a verdict; without looks all of them train, "
+        "and the list may grow later. By default they follow from the study's name and values, so that no two studies "
+        "share them",
+        [101, 102, 103, 104, 105],
         max_length=MAX_LISTED,
     )
     top: Count = _key(1, "how many of the best trials are confirmed; Holm's adjustment covers them all", le=MAX_LISTED)
-    margin: Annotated[float, Field(ge=0)] = _key(
-        0.01, "a smaller difference does not matter (equivalence by two one-sided tests)", unit="nats"
+    margin: Annotated[float, Field(ge=0)] | None = _key(
+        None, "a smaller difference does not matter, so that it counts as equivalent", 0.01, unit="nats"
     )
     design: Design = _key(
         "paired", f"paired: both sides on the same seeds; independent: the baseline's are {SEEDS_APART:,} higher"
@@ -278,11 +293,6 @@ class Confirm(Table):
     speedup: bool = _key(
         False, "the winner also at a half and three quarters of the budget: how much sooner it has the baseline's loss"
     )
-
-    @property
-    def baseline_seeds(self) -> tuple[int, ...]:
-        """The baseline's fresh seeds, in the order of `seeds`."""
-        return self.seeds if self.design == "paired" else tuple(map(other_seed, self.seeds))
 
 
 class WandbTable(Table):
@@ -299,7 +309,11 @@ class StudyFile(Table):
     yes: Annotated[list[Yes], BeforeValidator(_listed)] = _key(
         [], "answers of the verdict that mean yes; it then begins with Yes, No or Undecided", "better"
     )
-    format: Literal[1] = _key(..., "version of this format", 1)
+    format: Literal[1, 2] = _key(
+        ...,
+        "version of this format. In format 1 [confirm] had other defaults: seeds 101 to 105 and a margin of 0.01",
+        2,
+    )
     baseline: BaselineTable = BaselineTable()
     trainer: TrainerTable
     hparams: dict[str, Any] = {}  # checked key by key against hparams.RULES

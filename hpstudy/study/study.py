@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ from typing import Any
 from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
 from hpstudy.records import baseline_run_id
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.schema import GOALS, Budget, Confirm, Direction, MetricName, Opponent, Scale, Yes
+from hpstudy.study.schema import GOALS, Budget, Confirm, Direction, MetricName, Opponent, Scale, Yes, other_seed
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
 
 AUTO = "auto"  # [hparams] micro_batch: measured on the device before anything is trained
+GROWING = ("budget.trials", "confirm.seeds")  # the keys that may grow in a study that has begun
 RANGE_TOLERANCE = 1e-9  # relative; a baseline at a range's end counts as inside
 
 
@@ -99,6 +102,17 @@ class Study:
         return self.budget.trials
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The candidates' fresh seeds, as many as any of them may train."""
+        assert self.confirm.seeds is not None, "load.py fills it in"
+        return self.confirm.seeds
+
+    @property
+    def baseline_seeds(self) -> tuple[int, ...]:
+        """The baseline's fresh seeds, in the order of `seeds`."""
+        return self.seeds if self.confirm.design == "paired" else tuple(map(other_seed, self.seeds))
+
+    @property
     def auto_micro_batch(self) -> bool:
         """Whether the micro-batch is to be measured on the device."""
         return self.hparams.get("micro_batch") == AUTO
@@ -171,6 +185,12 @@ class Study:
             scaled = scaled_warmup_fraction(tokens, values["batch_tokens"])
             values["warmup_fraction"] = min(scaled, values["decay_fraction"])
         return HParams(**values)
+
+
+def study_sha256(resolved: Mapping[str, Any]) -> str:
+    """The hash of all that a study fixes when it begins: `Study.resolved()` without the growing keys."""
+    fixed = {key: value for key, value in resolved.items() if key not in GROWING}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def default_micro_batch(batch_tokens: int, context: int, limit: int = GPT3.micro_batch) -> int:
