@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 
 from hpstudy.analysis.frames import StudyFrames
@@ -33,7 +34,7 @@ class FreshRuns:
         the loss of a uniform guess, which diverged runs get; NaN for runs that measured nothing.
         """
         counted = self._all["candidate"].map(self._judged_seeds)
-        judged = [seed in seeds for seed, seeds in zip(self._all["seed"], counted, strict=True)]
+        judged = np.array([seed in seeds for seed, seeds in zip(self._all["seed"], counted, strict=True)], bool)
         return self._all[judged].reset_index(drop=True)
 
     @cached_property
@@ -93,6 +94,12 @@ class FreshRuns:
         }
         return [ended.get(seed) for seed in self._seeds[side]]
 
+    @property
+    def num_trials(self) -> int:
+        """The trials of the search, the baseline's own apart."""
+        trials = self.frames.trials
+        return int(((trials["phase"] == "search") & (trials["run_id"] != self.study.baseline_run_id)).sum())
+
     def full(self, candidate: str) -> pd.DataFrame:
         """A candidate's runs, or the baseline's, of the full budget."""
         return self.table[(self.table["candidate"] == candidate) & (self.table["fraction"] == 1)]
@@ -146,7 +153,7 @@ class FreshRuns:
     def unfinished(self) -> list[str]:
         """The full runs that the open comparisons have still to train, by id."""
         ended = set(self._all.loc[self._all["outcome"].notna(), "run"])
-        sides = dict.fromkeys(side for pair in self.race.open for side in reversed(pair))
+        sides = dict.fromkeys(side for pair in self.race.open for side in pair)
         wanted = [run for side in sides for run in self._run_ids(side, self.race.seeds)]
         return [run for run in dict.fromkeys(wanted) if run not in ended]
 
@@ -164,10 +171,10 @@ class FreshRuns:
         """
         full = pd.concat([self.full(candidate), self.full(BASELINE)])
         known = ("unfinished" if pd.isna(outcome) else str(outcome) for outcome in full["outcome"])
-        seeds = self.race.findings[candidate, BASELINE].seeds
+        found = self.race.findings.get((candidate, BASELINE))
+        seeds = found.seeds if found else self.race.seeds
         expected = [*self._run_ids(candidate, seeds), *self._run_ids(BASELINE, seeds)]
-        found = dict(zip(full["run"], known, strict=True))
-        outcomes = {run: found.get(run, "not run") for run in expected}
+        outcomes = dict.fromkeys(expected, "not run") | dict(zip(full["run"], known, strict=True))
         diverged = tuple(run for run, outcome in outcomes.items() if outcome == Outcome.DIVERGED)
         return diverged, tuple(f"{run} ({outcome})" for run, outcome in outcomes.items() if outcome not in MEASURED)
 

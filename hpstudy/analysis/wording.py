@@ -34,7 +34,7 @@ def sentences(
         return [_no_verdict(fresh, noise, untested)]
     first, *others = contrasts
     headline = _headline(first, study, len(contrasts) + (addition is not None))
-    trials = int((fresh.frames.trials["phase"] == "search").sum())
+    trials = fresh.num_trials
     parts = [_lead(first, study, reply, trials) + headline]
     if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
         parts.append(_search_power(trials))
@@ -203,7 +203,7 @@ def _is_exhaustive(study: Study) -> bool:
 def _lead(first: Contrast, study: Study, reply: Reply | None, trials: int) -> str:
     """What the headline begins with: yes, no, or that a search has found nothing."""
     if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
-        return f"No better values were found in {trials} trials: "
+        return f"No better values were found in {trials} trial{'s' if trials > 1 else ''}: "
     return f"{reply.capitalize()}: " if reply in ("yes", "no") else ""
 
 

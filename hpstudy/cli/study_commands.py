@@ -26,7 +26,7 @@ from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
 from hpstudy.running.replay import replay as train_again
 from hpstudy.search import num_trials
-from hpstudy.study import Choices, Study, load_frozen, load_study, study_name
+from hpstudy.study import Choices, Study, load_frozen, load_study, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_sink import whereabouts
 
@@ -42,7 +42,7 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     from hpstudy.analysis.departures import departures_sentence  # pandas takes half a second to import
 
     console.print(departures_sentence(study), soft_wrap=True)
-    for warning in study.warnings:
+    for warning in (*study.warnings, *seeds_of_others(study, runs)):
         say(f"warning: {warning}")
     plan = planned(study, trials)
     shares = [share for phase in plan.values() for share in phase]
@@ -61,8 +61,8 @@ def run(name: str, options: Options) -> None:
     """Runs or resumes a study, writes its report, and prints the comparison and the verdict."""
     study = load_study(name)
     console = err()
-    for warning in study.warnings:
-        console.print(f"warning: {warning}")
+    for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     console.print(f"{study.name}: {study.question}")
     progress = StudyProgress(study, console)
     ahead = Thread(target=import_ahead)

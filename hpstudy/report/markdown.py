@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hpstudy.analysis.answers import Verdict, by_speed, deciding
 from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.together import adjusted_levels, cautions
 from hpstudy.report import tables
 from hpstudy.report.sections import Section
 from hpstudy.report.tables import Table
@@ -52,6 +53,7 @@ def results_markdown(studies: Sequence[StudyResults]) -> str:
         "What these studies found, by the rule that each file fixed before its first run. Losses are in nats on "
         f"validation text, intervals of 95%. Written by `{command}` from the runs themselves.",
         _markdown_table(_overview(studies)),
+        *map(_md, cautions(studies)),
         *(part for results in studies for part in _result(results)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -59,15 +61,18 @@ def results_markdown(studies: Sequence[StudyResults]) -> str:
 
 def _overview(studies: Sequence[StudyResults]) -> Table:
     rows = []
-    for results in studies:
+    for results, p in zip(studies, adjusted_levels(studies), strict=True):
         study, verdict = results.study, results.verdict()
         first = verdict.contrasts[0] if verdict.contrasts else None
         answer = deciding(first, study).value if first else "-"
         difference = "-"
         if first:
             difference = tables.relative(first.speed) if by_speed(study) else tables.interval(first)
-        rows.append((study.name, study.question, verdict.reply or "-", answer, difference))
-    header = ("study", "question", "reply", "the winner is", "val loss less the baseline's, or speed over it [95%]")
+        rows.append(
+            (study.name, study.question, verdict.reply or "-", answer, difference, "-" if p is None else f"{p:.2g}")
+        )
+    difference = "val loss less the baseline's, or speed over it [95%]"
+    header = ("study", "question", "reply", "the winner is", difference, "p over all these studies")
     return Table(title="Answers", header=header, rows=tuple(rows), words=True)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpstudy.errors import UserError
+from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command, json_object, read_json
 from hpstudy.study.load import parse_study
 from hpstudy.study.study import GROWING, Study, study_sha256
@@ -63,6 +64,20 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
         )
     if changes := changed_keys(frozen, study.resolved()):
         raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
+
+
+def seeds_of_others(study: Study, runs: Path) -> Iterator[str]:
+    """A warning for each other study in the folder `runs` that has trained on seeds of this one."""
+    for path in sorted(runs.glob(f"*/{STUDY_VALUES}")):
+        if path.parent.name == study.name:
+            continue
+        with suppress(HpstudyError):  # another study's damage is not this one's
+            seeds = (read_json(path, json_object) or {}).get("confirm.seeds")
+            if shared := sorted(set(study.seeds) & set(seeds if isinstance(seeds, list) else [])):
+                yield (
+                    f"[confirm] seeds: {', '.join(map(str, shared))} were also used by {path.parent}: what was tuned "
+                    "on their results is not judged on fresh seeds; take others"
+                )
 
 
 def changed_keys(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

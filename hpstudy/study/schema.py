@@ -267,21 +267,20 @@ class Budget(Table):
 class Confirm(Table):
     """The runs on fresh seeds, which alone make a verdict."""
 
-    looks: Annotated[tuple[Look, ...], BeforeValidator(_tuple)] | None = _key(
-        None,
-        "a race: after so many seeds a side, each time, decided candidates stop. Needs the paired design and val/loss "
-        "alone, and is the default there unless seeds are stated",
-        LOOKS,
-        min_length=1,
-        max_length=MAX_LISTED,
+    looks: Annotated[tuple[Look, ...], Field(min_length=1, max_length=MAX_LISTED), BeforeValidator(_tuple)] | None = (
+        _key(
+            None,
+            "a race: after so many seeds a side, each time, decided candidates stop. Needs the paired design and "
+            "val/loss alone, and is the default there unless seeds are stated",
+            LOOKS,
+        )
     )
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_tuple)] | None = _key(
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=MAX_LISTED), BeforeValidator(_tuple)] | None = _key(
         None,
         "seeds on which winner and baseline train again, at least 3 for a verdict; without looks all of them train, "
         "and the list may grow later. By default they follow from the study's name and values, so that no two studies "
         "share them",
         [101, 102, 103, 104, 105],
-        max_length=MAX_LISTED,
     )
     top: Count = _key(1, "how many of the best trials are confirmed; Holm's adjustment covers them all", le=MAX_LISTED)
     margin: Annotated[float, Field(ge=0)] | None = _key(

@@ -37,6 +37,9 @@ class Watch:
     def phase(self, name: str, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
         self.finished += [run.run_id for run, _ in finished]
 
+    def grow(self, num_runs: int) -> None:
+        """Shows nothing."""
+
     def start(self, run: Run) -> None:
         self.started.append(run.run_id)
 
