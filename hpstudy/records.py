@@ -42,11 +42,6 @@ class Run:
     of: str | None = None  # phase confirm: the id of the trial that this run repeats
     fraction: float = 1.0  # of the study's full budget; below 1 in the runs that measure a speed-up
 
-    def packs_with(self, other: Run) -> bool:
-        """Whether both runs have equal batches in every step, so that they can train as one stacked model."""
-        keys = ("batch_tokens", "micro_batch", "batch_ramp_fraction", "batch_ramp_start")
-        return self.tokens == other.tokens and all(getattr(self.hparams, k) == getattr(other.hparams, k) for k in keys)
-
 
 def baseline_run_id(seed: int) -> str:
     """The id of a run of the baseline that is not a trial: baseline-s101."""

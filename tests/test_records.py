@@ -71,7 +71,7 @@ def test_the_id_of_a_baseline_run_states_its_seed() -> None:
     assert baseline_run_id(101) == "baseline-s101"
 
 
-# Order and packs
+# Order
 
 
 def test_runs_are_ordered_by_phase_then_trial_then_seed() -> None:
@@ -86,15 +86,6 @@ def test_runs_are_ordered_by_phase_then_trial_then_seed() -> None:
     ]
     for shuffled in list(permutations(runs))[::97]:
         assert sorted(shuffled, key=run_order) == runs
-
-
-def test_runs_with_equal_batches_in_every_step_pack_with_each_other() -> None:
-    one = run("search-0001", "search", 1)
-    assert one.packs_with(run("search-0002", "search", 2, 5, hparams=replace(GPT3, lr=1e-2, beta1=0.8)))
-    assert not one.packs_with(replace(one, tokens=2000))
-    changes = {"batch_tokens": 4096, "micro_batch": 8, "batch_ramp_fraction": 0.0, "batch_ramp_start": 0.5}
-    for key, value in changes.items():
-        assert not one.packs_with(replace(one, hparams=replace(GPT3, **{key: value})))
 
 
 # Step records

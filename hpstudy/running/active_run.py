@@ -23,10 +23,7 @@ CHECKPOINT_SHARE = 0.02  # of a run's time that its checkpoints may take
 
 
 class ActiveRun:
-    """One run between its worker and the sinks: first the run store, then W&B and the live view.
-
-    Packs write no checkpoints, so a run with pack arithmetic (`packed`) always starts again from step 1.
-    """
+    """One run between its worker and the sinks: first the run store, then W&B and the live view."""
 
     def __init__(
         self,
@@ -38,33 +35,33 @@ class ActiveRun:
         clock: AwakeClock,
         deaths: int,
         furthest: int,
-        packed: bool,
+        discards_steps: bool,
         checkpoint_seconds: float,
     ) -> None:
+        """`discards_steps`: without a checkpoint the run starts again without the steps of earlier attempts."""
         self.header = header
         self.run: Run = header.run
         self.deaths = deaths
         """Worker deaths since the last new step."""
         self.furthest = furthest
         """The last step that any attempt has recorded."""
-        self.shared = False
-        """Whether it trains with others as one, so that it may fail because of them."""
         self.saving = False
         """Whether its worker has an order to write a checkpoint; at most one at a time."""
         self._store, self._wandb, self._progress = store, wandb, progress
         self._summary = RunSummary()
         folder = store.folder(self.run.run_id)
         self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
-        self._packed, self._checkpoint_seconds = packed, checkpoint_seconds
+        self._discards_steps, self._checkpoint_seconds = discards_steps, checkpoint_seconds
         self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
         self._warned = False
 
     def begin(self) -> None:
         """Opens the run in all sinks. The intact steps of earlier attempts pass through W&B and the view again."""
-        fresh = self._packed or self._store.header(self.run.run_id) is None  # without a header, other files are remains
-        self._writer = self._store.begin(self.header, fresh=fresh)
+        fresh = self._store.header(self.run.run_id) is None  # then other files are remains
         if fresh:
             self._checkpoint.unlink(missing_ok=True)
+        fresh = fresh or (self._discards_steps and self.checkpoint is None)
+        self._writer = self._store.begin(self.header, fresh=fresh)
         self._wandb.begin(self.header)
         self._progress.start(self.run)
         if self._writer.cut:
@@ -110,7 +107,7 @@ class ActiveRun:
     def begin_save(self, *, now: bool = False) -> bool:
         """Whether a checkpoint is due, once per interval or `now`. If so, the caller must order it."""
         due = now or time.monotonic() - self._last_order >= self._checkpoint_seconds
-        if self._packed or self.saving or not due:
+        if self.saving or not due:
             return False
         self._last_order, self.saving = time.monotonic(), True
         return True

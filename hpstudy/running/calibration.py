@@ -1,4 +1,4 @@
-"""What a study leaves to be measured once on this machine: micro-batch, pack, and the tokens that its seconds buy.
+"""What a study leaves to be measured once on this machine: micro-batch, and the tokens that its seconds buy.
 
 The answers are kept in calibration.json, so that a resumed study uses the same ones.
 """
@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
 from hpstudy.running.micro_batch import find_micro_batch
-from hpstudy.running.packing import best_pack
 from hpstudy.running.pool import WorkerPool
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
@@ -34,30 +32,6 @@ def settle_micro_batch(
         known["micro_batch"] = found.size
         store.write_json(FILE, known)
     return replace(study, micro_batch_limit=int(known["micro_batch"]))
-
-
-def pack_size(study: Study, store: RunStore, pool: WorkerPool, largest: int, say: Callable[[str], None]) -> int:
-    """Runs to train as one: what the study states, or for "auto" the fastest size up to `largest`."""
-    wanted = study.budget.pack
-    if wanted != "auto":
-        return wanted
-    known = _known(store)
-    if "pack" not in known:
-        hparams = study.baseline
-
-        def step_seconds(size: int) -> float | None:
-            try:
-                return pool.first.time_steps(hparams, pool.raise_if_stopped, pack=size).median_step
-            except MachineError:
-                pool.restart_first()
-                return None
-
-        size, gain = best_pack(step_seconds, largest)
-        known["pack"] = size
-        store.write_json(FILE, known)
-        one = "pack: one trial at a time, because packing is not faster here"
-        say(f"pack: {size} trials as one, {gain:.1f}x the speed of one at a time" if size > 1 else one)
-    return int(known["pack"])
 
 
 def tokens_for(study: Study, store: RunStore, pool: WorkerPool, hparams: HParams) -> int:

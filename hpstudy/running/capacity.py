@@ -26,13 +26,11 @@ def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str)
     return min(max(1, num_gpus) * trainings_per_device(study, environment), study.budget.parallel)
 
 
-def num_workers(
-    study: Study, environment: Mapping[str, Any], options: Options, pack: int, say: Callable[[str], None]
-) -> int:
+def num_workers(study: Study, environment: Mapping[str, Any], options: Options, say: Callable[[str], None]) -> int:
     """Workers to start: as many as asked for, else as many as trainings fit at once.
 
     A study that measures speed gets one worker per device, or one in all if its budget is in seconds, because trainings
-    side by side slow each other. There are never more workers than packs among the trials that may be proposed ahead.
+    side by side slow each other. There are never more workers than trials that may be proposed ahead.
     """
     at_once = trainings_at_once(study, environment, options.device)
     if study.spec.seconds is not None or "train/tok_per_sec" in study.metrics:
@@ -42,8 +40,7 @@ def num_workers(
             say(f"{alone}: this study measures speed, and trainings side by side slow each other")
         return min(options.workers or devices, devices)
     wanted = options.workers or at_once
-    most = max(1, study.budget.parallel // pack)
-    if wanted > most and (options.workers or pack > 1):
-        packed = f", {pack} trials a worker" if pack > 1 else ""
-        say(f"{most} worker{'s' if most > 1 else ''} of {wanted}: [budget] parallel is {study.budget.parallel}{packed}")
+    most = study.budget.parallel
+    if wanted > most:
+        say(f"{most} worker{'s' if most > 1 else ''} of {wanted}: [budget] parallel is {most}")
     return min(wanted, most)

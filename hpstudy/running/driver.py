@@ -16,8 +16,8 @@ from hpstudy.errors import MachineError
 from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run, trial_run_id
-from hpstudy.running.calibration import pack_size, settle_micro_batch, tokens_for
-from hpstudy.running.capacity import num_workers, trainings_at_once
+from hpstudy.running.calibration import settle_micro_batch, tokens_for
+from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import update_selections
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.pool import WorkerPool
@@ -94,10 +94,7 @@ class _Driver:
             f"{environment['reason']}"
         )
         self._study = settle_micro_batch(self._study, self._store, self._pool, environment, say)
-        at_once = trainings_at_once(self._study, environment, self._options.device)
-        pack = pack_size(self._study, self._store, self._pool, self._study.budget.parallel // at_once, say)
-        self._pool.set_pack(pack)
-        self._pool.grow(num_workers(self._study, environment, self._options, pack, say))
+        self._pool.grow(num_workers(self._study, environment, self._options, say))
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""

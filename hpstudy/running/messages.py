@@ -26,28 +26,25 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Order: train one run, or several of equal shape as one model. Runs that end together share one Finished."""
+    """Order: train a run."""
 
-    runs: tuple[Run, ...]
-    awaits_decision: bool  # after each evaluation of a run but the last, wait for a StopDecision
-    packed: bool = False  # use pack arithmetic even for one run (the last bits differ)
-    checkpoint: Path | None = None  # where a single run resumes from
+    run: Run
+    awaits_decision: bool  # after each evaluation but the last, wait for a StopDecision
+    checkpoint: Path | None = None  # where the run resumes from
     recorded: int = 0  # its steps in the run store; a checkpoint ahead of them is not used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopDecision:
-    """Order: stop or continue a run that awaits it."""
+    """Order: stop or continue the run that awaits it."""
 
-    run_id: str
     stop: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """Order: write a checkpoint of the single run in training after its next step, unless it has ended."""
+    """Order: write a checkpoint of the run in training after its next step, unless it has ended."""
 
-    run_id: str
     path: Path
 
 
@@ -57,8 +54,7 @@ class TimeSteps:
 
     hparams: HParams
     steps: int
-    pack: int  # runs trained as one
-    evaluate: bool  # also time an evaluation of one run
+    evaluate: bool  # also time an evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +84,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """Report: a run resumes after `step`, or from its start if its checkpoint has a `problem`."""
+    """Report: the run resumes after `step`, or from its start if its checkpoint has a `problem`."""
 
-    run_id: str
     step: int
     problem: str
 
@@ -99,7 +94,6 @@ class Resumed:
 class Recorded:
     """Report: one step."""
 
-    run_id: str
     record: StepRecord
 
 
@@ -107,16 +101,14 @@ class Recorded:
 class Saved:
     """Report: the answer to Save. Every step before the checkpoint has been reported."""
 
-    run_id: str
     seconds: float
     problem: str  # empty if the checkpoint was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """Report: runs have ended, all with one outcome."""
+    """Report: the run has ended."""
 
-    run_ids: tuple[str, ...]
     outcome: Outcome
     message: str
 

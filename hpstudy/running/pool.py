@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from hpstudy.running.messages import (
     StopDecision,
     Train,
 )
-from hpstudy.running.packing import take_pack
 from hpstudy.running.run_queue import RunQueue
 from hpstudy.running.worker import POLL_SECONDS, START_SECONDS, AwakeClock, Worker, refusal, stop_all
 from hpstudy.study import Study, study_sha256
@@ -58,7 +56,7 @@ class WorkerPool:
         self._options, self._progress, self._stop = options, progress, stop
         self._workers: list[Worker] = []
         self._ready: set[Worker] = set()
-        self._active: dict[Worker, dict[str, ActiveRun]] = {}  # the runs of busy workers, by run id
+        self._active: dict[Worker, ActiveRun] = {}  # the runs of busy workers
         self._waiting: deque[Run] = deque()  # runs for idle workers
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
@@ -67,7 +65,6 @@ class WorkerPool:
         self._early_deaths = 0  # workers in a row that died before they were ready
         self._code_noted = False
         self._oom_kills = oom_kills(os.getpid())
-        self._pack, self._packed = 1, False  # runs that train as one; whether single runs use pack arithmetic too
 
     def start(self) -> dict[str, Any]:
         """Starts the first worker, waits until it is ready, and returns its environment."""
@@ -95,14 +92,6 @@ class WorkerPool:
         """Starts workers until there are `count`."""
         self._workers += [self._start_worker(index) for index in range(len(self._workers), count)]
 
-    def set_pack(self, size: int) -> None:
-        """Lets up to `size` runs train as one.
-
-        With a size above 1, a single run trains as a pack of one too. Timing decides which runs share a pack, and pack
-        arithmetic for all keeps the results independent of that.
-        """
-        self._pack, self._packed = size, size > 1
-
     def raise_if_stopped(self) -> None:
         """Raises Interrupted if the user has asked to stop."""
         if self._stop.requested:
@@ -128,26 +117,24 @@ class WorkerPool:
     def close(self) -> None:
         """Ends the workers. Active runs stay unfinished."""
         try:
-            for runs in self._active.values():
-                for active in runs.values():
-                    active.abandon()  # first, so that W&B handles it while the workers end
+            for active in self._active.values():
+                active.abandon()  # first, so that W&B handles it while the workers end
         finally:
             stop_all(self._workers)
 
     def _assign(self, queue: RunQueue) -> None:
         """Gives idle workers the runs that wait."""
         idle = [worker for worker in self._workers if worker not in self._active]
-        while idle and self._fetch(queue, self._pack * len(idle)):
-            runs = take_pack(self._waiting, self._pack, len(idle))
-            if self._begin(idle[0], runs, queue):
+        while idle and self._fetch(queue):
+            if self._begin(idle[0], self._waiting.popleft(), queue):
                 del idle[0]
 
-    def _fetch(self, queue: RunQueue, most: int) -> bool:
-        """Takes the runs that the queue has now, until `most` wait. Returns whether any run waits.
+    def _fetch(self, queue: RunQueue) -> bool:
+        """Takes a run from the queue if none waits. Returns whether one waits now.
 
         A run with a result of an earlier session goes back to the queue at once, which may bring another run.
         """
-        while len(self._waiting) < most and (run := queue.next()) is not None:
+        while not self._waiting and (run := queue.next()) is not None:
             result = self._store.result(run.run_id)
             if result is None:
                 self._waiting.append(run)
@@ -157,35 +144,25 @@ class WorkerPool:
             queue.on_result(run, result)
         return bool(self._waiting)
 
-    def _begin(
-        self, worker: Worker, runs: Sequence[Run], queue: RunQueue, *, deaths: int = 0, furthest: int = 0
-    ) -> bool:
-        """Opens runs in the sinks and orders their training. False if the records show that all have ended."""
-        begun: dict[str, ActiveRun] = {}
-        for run in runs:
-            active = self._activate(run, deaths, furthest)
-            for record in active.recorded:
-                queue.on_step(active.run, record)
-            if (outcome := self._recorded_outcome(active, queue)) is not None:
-                queue.on_result(active.run, active.finish(outcome, ""))
-            else:
-                begun[active.run.run_id] = active
-        if begun:
-            self._active[worker] = begun
-            for active in begun.values():
-                active.shared = len(begun) > 1
-            self._note_code()
-            alone = next(iter(begun.values())) if len(begun) == 1 else None
-            worker.send(
-                Train(
-                    runs=tuple(active.run for active in begun.values()),
-                    awaits_decision=queue.awaits_decision,
-                    packed=self._packed,
-                    checkpoint=alone.checkpoint if alone else None,
-                    recorded=len(alone.recorded) if alone else 0,
-                )
+    def _begin(self, worker: Worker, run: Run, queue: RunQueue, *, deaths: int = 0, furthest: int = 0) -> bool:
+        """Opens a run in the sinks and orders its training. False if the records show that it has ended."""
+        active = self._activate(run, deaths, furthest)
+        for record in active.recorded:
+            queue.on_step(active.run, record)
+        if (outcome := self._recorded_outcome(active, queue)) is not None:
+            queue.on_result(active.run, active.finish(outcome, ""))
+            return False
+        self._active[worker] = active
+        self._note_code()
+        worker.send(
+            Train(
+                run=active.run,
+                awaits_decision=queue.awaits_decision,
+                checkpoint=active.checkpoint,
+                recorded=len(active.recorded),
             )
-        return bool(begun)
+        )
+        return True
 
     def _activate(self, run: Run, deaths: int, furthest: int) -> ActiveRun:
         """Opens a run in the sinks."""
@@ -197,7 +174,7 @@ class WorkerPool:
             clock=self._clock,
             deaths=deaths,
             furthest=furthest,
-            packed=self._packed,
+            discards_steps=self._study.budget.pack != 1,  # an earlier version may have trained them with others
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
         active.begin()
@@ -227,10 +204,10 @@ class WorkerPool:
             reporting = self._reporting_within(POLL_SECONDS)
             limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._longest_gap)
             for worker in self._active.keys() - reporting:
-                runs = self._active[worker]
-                silent = min(active.silent_seconds() for active in runs.values())
+                active = self._active[worker]
+                silent = active.silent_seconds()
                 if silent > (limit if worker in self._ready else max(limit, START_SECONDS)):
-                    self._progress.say(f"{', '.join(runs)}: no report for {silent:.0f} s; its worker is ended")
+                    self._progress.say(f"{active.run.run_id}: no report for {silent:.0f} s; its worker is ended")
                     worker.kill()
                     reporting.append(worker)
             if reporting:
@@ -242,60 +219,41 @@ class WorkerPool:
 
     def _handle_report(self, worker: Worker, queue: RunQueue) -> None:
         report = worker.receive(self.raise_if_stopped)
-        runs = self._active.get(worker, {})
-        silent = max((active.on_report() for active in runs.values()), default=0.0)
+        silent = self._active[worker].on_report() if worker in self._active else 0.0
         match report:
             case Ready():  # of a worker that was started later
                 self._admit(worker, report)
             case Refused():
                 raise refusal(report)
-            case Resumed(run_id=run_id, step=step, problem=problem):
+            case Resumed(step=step, problem=problem):
+                run_id = self._active[worker].run.run_id
                 self._progress.say(
                     f"{run_id}: its checkpoint cannot be used ({problem}); it trains again from step 1"
                     if problem
                     else f"{run_id}: resumes after step {step}"
                 )
-            case Recorded(run_id=run_id, record=record):
-                active = runs[run_id]
+            case Recorded(record=record):
+                active = self._active[worker]
                 active.record(record)
                 self._longest_gap = max(self._longest_gap, silent)
                 queue.on_step(active.run, record)
                 if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
-                    worker.send(StopDecision(run_id=run_id, stop=queue.should_stop(active.run, record)))
-            case Saved(run_id=run_id, seconds=seconds, problem=problem):
-                runs[run_id].on_saved(seconds, problem)
-            case Finished(run_ids=run_ids, outcome=outcome, message=message):
-                self._end(worker, [runs[run_id] for run_id in run_ids], outcome, message, queue)
+                    worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
+            case Saved(seconds=seconds, problem=problem):
+                self._active[worker].on_saved(seconds, problem)
+            case Finished(outcome=outcome, message=message):
+                self._end(self._active.pop(worker), outcome, message, queue)
             case None:
                 self._replace(worker, queue)
             case _:
                 raise AssertionError(f"unexpected report {report!r}")
 
-    def _end(self, worker: Worker, ended: Sequence[ActiveRun], outcome: Outcome, message: str, queue: RunQueue) -> None:
-        """Writes the results of runs, except of those that are tried again with less memory.
-
-        A pack that runs out of memory is tried again one run at a time.
-        """
-        for active in ended:
-            del self._active[worker][active.run.run_id]
-        if not self._active[worker]:
-            del self._active[worker]
-        if outcome is Outcome.OUT_OF_MEMORY and ended[0].shared:
-            self._split(ended, "out of memory as one")
-            return
-        for active in ended:
-            if outcome is Outcome.OUT_OF_MEMORY and (smaller := self._with_less_memory(active)) is not None:
-                self._waiting.appendleft(smaller)
-            else:
-                queue.on_result(active.run, active.finish(outcome, message))
-
-    def _split(self, members: Sequence[ActiveRun], why: str) -> None:
-        """Puts the runs of a pack back, to be trained one at a time, so that each can only fail by itself."""
-        self._pack = 1
-        self._progress.say(f"{', '.join(active.run.run_id for active in members)}: {why}; tried again one at a time")
-        for active in members:
-            active.abandon()
-        self._waiting.extendleft(active.run for active in reversed(members))
+    def _end(self, active: ActiveRun, outcome: Outcome, message: str, queue: RunQueue) -> None:
+        """Writes the result of a run, unless it is tried again with less memory."""
+        if outcome is Outcome.OUT_OF_MEMORY and (smaller := self._with_less_memory(active)) is not None:
+            self._waiting.appendleft(smaller)
+        else:
+            queue.on_result(active.run, active.finish(outcome, message))
 
     def _with_less_memory(self, active: ActiveRun) -> Run | None:
         """The run at a smaller micro-batch, if the study neither searches it nor forbids that."""
@@ -312,7 +270,7 @@ class WorkerPool:
         return smaller
 
     def _replace(self, dead: Worker, queue: RunQueue) -> None:
-        """Replaces a worker that died. Its runs start again, unless ATTEMPTS deaths brought no new step."""
+        """Replaces a worker that died. Its run starts again, unless ATTEMPTS deaths brought no new step."""
         code = dead.stop()
         cause = f"the worker died (exit code {code}; see {dead.log})"
         kills, before = oom_kills(os.getpid()), self._oom_kills
@@ -325,57 +283,47 @@ class WorkerPool:
             )
         index = self._workers.index(dead)
         worker = self._workers[index] = self._start_worker(index)
-        runs = self._active.pop(dead, {})
-        if not runs:
+        if (active := self._active.pop(dead, None)) is None:
             return
-        deaths = min(active.deaths for active in runs.values()) + was_ready
-        given_up = f"{cause}, {ATTEMPTS} times in a row without a new step"
+        run, deaths = active.run, active.deaths + was_ready
         if was_ready and code == -9 and kills > before:
-            self._active[worker] = runs
-            size = next(iter(runs.values())).run.hparams.micro_batch
+            size = run.hparams.micro_batch
             message = f"the kernel killed the worker because memory ran out, at micro_batch {size}"
-            self._end(worker, list(runs.values()), Outcome.OUT_OF_MEMORY, message, queue)
+            self._end(active, Outcome.OUT_OF_MEMORY, message, queue)
         elif deaths < ATTEMPTS:
-            self._progress.say(f"{', '.join(runs)}: {cause}; {'it starts' if len(runs) == 1 else 'they start'} again")
-            for active in runs.values():
-                active.abandon()
-            furthest = max(active.furthest for active in runs.values())
-            self._begin(worker, [active.run for active in runs.values()], queue, deaths=deaths, furthest=furthest)
-        elif any(active.shared for active in runs.values()):
-            self._split(list(runs.values()), given_up)
+            self._progress.say(f"{run.run_id}: {cause}; it starts again")
+            active.abandon()
+            self._begin(worker, run, queue, deaths=deaths, furthest=active.furthest)
         else:
-            self._active[worker] = runs
-            self._end(worker, list(runs.values()), Outcome.FAILED, given_up, queue)
+            self._end(active, Outcome.FAILED, f"{cause}, {ATTEMPTS} times in a row without a new step", queue)
 
     def _order_checkpoints(self, *, now: bool = False) -> None:
-        for worker, runs in self._active.items():
-            for run_id, active in runs.items():
-                if active.begin_save(now=now):
-                    worker.send(Save(run_id=run_id, path=active.part))
+        for worker, active in self._active.items():
+            if active.begin_save(now=now):
+                worker.send(Save(path=active.part))
 
     def _save_all(self, queue: RunQueue) -> None:
         """Waits for a last checkpoint of every active run, for LAST_SAVE_SECONDS at most."""
         self._order_checkpoints(now=True)
-        training = [active for worker in self._ready & self._active.keys() for active in self._active[worker].values()]
-        missing = {active.run.run_id for active in training if active.saving}
+        missing = {worker for worker in self._ready & self._active.keys() if self._active[worker].saving}
         deadline = time.monotonic() + LAST_SAVE_SECONDS
         while missing and (left := deadline - time.monotonic()) > 0:
             for worker in self._reporting_within(min(left, POLL_SECONDS)):
                 report = worker.receive()
-                runs = self._active.get(worker, {})
                 match report:
-                    case Recorded(run_id=run_id, record=record):
-                        runs[run_id].record(record)
-                        queue.on_step(runs[run_id].run, record)
+                    case Recorded(record=record):
+                        active = self._active[worker]
+                        active.record(record)
+                        queue.on_step(active.run, record)
                         if record.evaluated and queue.awaits_decision:  # the next session decides: no checkpoint comes
-                            missing.discard(run_id)
-                    case Saved(run_id=run_id, seconds=seconds, problem=problem):
-                        runs[run_id].on_saved(seconds, problem)
-                        missing.discard(run_id)
+                            missing.discard(worker)
+                    case Saved(seconds=seconds, problem=problem):
+                        self._active[worker].on_saved(seconds, problem)
+                        missing.discard(worker)
                     case Finished() | Refused():  # the next session finds out
-                        missing -= runs.keys()
+                        missing.discard(worker)
                     case None:
-                        missing -= runs.keys()
+                        missing.discard(worker)
                         worker.stop()
                         self._workers.remove(worker)
                     case _:

@@ -20,7 +20,10 @@ from hpstudy.tracking.store import RunStore, RunView
 
 REMEDY = "try `hpstudy doctor`, or replay it where it was trained"
 FIGURES = ("steps", "tokens", "val_loss", "best_val_loss", "train_loss", "clipped_share")  # of a result
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats by which a loss may differ between machines, or in a pack
+TOLERANCE = {
+    "fp32": 1e-3,
+    "bf16": 5e-2,
+}  # nats by which a loss may differ between machines, or that had trained with others as one model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,9 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
             environment = worker.wait_until_ready().environment
             changed = differences(frozen, environment)
             if study.budget.pack != 1:
-                changed.append("it may have been trained in a pack, and is trained alone now")
+                changed.append(
+                    "[budget] pack: it may have been trained with others as one model, and is trained alone now"
+                )
             first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
         finally:
             worker.stop()
@@ -78,7 +83,7 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
 def _again(worker: Worker, view: RunView, num_steps: int) -> Iterator[StepRecord]:
     """The run's first steps, trained now."""
     run: Run = view.header.run
-    worker.send(Train(runs=(run,), awaits_decision=False))
+    worker.send(Train(run=run, awaits_decision=False))
     count = 0
     while count < num_steps:
         match worker.receive():

@@ -96,11 +96,10 @@ class Worker:
         meanwhile: Callable[[], None] = lambda: None,
         *,
         steps: int = 6,
-        pack: int = 1,
         evaluate: bool = False,
     ) -> Timed:
-        """Times full-batch steps of an idle worker, of `pack` runs as one. Raises MachineError if the worker dies."""
-        self.send(TimeSteps(hparams=hparams, steps=steps, pack=pack, evaluate=evaluate))
+        """Times full-batch steps of an idle worker. Raises MachineError if the worker dies."""
+        self.send(TimeSteps(hparams=hparams, steps=steps, evaluate=evaluate))
         report = self.receive(meanwhile)
         if not isinstance(report, Timed):  # most likely the kernel killed it, out of memory
             raise MachineError(

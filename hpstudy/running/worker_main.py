@@ -80,11 +80,10 @@ def _code_sha256() -> str:
 
 
 def train(trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection) -> None:
-    """Trains runs and reports every step and how each ends. An exception ends the runs, not the worker."""
-    ended: set[str] = set()
-    outcome, message = Outcome.COMPLETE, ""
+    """Trains a run and reports every step and how it ends. An exception ends the run, not the worker."""
+    message = ""
     try:
-        _stream(trainer, order, environment, connection, ended)
+        outcome = _stream(trainer, order, environment, connection)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         raise  # the driver is gone
     except Exception as error:
@@ -92,41 +91,36 @@ def train(trainer: Trainer, order: messages.Train, environment: dict[str, Any], 
         message = "".join(traceback.format_exception(error)).strip()
     if message:
         torch.cuda.empty_cache()  # here, after the traceback and its tensors are gone, for the next run
-    if left := tuple(run.run_id for run in order.runs if run.run_id not in ended):
-        connection.send(messages.Finished(run_ids=left, outcome=outcome, message=message))
+    connection.send(messages.Finished(outcome=outcome, message=message))
 
 
-def _stream(
-    trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection, ended: set[str]
-) -> None:
-    """Reports every step. Runs that stop before their last step are reported and added to `ended`."""
-    runs, saves = order.runs, list[messages.Save]()
-    identity = fingerprint(trainer.spec, runs[0], environment)
+def _stream(trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection) -> Outcome:
+    """Reports every step, and returns how the run ended."""
+    saves = list[messages.Save]()
+    identity = fingerprint(trainer.spec, order.run, environment)
     checkpoint = _checkpoint(order, identity, connection) if order.checkpoint else None
-    watches = {run.run_id: DivergenceWatch(run, trainer.vocab_size) for run in runs}
+    watch = DivergenceWatch(order.run, trainer.vocab_size)
     if checkpoint:
-        watches[runs[0].run_id].bad_steps = checkpoint.bad_steps
-    for run_id, record in trainer.train(runs, ended, checkpoint, packed=order.packed):
+        watch.bad_steps = checkpoint.bad_steps
+    for record in trainer.train(order.run, checkpoint):
         # report the step, and wait for the pruner if the order says so
-        connection.send(messages.Recorded(run_id=run_id, record=record))
+        connection.send(messages.Recorded(record=record))
         awaited = order.awaits_decision and record.evaluated and record.eval_index != trainer.spec.evals
-        stop = awaited and _stop_decision(connection, run_id, saves)
+        stop = awaited and _stop_decision(connection, saves)
 
         # stop what has diverged or is pruned
-        watch = watches[run_id]
-        diverged = watch.diverged(record)
-        if diverged or stop:
-            ended.add(run_id)
-            outcome = Outcome.DIVERGED if diverged else Outcome.PRUNED
-            connection.send(messages.Finished(run_ids=(run_id,), outcome=outcome, message=""))
-            continue
+        if watch.diverged(record):
+            return Outcome.DIVERGED
+        if stop:
+            return Outcome.PRUNED
 
         # save a checkpoint when ordered
         while connection.poll():
             saves.append(connection.recv())
-        if saves and saves[-1].run_id == run_id and (state := trainer.state()) is not None:
+        if saves and (state := trainer.state()) is not None:
             connection.send(_save(saves[-1], Checkpoint(fingerprint=identity, bad_steps=watch.bad_steps, state=state)))
             saves.clear()
+    return Outcome.COMPLETE
 
 
 def _checkpoint(order: messages.Train, identity: str, connection: Connection) -> Checkpoint | None:
@@ -141,7 +135,7 @@ def _checkpoint(order: messages.Train, identity: str, connection: Connection) ->
     except (OSError, ValueError) as error:
         problem = str(error)
     step = checkpoint.state.step if checkpoint else 0
-    connection.send(messages.Resumed(run_id=order.runs[0].run_id, step=step, problem=problem))
+    connection.send(messages.Resumed(step=step, problem=problem))
     return checkpoint
 
 
@@ -151,15 +145,14 @@ def _save(order: messages.Save, checkpoint: Checkpoint) -> messages.Saved:
         save_checkpoint(order.path, checkpoint)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         problem = str(error).splitlines()[0]
-    return messages.Saved(run_id=order.run_id, seconds=time.monotonic() - start, problem=problem)
+    return messages.Saved(seconds=time.monotonic() - start, problem=problem)
 
 
-def _stop_decision(connection: Connection, run_id: str, saves: list[messages.Save]) -> bool:
+def _stop_decision(connection: Connection, saves: list[messages.Save]) -> bool:
     """Waits for the driver's decision. Orders to save that arrive before it are kept in `saves`."""
     while isinstance(order := connection.recv(), messages.Save):
         saves.append(order)
     assert isinstance(order, messages.StopDecision)
-    assert order.run_id == run_id
     return order.stop
 
 
@@ -168,7 +161,7 @@ def time_steps(trainer: Trainer, order: messages.TimeSteps) -> messages.Timed:
     trainer.placement.forget_memory()
     steps, evaluation, message = list[float](), None, ""
     try:
-        steps = trainer.time_steps(order.hparams, order.steps, order.pack)
+        steps = trainer.time_steps(order.hparams, order.steps)
         evaluation = trainer.time_evaluation() if order.evaluate else None
     except Exception as error:
         message = "out of memory" if is_out_of_memory(error) else _short(error)

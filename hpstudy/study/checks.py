@@ -242,15 +242,6 @@ def _pruner(file: StudyFile) -> Iterator[str]:
         )
 
 
-def _pack(file: StudyFile) -> Iterator[str]:
-    pack, parallel = file.budget.pack, file.budget.parallel
-    if pack != 1 and (file.trainer.seconds is not None or "train/tok_per_sec" in file.objective.metric):
-        what = "[trainer] seconds" if file.trainer.seconds is not None else "[objective] train/tok_per_sec"
-        yield f"[budget] pack: {what} measures the speed of one trial at a time, but got {shown(pack)}; use pack = 1"
-    if pack != "auto" and pack > parallel:
-        yield f"[budget] pack: `pack <= parallel` must hold, but got pack={pack}, parallel={parallel}"
-
-
 def _trials(file: StudyFile) -> Iterator[str]:
     if not file.search and (file.budget.trials or 1) > 1:
         yield f"[budget] trials: an empty [search] has one trial, the baseline, but got {file.budget.trials}"
@@ -326,7 +317,6 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_schedule, _FRACTIONS),
     (_objective, "objective"),
     (_pruner, "objective budget.pruner"),
-    (_pack, "budget.pack budget.parallel trainer.seconds objective"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_seeds, "confirm.seeds confirm.design trainer.seed"),

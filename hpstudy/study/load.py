@@ -188,6 +188,8 @@ def _warnings(study: Study) -> Iterator[str]:
             f"[search] {', '.join(outside)}: no trial can have the baseline's value, so the baseline runs as phase "
             "`baseline` only and is not trial 0"
         )
+    if study.budget.pack != 1:
+        yield "[budget] pack: is ignored, because trials train one at a time since 0.2.0; leave it out"
     batch = study.baseline.batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"

@@ -251,9 +251,7 @@ class Budget(Table):
     parallel: Count = _key(
         4, "trials proposed before the result of the first is known; workers beyond it idle", le=10_000
     )
-    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = _key(
-        1, "trials of equal batches trained as one stacked model; auto measures what is fastest"
-    )
+    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = 1  # of earlier versions; ignored, see load.py
     sampler: Annotated[Sampler, BeforeValidator(_named)] = _key(Sampler(), "a name, or a table of the keys below")
     pruner: Annotated[Pruner, BeforeValidator(_named)] = _key(Pruner(), "a name, or a table of the keys below")
     smaller_micro_batch: bool = _key(

@@ -21,9 +21,9 @@ def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: 
     """Alternates matrix products and full-batch steps, each for `turn_seconds`, after a round of warm-up."""
     far = 10**15  # tokens: neither the end nor an evaluation is reached
     run = Run(run_id="bench", phase="search", trial=None, seed=0, tokens=far, hparams=hparams)
-    first, again = ([_figures(r) for _, r in islice(trainer.train([run]), REPEATED_STEPS)] for _ in range(2))
+    first, again = ([_figures(r) for r in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
     peak_gib = trainer.placement.memory_gib()[0]  # before the products take theirs
-    steps, products = trainer.train([run]), matrix_products(trainer.placement, PRODUCT_SIZE[trainer.placement.kind])
+    steps, products = trainer.train(run), matrix_products(trainer.placement, PRODUCT_SIZE[trainer.placement.kind])
     paces, fastest = [], 0.0
     for number in range(rounds + 1):
         fastest = max(fastest, *(1 / seconds for seconds in _turn(products, turn_seconds, trainer.placement)))

@@ -2,9 +2,7 @@
 
 Sources: Radford et al. 2019 (GPT-2) and Brown et al. 2020, arXiv:2005.14165, section 2.1. Parameter names and
 shapes follow GPT-2's (linear weights transposed: [out, in]).
-Every layer also takes parameters stacked along a leading K, for K models that train as one (pack.py).
-Shapes: K models, B sequences, T tokens of context, C width, H heads, D = C / H,
-V vocabulary padded to a multiple of 64.
+Shapes: B sequences, T tokens of context, C width, H heads, D = C / H, V vocabulary padded to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -23,41 +21,19 @@ MAX_GRAPHS = 256  # of the blocks, one per shape of inputs
 VOCAB_MULTIPLE = 64  # matrix products are fastest on aligned sizes; the softmax masks the padding out
 
 
-class Linear(nn.Linear):
-    """A linear layer, or K of them: weight [K, out, in] on [K, B, T, in]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        if self.weight.ndim == 2:
-            return super().forward(x)
-        out = torch.baddbmm(self.bias[:, None], x.flatten(1, -2), self.weight.transpose(1, 2))
-        return out.view(*x.shape[:-1], -1)
-
-
-class LayerNorm(nn.LayerNorm):
-    """A LayerNorm over the last dimension, or K of them: gain and bias [K, C] on [K, B, T, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C]."""
-        if self.weight.ndim == 1:
-            return super().forward(x)
-        normal = F.layer_norm(x, self.normalized_shape, eps=self.eps)
-        return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None])
-
-
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.c_attn = Linear(shape.width, 3 * shape.width)
-        self.c_proj = Linear(shape.width, shape.width)
+        self.c_attn = nn.Linear(shape.width, 3 * shape.width)
+        self.c_proj = nn.Linear(shape.width, shape.width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]; with stacked models the B dimension holds the sequences of all of them."""
-        T, C = x_BTC.shape[-2:]
-        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x_BTC).view(-1, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        """[B, T, C] -> [B, T, C]."""
+        B, T, C = x_BTC.shape
+        q_BHTD, k_BHTD, v_BHTD = self.c_attn(x_BTC).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         y_BHTD = attention(q_BHTD, k_BHTD, v_BHTD)
         out: Tensor = self.c_proj(y_BHTD.transpose(1, 2).reshape(x_BTC.shape))
         return out
@@ -68,8 +44,8 @@ class MLP(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.c_fc = Linear(shape.width, 4 * shape.width)
-        self.c_proj = Linear(4 * shape.width, shape.width)
+        self.c_fc = nn.Linear(shape.width, 4 * shape.width)
+        self.c_proj = nn.Linear(4 * shape.width, shape.width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
@@ -82,9 +58,9 @@ class Block(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(shape.width)
+        self.ln_1 = nn.LayerNorm(shape.width)
         self.attn = Attention(shape)
-        self.ln_2 = LayerNorm(shape.width)
+        self.ln_2 = nn.LayerNorm(shape.width)
         self.mlp = MLP(shape)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
@@ -105,12 +81,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(padded, shape.width)
         self.wpe = nn.Embedding(context, shape.width)
         self.h = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.ln_f = LayerNorm(shape.width)
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the parameters are stacked for several models."""
-        return self.wte.weight.ndim == 3
+        self.ln_f = nn.LayerNorm(shape.width)
 
     @property
     def num_params(self) -> int:
@@ -131,33 +102,18 @@ class GPT(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> final hidden states [B, T, C]."""
-        x_BTC: Tensor = self._embedded(tokens_BT)
+        x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
         for block in self.h:
             x_BTC = block(x_BTC)
         out: Tensor = self.ln_f(x_BTC)
         return out
-
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        positions = self.wpe.weight[..., : tokens.shape[-1], :]
-        if not self.stacked:
-            embedded: Tensor = self.wte(tokens) + positions
-            return embedded
-        K, V, _ = self.wte.weight.shape
-        first = V * torch.arange(K, device=tokens.device)[:, None, None]  # first row of each model in one long table
-        return F.embedding(tokens + first, self.wte.weight.flatten(0, 1)) + positions[:, None]
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> logits [B, T, vocab_size], without the padding."""
         return F.linear(self.hidden(tokens_BT), self.wte.weight)[..., : self.vocab_size]
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, fp32, over all B * T predictions. Targets must be below vocab_size.
-
-        With stacked parameters, tokens are [K, B, T] and the result is the loss of each model, [K].
-        """
-        if self.stacked:
-            lanes = zip(self.hidden(tokens_BT), self.wte.weight, targets_BT, strict=True)
-            return torch.stack([output_loss(h.flatten(0, 1), w, y.flatten(), self.vocab_size) for h, w, y in lanes])
+        """Mean cross-entropy in nats, fp32, over all B * T predictions. Targets must be below vocab_size."""
         return output_loss(self.hidden(tokens_BT).flatten(0, 1), self.wte.weight, targets_BT.flatten(), self.vocab_size)
 
 

@@ -18,9 +18,8 @@ CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 
 def norm(flat: Tensor) -> Tensor:
-    """Euclidean norm of a flat fp32 tensor, or of each row. The length must be a multiple of NORM_CHUNK."""
-    chunks = flat.view(*flat.shape[:-1], -1, NORM_CHUNK)
-    total: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(chunks, dim=-1), dim=-1)
+    """Euclidean norm of a flat fp32 tensor. The length must be a multiple of NORM_CHUNK."""
+    total: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(flat.view(-1, NORM_CHUNK), dim=1))
     return total
 
 

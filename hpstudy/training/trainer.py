@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -21,7 +21,6 @@ from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, captured
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
-from hpstudy.training.pack import Pack
 from hpstudy.training.schedule import Evaluation, StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
@@ -31,8 +30,7 @@ class Trainer:
     """Trains runs of one spec, one after the other. Model, buffers and corpus are built once and reset in place.
 
     A run trained twice gives the same numbers bitwise, whatever was trained before or beside it. They depend on the
-    spec, the run, the device, the precision, the threads, and whether the run trains alone or in a pack. Only times
-    differ.
+    spec, the run, the device, the precision and the threads. Only times differ.
     """
 
     def __init__(
@@ -70,9 +68,8 @@ class Trainer:
             for i in range(0, len(inputs), rows)
         ]
 
-        self._packed: tuple[int, Pack] | None = None  # of the last number of runs; only one is kept in memory
         self._optimizer: torch.optim.AdamW | None = None
-        self._step = 0  # the last step launched of a single run
+        self._step = 0  # the last step launched
         self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yet yielded
         self._catching_up = False
 
@@ -81,44 +78,8 @@ class Trainer:
         """Parameters of the model, without the vocabulary's padding."""
         return self._model.num_params
 
-    def train(
-        self,
-        runs: Sequence[Run],
-        stopped: Container[str] = (),
-        checkpoint: Checkpoint | None = None,
-        *,
-        packed: bool = False,
-    ) -> Iterator[tuple[str, StepRecord]]:
-        """Trains runs from their first step and yields (run id, record) for every step.
-
-        A single run may resume after a `checkpoint`, with the same numbers as if it had never stopped.
-
-        Several runs must be of equal shape (see Run.packs_with). They train in lockstep as one stacked model, a pack,
-        and share the wall time of a step; tokens per second are those of each run. A pack's losses equal a single run's
-        up to rounding, and any other pack's bitwise. With `packed` one run is a pack too. A run yields no more records
-        after the caller has put its id into `stopped`. On a GPU a record comes one step late, while the next step runs,
-        except after an evaluation and at the end.
-        """
-        if packed or len(runs) > 1:
-            assert all(runs[0].packs_with(run) for run in runs)
-            yield from self._pack(len(runs)).train(runs, stopped)
-            return
-        for record in self._train_alone(runs[0], checkpoint.state if checkpoint else None):
-            yield runs[0].run_id, record
-            if runs[0].run_id in stopped:
-                return
-
-    def _pack(self, num_runs: int) -> Pack:
-        if self._packed is None or self._packed[0] != num_runs:
-            self._packed = None  # frees the old one first
-            self._packed = (
-                num_runs,
-                Pack(self.spec, self._corpus, self.placement, num_runs, self._compiles, self._val_batches),
-            )
-        return self._packed[1]
-
     def state(self) -> TrainingState | None:
-        """The state of a single run after the step that `train` yielded last. Read it before the next step.
+        """The run's state after the step that `train` yielded last. Read it before the next step.
 
         None if the device is ahead of that step. The call then makes the trainer catch up, so that a later one has it.
         """
@@ -127,9 +88,15 @@ class Trainer:
             return None
         return TrainingState(step=self._step, weights=self._flat.weights, optimizer=self._optimizer.state_dict())
 
-    def _train_alone(self, run: Run, start: TrainingState | None) -> Iterator[StepRecord]:
+    def train(self, run: Run, checkpoint: Checkpoint | None = None) -> Iterator[StepRecord]:
+        """Trains a run from its first step and yields the record of every step.
+
+        With a `checkpoint` it resumes after that, with the same numbers as if it had never stopped. On a GPU a record
+        comes one step late, while the next step runs, except after an evaluation and at the end.
+        """
         # initialise weights and optimizer, or restore them
         hparams, spec = run.hparams, self.spec
+        start = checkpoint.state if checkpoint else None
         initialize(self._model, run.seed)
         optimizer = self._optimizer = make_adamw(self._flat, hparams)
         if start is not None:
@@ -176,17 +143,15 @@ class Trainer:
         )
 
     def time_evaluation(self) -> float:
-        """Seconds of an evaluation of a single run, after one that may compile."""
+        """Seconds of an evaluation, after one that may compile."""
         return [self._evaluation().seconds for _ in range(2)][1]
 
-    def time_steps(self, hparams: HParams, steps: int, pack: int = 1) -> list[float]:
-        """Seconds of each of `steps` full-batch steps, of `pack` runs as one, after two of warm-up. Keeps no result."""
+    def time_steps(self, hparams: HParams, steps: int) -> list[float]:
+        """Seconds of each of `steps` full-batch steps, after two of warm-up. Keeps no result."""
         full_batch = replace(hparams, batch_ramp_fraction=0.0)
         far = 1000 * self.spec.evals * hparams.batch_tokens  # long enough that no evaluation is due
         run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
-        runs = [replace(run, run_id=f"measure-{number}") for number in range(pack)]
-        records = islice(self.train(runs), 0, (2 + steps) * pack, pack)  # those of the first run
-        return [record.step_seconds for _, record in records][2:]
+        return [record.step_seconds for record in islice(self.train(run), 2, 2 + steps)]
 
     def _accumulate_gradients(self, sampler: WindowSampler, step: StepPlan, micro_batch: int) -> Tensor:
         """The mean loss over the whole batch, with its gradient in the flat buffer.

@@ -1,7 +1,7 @@
 """Programs that measure hpstudy; none is a test.
 
 `python -m tests.bench` races it against other trainers (race.py) and sweep agents (trials.py); `python -m
-tests.bench.NAME` measures one thing: faults, load, scale, overhead, pack_speed.
+tests.bench.NAME` measures one thing: faults, load, scale, overhead.
 """
 
 import sys

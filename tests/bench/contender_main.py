@@ -95,7 +95,7 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     if job.contender == "hpstudy":
         prepare_process(job.threads)  # as in a worker
         trainer = Trainer(spec, corpus, placement)
-        return replace(built, repeats=_repeats(trainer, run)), trainer.train([run])
+        return replace(built, repeats=_repeats(trainer, run)), trainer.train(run)
     padded = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE  # as in hpstudy's model
     if job.contender == "build-nanogpt":
         recipe_model = recipe.build(setting.model, padded, setting.context, placement)
@@ -110,7 +110,7 @@ def _repeats(trainer: Trainer, run: Run) -> bool:
     def figures(record: StepRecord) -> tuple[float, ...]:
         return record.loss, record.grad_norm, record.update_to_weight
 
-    first, again = ([figures(record) for _, record in islice(trainer.train([run]), REPEATED_STEPS)] for _ in range(2))
+    first, again = ([figures(record) for _, record in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
     return first == again
 
 

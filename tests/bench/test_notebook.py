@@ -41,7 +41,7 @@ def test_the_notebooks_losses_are_the_trainers():
     )
     run = Run(run_id="bench", phase="search", trial=None, seed=5, tokens=6400, hparams=hparams)
     corpus, placement = load_corpus("asv", "bytes", 512), place("cpu", "fp32")
-    records = [record for _, record in Trainer(spec, corpus, placement).train([run])]
+    records = list(Trainer(spec, corpus, placement).train(run))
 
     start = GPT(spec.model, VOCAB, CONTEXT)
     initialize(start, run.seed)

@@ -25,10 +25,9 @@ def steps(first: float) -> list[StepRecord]:
     ]
 
 
-def test_time_outside_training_counts_a_packed_step_once(tmp_path: Path):
+def test_time_outside_training_is_what_steps_and_evaluations_leave(tmp_path: Path):
     store = RunStore(tmp_path)
-    packed, alone = steps(0.25), steps(0.5)
-    for number, records in enumerate((packed, packed, alone)):
+    for number, records in enumerate((steps(0.25), steps(0.5))):
         run_id = f"search-{number:04d}"
         keep_run(store, header(run_id, trial=number), records, ended(steps=2))
         for name, moment in (("header.json", 100), ("result.json", 120)):

@@ -147,14 +147,13 @@ def outside_training(store: RunStore) -> float:
     """Share of the workers' time, from the first run's start to the last one's end, outside steps and evaluations.
 
     That time is spent on proposals, records and tells, on waiting for them, and on waiting for the last runs of other
-    workers. The seconds of a packed step count once, although each of its runs records them.
+    workers.
     """
     views = store.runs()
     begun = min((view.folder / "header.json").stat().st_mtime for view in views)
     ended = max((view.folder / "result.json").stat().st_mtime for view in views)
     records = [record for view in views for record in view.records()]
-    shared = {(record.step, record.step_seconds): record.eval_seconds or 0.0 for record in records}
-    trained = sum(seconds + eval_seconds for (_, seconds), eval_seconds in shared.items())
+    trained = sum(record.step_seconds + (record.eval_seconds or 0.0) for record in records)
     return 1 - trained / (len(list(store.root.glob("worker-*.log"))) * (ended - begun))
 
 

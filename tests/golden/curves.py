@@ -51,7 +51,7 @@ def train(name: str, precision: str, device: str = "cpu") -> list[dict[str, floa
     corpus = corpus_of(spec)
     trainer = Trainer(spec, corpus, place(device, spec.precision))
     run = Run(run_id=name, phase="search", trial=None, seed=0, tokens=40 * 1024, hparams=RUNS[name])
-    return [{key: getattr(record, key) for key in KEYS} for _, record in trainer.train([run])]
+    return [{key: getattr(record, key) for key in KEYS} for record in trainer.train(run)]
 
 
 def path(name: str, precision: str) -> Path:

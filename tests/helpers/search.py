@@ -96,7 +96,6 @@ def toy_study(
         budget=Budget(
             trials=trials,
             parallel=parallel,
-            pack=1,
             sampler=Sampler(name=sampler, startup=STARTUP, seed=seed),
             pruner=pruner,
         ),

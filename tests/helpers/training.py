@@ -52,4 +52,4 @@ def timeless(record: StepRecord) -> StepRecord:
 
 def curve(trainer: Trainer, of: Run, checkpoint: Checkpoint | None = None) -> list[StepRecord]:
     """The records of a run without their times."""
-    return [timeless(record) for _, record in trainer.train([of], checkpoint=checkpoint)]
+    return [timeless(record) for record in trainer.train(of, checkpoint)]

@@ -15,6 +15,7 @@ from hpstudy.records import Outcome, Run
 from hpstudy.running import active_run
 from hpstudy.running.active_run import ActiveRun, header_of, with_smaller_micro_batch
 from hpstudy.running.interface import Progress
+from hpstudy.running.replay import replay
 from hpstudy.running.worker import AwakeClock
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
@@ -39,7 +40,7 @@ class Sinks:
         self.store = RunStore(root / "runs" / "tiny")
         self.wandb, self.progress = Mock(spec=WandbSink), Mock(spec=Progress)
 
-    def active(self, run: Run, *, packed: bool = False) -> ActiveRun:
+    def active(self, run: Run, *, discards_steps: bool = False) -> ActiveRun:
         return ActiveRun(
             header_of(run, self.store, "tiny", 1000),
             self.store,
@@ -48,7 +49,7 @@ class Sinks:
             clock=AwakeClock(),
             deaths=0,
             furthest=0,
-            packed=packed,
+            discards_steps=discards_steps,
             checkpoint_seconds=60.0,
         )
 
@@ -73,15 +74,13 @@ def test_constructing_an_active_run_writes_nothing_and_calls_no_sink(sinks: Sink
     active.abandon()
 
 
-def test_steps_and_checkpoint_of_an_earlier_attempt_stay_until_a_packed_run_begins(sinks: Sinks, tmp_path: Path):
+def test_steps_without_a_checkpoint_are_discarded_if_they_may_not_repeat(sinks: Sinks, tmp_path: Path):
     folder = sinks.store.folder(a_run().run_id)
     folder.mkdir(parents=True)
-    for name in ("steps.jsonl", "checkpoint.pt"):
-        (folder / name).write_text("from before")
-    active = sinks.active(a_run(), packed=True)
+    (folder / "steps.jsonl").write_text("from before")
+    active = sinks.active(a_run(), discards_steps=True)
     assert set(files(tmp_path).values()) == {b"from before"}
     active.begin()
-    assert not (folder / "checkpoint.pt").exists()
     assert (folder / "steps.jsonl").read_text() == ""
     active.abandon()
 
@@ -101,6 +100,20 @@ def test_a_run_without_a_header_begins_anew_whatever_a_removal_has_left(sinks: S
     active.abandon()
 
 
+def test_a_study_that_trained_trials_as_one_resumes_one_at_a_time_and_replays_within_a_tolerance(tiny, tmp_path: Path):
+    expected = run_here(tiny(), tmp_path / "expected")
+    study = tiny(more="pack = 2")
+    interrupt(study, tmp_path, "search-0001", 5)
+    folder = tmp_path / study.name / "search-0001"
+    (folder / "checkpoint.pt").unlink()  # earlier versions wrote none
+    edit_loss(folder, 3)  # trained as one, it differed in the last bits
+    store = run_here(study, tmp_path)
+    assert curves(store) == curves(expected)
+    again = replay(study, store, "search-0001", "cpu")
+    assert again.good
+    assert [change.partition(":")[0] for change in again.changed] == ["[budget] pack"]
+
+
 def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_time(sinks: Sinks, monkeypatch):
     now = 0.0
     monkeypatch.setattr(active_run.time, "monotonic", lambda: now)
@@ -118,10 +131,6 @@ def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_ti
     now = 60.0 + 150.0
     assert active.begin_save()
     active.abandon()
-
-
-def test_a_run_of_a_pack_wants_no_checkpoint(sinks: Sinks):
-    assert not sinks.active(a_run(), packed=True).begin_save(now=True)
 
 
 def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):

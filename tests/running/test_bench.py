@@ -113,9 +113,9 @@ class Drifting:
     def __init__(self) -> None:
         self._losses = count()
 
-    def train(self, _: object) -> Iterator[tuple[str, StepRecord]]:
+    def train(self, _: object) -> Iterator[StepRecord]:
         while True:
-            yield "bench", step_record(1, float(next(self._losses)), steps=20)
+            yield step_record(1, float(next(self._losses)), steps=20)
 
 
 def test_the_benchmark_notices_a_trainer_that_does_not_repeat():

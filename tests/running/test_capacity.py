@@ -56,13 +56,11 @@ def test_a_gpu_holds_one_training_whatever_the_cores(a_study, num_gpus, device, 
     assert trainings_at_once(study, machine(num_gpus=num_gpus), device) == trainings
 
 
-def workers(
-    study, *, asked: int | None = None, device: str = "auto", pack: int = 1, **has: int
-) -> tuple[int, list[str]]:
+def workers(study, *, asked: int | None = None, device: str = "auto", **has: int) -> tuple[int, list[str]]:
     """(the number of workers, what the user is shown)."""
     lines: list[str] = []
     options = Options(runs=Path(), device=device, wandb="disabled", workers=asked)
-    return num_workers(study, machine(**has), options, pack, lines.append), lines
+    return num_workers(study, machine(**has), options, lines.append), lines
 
 
 @pytest.mark.parametrize(
@@ -80,22 +78,9 @@ def test_the_user_may_ask_for_fewer_workers_or_more_than_fit(a_study, asked):
     assert workers(a_study(), asked=asked, num_gpus=2) == (asked, [])
 
 
-@pytest.mark.parametrize(
-    ("parallel", "pack", "asked", "count", "line"),
-    [
-        (4, 1, 8, 4, "4 workers of 8: [budget] parallel is 4"),
-        (4, 4, None, 1, "1 worker of 4: [budget] parallel is 4, 4 trials a worker"),
-        (9, 4, None, 2, "2 workers of 8: [budget] parallel is 9, 4 trials a worker"),
-        (2, 4, 2, 1, "1 worker of 2: [budget] parallel is 2, 4 trials a worker"),
-    ],
-)
-def test_there_are_no_more_workers_than_packs_among_parallel_trials(a_study, parallel, pack, asked, count, line):
-    assert workers(a_study(parallel), asked=asked, pack=pack, cores=8) == (count, [line])
-
-
-@pytest.mark.parametrize(("pack", "count"), [(1, 8), (2, 8), (4, 4)])
-def test_packs_leave_the_workers_that_parallel_trials_can_fill(a_study, pack, count):
-    assert workers(a_study(16), pack=pack, cores=8)[0] == count
+def test_there_are_no_more_workers_than_parallel_trials(a_study):
+    assert workers(a_study(4), asked=8, cores=8) == (4, ["4 workers of 8: [budget] parallel is 4"])
+    assert workers(a_study(4), cores=8) == (4, [])
 
 
 ONE = "one worker: this study measures speed, and trainings side by side slow each other"

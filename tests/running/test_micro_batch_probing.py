@@ -70,9 +70,9 @@ def test_a_study_measures_its_micro_batch_once_and_keeps_it(tiny, tmp_path: Path
     assert not list(known_answers.glob("*.json"))  # nothing was measured
 
 
-def test_a_study_that_has_measured_micro_batch_and_pack_is_stopped_with_a_checkpoint(tiny, tmp_path: Path):
+def test_a_study_that_has_measured_its_micro_batch_is_stopped_with_a_checkpoint(tiny, tmp_path: Path):
     long = AUTO | {"tokens = 5120": "tokens = 1_024_000", "parallel = 2": "parallel = 1"}
-    study = tiny(replace=long, more='pack = "auto"')
+    study = tiny(replace=long)
     interrupt(study, tmp_path, "search-0000", 2)
     assert (tmp_path / study.name / "search-0000" / "checkpoint.pt").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from multiprocessing import Pipe
 
 import pytest
@@ -35,11 +34,11 @@ class Cramped:
 def test_memory_is_freed_once_no_traceback_refers_to_it(monkeypatch: pytest.MonkeyPatch):
     handled: list[BaseException | None] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: handled.append(sys.exc_info()[1]))
-    timed = time_steps(Cramped(), TimeSteps(hparams=GPT3, steps=1, pack=1, evaluate=False))
+    timed = time_steps(Cramped(), TimeSteps(hparams=GPT3, steps=1, evaluate=False))
     assert (timed.step_seconds, timed.message) == ((), "out of memory")
     ours, theirs = Pipe()
-    train(Cramped(), Train(runs=(run(), replace(run(), run_id="search-0001")), awaits_decision=False), {}, theirs)
+    train(Cramped(), Train(run=run(), awaits_decision=False), {}, theirs)
     finished = ours.recv()
     assert isinstance(finished, Finished)
-    assert (finished.run_ids, finished.outcome) == (("search-0000", "search-0001"), Outcome.OUT_OF_MEMORY)
+    assert finished.outcome is Outcome.OUT_OF_MEMORY
     assert handled == [None, None]

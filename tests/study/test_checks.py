@@ -54,9 +54,6 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"objective__metric": ["val/loss", "val/loss"]}, '[objective] metric: two objectives must differ, but got ["val/loss", "val/loss"]'),
     ({"objective": {"metric": "train/tok_per_sec", "goal": "minimize"}}, '[objective] goal: must be ["maximize"] for ["train/tok_per_sec"], but got ["minimize"]; leave it out'),
     ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" compares only val/loss, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
-    ({"budget__pack": 5}, "[budget] pack: `pack <= parallel` must hold, but got pack=5, parallel=4"),
-    ({"budget__pack": "auto", "objective__metric": "train/tok_per_sec"}, '[budget] pack: [objective] train/tok_per_sec measures the speed of one trial at a time, but got "auto"; use pack = 1'),
-    ({"budget__pack": 2, "trainer__tokens": None, "trainer__seconds": 60}, "[budget] pack: [trainer] seconds measures the speed of one trial at a time, but got 2; use pack = 1"),
     ({"budget__sampler": "grid"}, '[budget] sampler: "grid" needs choices, but these are ranges: lr'),
     ({"search": GRID, "budget__sampler": "grid"}, '[budget] sampler: "grid" takes at most 100,000 points, but got 1,000,000; take "random"'),
     ({"search": {}, "budget__trials": 2}, "[budget] trials: an empty [search] has one trial, the baseline, but got 2"),
@@ -90,7 +87,6 @@ def test_all_problems_of_a_file_are_reported_at_once() -> None:
             hparams__batch_tokens=5000,
             search__learning_rate=LR,
             search__beta2={"low": 0.99, "high": 0.9},
-            budget__pack=9,
             confirm__seed=[1],
             confirm__seeds=[0, 0],
         )
@@ -104,7 +100,6 @@ def test_all_problems_of_a_file_are_reported_at_once() -> None:
             "[search] beta2",
             "[trainer] tokens",
             "[hparams] batch_tokens",
-            "[budget] pack",
             "[confirm] seeds",
             "[confirm] seeds",
         ]

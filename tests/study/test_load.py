@@ -24,7 +24,7 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     spec = study.spec
     assert (spec.corpus, spec.tokenizer, spec.context, spec.evals) == ("asv", "gpt2", 1024, 20)
     assert (spec.seed, spec.threads, spec.precision, spec.val_tokens) == (0, 1, "auto", 2**16)
-    assert (study.trials, study.budget.trials, study.budget.parallel, study.budget.pack) == (16, 16, 4, 1)
+    assert (study.trials, study.budget.trials, study.budget.parallel) == (16, 16, 4)
     assert study.budget.sampler.model_dump() == {"name": "tpe", "startup": 10, "seed": 0}
     pruner = {"name": "none", "startup": 5, "from_fraction": 0.3, "reduction": 3}
     assert study.budget.pruner.model_dump() == pruner
@@ -155,6 +155,14 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_byte(local: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_study("latin")
     assert str(caught.value) == "studies/latin.toml: must be UTF-8, but byte 15 is not; save it as UTF-8"
+
+
+@pytest.mark.parametrize(("pack", "num_warnings"), [(1, 0), (4, 1), ("auto", 1)])
+def test_the_pack_of_an_earlier_version_is_ignored_with_a_line(local: Path, pack: object, num_warnings: int) -> None:
+    (local / "old.toml").write_text(text(budget__pack=pack), encoding="utf-8")
+    study = load_study("old")
+    assert [line.partition(":")[0] for line in study.warnings] == ["[budget] pack"] * num_warnings
+    assert study.resolved()["budget.pack"] == pack  # the frozen values of an earlier version stay equal
 
 
 def test_a_byte_order_mark_is_ignored(local: Path) -> None:

@@ -25,7 +25,7 @@ ENVIRONMENT = dict.fromkeys(MACHINE, "here")
 def saved_after(step: int, path: Path, trainer: Trainer) -> str:
     """Saves the first state at or after a step, and returns its fingerprint."""
     identity = fingerprint(SMALL, RUN, ENVIRONMENT)
-    for _, record in trainer.train([RUN]):
+    for record in trainer.train(RUN):
         if record.step >= step and (state := trainer.state()) is not None:
             save_checkpoint(path, Checkpoint(fingerprint=identity, bad_steps=3, state=state))
             return identity
@@ -40,7 +40,7 @@ def test_a_run_resumes_from_a_file_with_the_same_bits(tmp_path: Path, step: int)
     found = load_checkpoint(path, identity)
     assert (found.bad_steps, found.state.step) == (3, step)
     other = make_trainer(SMALL)
-    list(islice(other.train([replace(RUN, seed=9)]), 7))  # what it trained before leaves no trace
+    list(islice(other.train(replace(RUN, seed=9)), 7))  # what it trained before leaves no trace
     assert curve(other, RUN, found) == whole[step:]
 
 

@@ -46,14 +46,14 @@ def launched_at_each_record(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -
     windows = WindowSampler.windows
     with monkeypatch.context() as patch:
         patch.setattr(WindowSampler, "windows", lambda *args: launched.append(1) or windows(*args))
-        return [(record, len(launched)) for _, record in trainer.train([RUN])]
+        return [(record, len(launched)) for record in trainer.train(RUN)]
 
 
 def test_records_read_late_are_those_read_at_once():
     expected = curve(make_trainer(RAMPED), RUN)
     late = make_trainer(RAMPED, steps_ahead=1)
     assert curve(late, RUN) == expected
-    broken = late.train([RUN])
+    broken = late.train(RUN)
     next(broken)
     broken.close()
     assert curve(late, RUN) == expected
@@ -70,7 +70,7 @@ def test_a_record_comes_one_step_late_but_at_once_after_an_evaluation(monkeypatc
 def test_a_run_is_late_again_after_one_that_ended_while_it_caught_up(monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer(RAMPED, steps_ahead=1)
     expected = launched_at_each_record(trainer, monkeypatch)
-    broken = trainer.train([RUN])
+    broken = trainer.train(RUN)
     next(broken)
     assert trainer.state() is None
     broken.close()

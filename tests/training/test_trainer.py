@@ -72,7 +72,7 @@ def test_loss_curve_does_not_depend_on_micro_batch(trainer: Trainer, micro_batch
 def test_one_seed_gives_one_curve_bitwise_whatever_ran_before(precision: str):
     warm = make_trainer(replace(SPEC, precision=precision))
     first = curve(warm, run())
-    list(warm.train([run(replace(HPARAMS, lr=1.0, beta1=0.5), seed=7)]))
+    list(warm.train(run(replace(HPARAMS, lr=1.0, beta1=0.5), seed=7)))
     assert curve(warm, run()) == first
     assert curve(make_trainer(replace(SPEC, precision=precision)), run()) == first
 
@@ -83,7 +83,7 @@ def test_another_seed_gives_another_curve(trainer: Trainer):
 
 def test_a_run_that_is_stopped_early_leaves_no_trace_in_the_next(trainer: Trainer):
     expected = curve(trainer, run())
-    stopped = trainer.train([run(seed=3)])
+    stopped = trainer.train(run(seed=3))
     next(stopped)
     stopped.close()
     assert curve(trainer, run()) == expected
@@ -102,7 +102,7 @@ def test_training_learns_and_evaluates_on_the_grid(trainer: Trainer):
 
 def test_update_to_weight_is_the_relative_change_of_all_weights(trainer: Trainer):
     weights, ratios = [], []
-    for _, record in trainer.train([run()]):
+    for record in trainer.train(run()):
         state = trainer.state()
         assert state is not None
         weights.append(state.weights.double().clone())
@@ -135,7 +135,7 @@ def test_weights_and_moments_stay_fp32_under_autocast():
     trainer = make_trainer(replace(SPEC, precision="auto"))
     if trainer.placement.precision != "bf16":
         pytest.skip("this CPU has no bf16 arithmetic")
-    next(trainer.train([run()]))
+    next(trainer.train(run()))
     state = trainer.state()
     assert state is not None
     moments = [group[name] for group in state.optimizer["state"].values() for name in ("exp_avg", "exp_avg_sq")]
