@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 from hpstudy.hparams import HParams
 
-Phase = Literal["search", "baseline", "confirm", "tuned-lr"]
+Phase = Literal["search", "baseline", "confirm", "tuned-lr", "batch"]
+OPPONENTS: tuple[Phase, ...] = ("tuned-lr", "batch")  # whose trials are no candidates of the search
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -55,23 +56,23 @@ def confirm_run_id(of: str, seed: int, fraction: float = 1.0) -> str:
 
 
 def trial_run_id(phase: Phase, number: int) -> str:
-    """The id of a trial's run: search-0007, tuned-lr-0007."""
+    """The id of a trial's run: search-0007, tuned-lr-0007, batch-0007."""
     return f"{phase}-{number:04d}"
 
 
-_CONFIRM_ID = re.compile(r"confirm-(?P<tuned>tuned-lr-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?")
+_CONFIRM_ID = re.compile(r"confirm-(?P<phase>tuned-lr-|batch-)?(?P<trial>\d+)-s\d+(?:-t(?P<percent>\d+))?")
 
 
 def repeats(run_id: str) -> tuple[str | None, float]:
     """`Run.of` and `Run.fraction` from an id, for runs of versions that kept them nowhere else."""
     if not (found := _CONFIRM_ID.fullmatch(run_id)):
         return None, 1.0
-    return (found["tuned"] or "search-") + found["trial"], int(found["percent"] or 100) / 100
+    return (found["phase"] or "search-") + found["trial"], int(found["percent"] or 100) / 100
 
 
 def trial_phase(run_id: str) -> Phase:
     """The phase of a trial from its id, for tables that lack the trial's own row."""
-    return "tuned-lr" if run_id.startswith("tuned-lr-") else "search"
+    return next((phase for phase in OPPONENTS if run_id.startswith(f"{phase}-")), "search")
 
 
 def run_order(run: Run) -> tuple[int, int, int]:

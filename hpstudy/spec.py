@@ -50,8 +50,9 @@ class TrainerSpec:
     tokens: int | None  # budget of one run in tokens; None when `seconds` is given
     seconds: float | None = None  # budget of one run in seconds, turned into tokens before step 1
     evals: int  # evaluations of one run, equally spaced in tokens
-    val_tokens: int  # validation tokens, the same for every run
+    val_tokens: int  # validation tokens of a slice
     val: str | None = None  # which of the corpus's shards validate: a glob, or "tail"; None: their names tell
+    confirm_val: bool = False  # runs on other seeds than the search's validate on a second slice
     seed: int = 0  # of initialisation and data order in the search phase
     threads: int = 1  # CPU threads of one training
     precision: PrecisionChoice = "auto"

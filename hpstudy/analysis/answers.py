@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hpstudy.records import Phase
+from hpstudy.records import OPPONENTS, Phase
 from hpstudy.statistics.difference import ALPHA
 from hpstudy.statistics.race import Answer
 from hpstudy.study import MetricName, Study
@@ -27,10 +27,10 @@ class Relative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addition:
-    """What tuning more than the learning rate adds: the winner's val/loss minus that of the tuned learning rate."""
+    """What the winner adds to another opponent than the baseline: its val/loss minus the opponent's."""
 
     candidate: str
-    opponent: str  # "tuned-lr-0004"
+    opponent: str  # "tuned-lr-0004": only lr is tuned; "batch-0003": GPT-3's values at the winner's batch
     answer: Answer
     difference: float  # nats; negative: the winner is better
     low: float  # 95% interval, adjusted like p
@@ -70,7 +70,7 @@ class Contrast:
     correlation: float | None  # over shared seeds; never decides
     other_design_seeds: int | None  # seeds that the other design would have needed for the same interval
     search_loss: float  # the trial's loss in its search; NaN if unknown
-    optimism: float  # search_loss - mean; negative: the search flattered it
+    optimism: float  # difference to the baseline in the search, less the one on fresh seeds; below 0: flattered
     uneven: str = ""  # what makes its runs look like draws from more than one cluster
     futile: bool = False  # its race stopped, because more seeds would hardly have decided it
     speed: Relative | None = None  # tokens/s, if they are an objective and two seeds measured them
@@ -79,9 +79,9 @@ class Contrast:
     left_out: tuple[str, ...] = ()  # runs that should count and do not, each with the reason
 
     @property
-    def is_tuned_lr(self) -> bool:
-        """Whether the candidate is the baseline with a tuned learning rate."""
-        return self.phase == "tuned-lr"
+    def is_opponent(self) -> bool:
+        """Whether the candidate is another opponent of the winner, and none that the search has found."""
+        return self.phase in OPPONENTS
 
     @property
     def level(self) -> float:
@@ -120,13 +120,13 @@ class Noise:
 class Verdict:
     """The study's answer."""
 
-    contrasts: tuple[Contrast, ...]  # best first, tuned-lr last; empty before two seeds
+    contrasts: tuple[Contrast, ...]  # best first, other opponents last; empty before a comparison is decided
     noise: Noise | None
     margin: float  # nats, of the first contrast if the study states none
     sentence: str  # the headline, and what a reader must know besides
     headline: str  # its first sentence
     reply: Reply | None  # to the question, if the study file says what yes means
-    addition: Addition | None = None  # if a tuned-lr was confirmed beside a winner
+    additions: tuple[Addition, ...] = ()  # if other opponents were confirmed beside a winner
 
 
 def by_speed(study: Study) -> bool:

@@ -31,7 +31,7 @@ def _described(doc: str, unit: str) -> str:
 
 _RUN_COLUMNS = {
     "run_id": "name of the run, and of its folder",
-    "phase": "search, baseline, confirm or tuned-lr",
+    "phase": "search, baseline, confirm, tuned-lr or batch",
     "trial": "Optuna's number; missing for runs that are not trials",
     "seed": "of initialisation and data order",
 }

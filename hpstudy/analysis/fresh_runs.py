@@ -11,7 +11,16 @@ import numpy as np
 import pandas as pd
 
 from hpstudy.analysis.frames import StudyFrames
-from hpstudy.records import MEASURED, Outcome, Phase, baseline_run_id, bounded_loss, confirm_run_id, trial_phase
+from hpstudy.records import (
+    MEASURED,
+    OPPONENTS,
+    Outcome,
+    Phase,
+    baseline_run_id,
+    bounded_loss,
+    confirm_run_id,
+    trial_phase,
+)
 from hpstudy.statistics.race import BASELINE, Comparison, Fresh, Race, Rules, comparisons
 from hpstudy.study import Study
 
@@ -30,8 +39,8 @@ class FreshRuns:
         """The rows of `trials` on fresh seeds that count, with the columns run, candidate and loss.
 
         Runs that trained ahead of a look do not count once all is decided, so that no verdict depends on timing.
-        candidate is the repeated trial, "search-0003" or "tuned-lr-0004", or "baseline". loss is val_loss, but at most
-        the loss of a uniform guess, which diverged runs get; NaN for runs that measured nothing.
+        candidate is the repeated trial, "search-0003", "tuned-lr-0004" or "batch-0003", or "baseline". loss is
+        val_loss, but at most the loss of a uniform guess, which diverged runs get; NaN for runs that measured nothing.
         """
         counted = self._all["candidate"].map(self._judged_seeds)
         judged = np.array([seed in seeds for seed, seeds in zip(self._all["seed"], counted, strict=True)], bool)
@@ -59,11 +68,9 @@ class FreshRuns:
 
     @cached_property
     def _comparisons(self) -> list[Comparison]:
-        trials = self.frames.trials.set_index("run_id")["val_loss"]
-        losses = {name: float(trials.get(name, math.inf)) for name in self.candidates}
-        tuned = [name for name in losses if self.phase(name) == "tuned-lr"]
-        searched = {name: loss for name, loss in losses.items() if name not in tuned}
-        return comparisons(searched, {name: losses[name] for name in tuned})
+        losses = {name: self.search_loss(name) for name in self.candidates}
+        opponents = {name: loss for name, loss in losses.items() if self.phase(name) in OPPONENTS}
+        return comparisons({name: loss for name, loss in losses.items() if name not in opponents}, opponents)
 
     @cached_property
     def _seeds(self) -> dict[str, tuple[int, ...]]:
@@ -109,6 +116,12 @@ class FreshRuns:
         trials = self.frames.trials
         found = trials.loc[trials["run_id"] == candidate, "phase"]
         return found.iloc[0] if len(found) else trial_phase(candidate)
+
+    def search_loss(self, trial: str) -> float:
+        """A trial's loss on the search's seed, bounded as in `table`; NaN if it is unknown."""
+        trials = self.frames.trials
+        found = trials.loc[trials["run_id"] == trial, "val_loss"]
+        return bounded_loss(float(found.iloc[0]), self.study.vocab_size) if len(found) else math.nan
 
     def losses(self, candidate: str) -> Series[float]:
         """The losses of the full runs that have one, by seed."""

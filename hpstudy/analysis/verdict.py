@@ -23,7 +23,6 @@ from hpstudy.analysis.answers import (
 )
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.wording import sentences
-from hpstudy.records import bounded_loss
 from hpstudy.statistics.difference import difference, holm
 from hpstudy.statistics.levels import overall
 from hpstudy.statistics.race import BASELINE, Answer, Finding, Rules
@@ -60,9 +59,9 @@ def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
         updates = _relatives(fresh, names, fresh.updates)
         contrasts = [replace(c, updates=updates.get(c.candidate)) for c in contrasts]
     contrasts.sort(key=lambda c: _rank(c, study))
-    addition = next((_addition(finding) for (_, opponent), finding in found.items() if opponent != BASELINE), None)
+    additions = tuple(_addition(finding) for (_, opponent), finding in found.items() if opponent != BASELINE)
     reply, measured = _reply(contrasts, study), noise(fresh)
-    parts = sentences(contrasts, fresh, reply=reply, addition=addition, noise=measured, selections=selections)
+    parts = sentences(contrasts, fresh, reply=reply, additions=additions, noise=measured, selections=selections)
     margin = study.confirm.margin
     return Verdict(
         contrasts=tuple(contrasts),
@@ -71,15 +70,15 @@ def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
         sentence=" ".join(parts),
         headline=parts[0],
         reply=reply,
-        addition=addition,
+        additions=additions,
     )
 
 
 def _rank(c: Contrast, study: Study) -> tuple[bool, bool, float]:
-    """Sorts contrasts: the search's before the tuned lr, the proven ones first, then the better."""
+    """Sorts contrasts: the search's before other opponents, the proven ones first, then the better."""
     proven = deciding(c, study) in (Answer.BETTER, Answer.FASTER)
     speed = c.speed.ratio if c.speed else 0.0
-    return c.is_tuned_lr, not proven, -speed if by_speed(study) else c.difference
+    return c.is_opponent, not proven, -speed if by_speed(study) else c.difference
 
 
 def _reply(contrasts: Sequence[Contrast], study: Study) -> Reply | None:
@@ -108,7 +107,7 @@ def _relatives(fresh: FreshRuns, names: Iterable[str], of: Callable[[str], pd.Se
 
 
 def _addition(found: Finding) -> Addition:
-    """The search's best against the tuned learning rate."""
+    """The search's best against another opponent than the baseline."""
     candidate, opponent = found.comparison
     return Addition(
         candidate=candidate,
@@ -159,9 +158,7 @@ def _contrast(fresh: FreshRuns, found: Finding) -> Contrast:
     if paired:  # unpaired runs do not show what pairing would have saved
         unpaired_sd = math.hypot(ours.std(ddof=1), theirs.std(ddof=1))
         other = stats.seeds_for_width((found.high - found.low) / 2, unpaired_sd, 2 * test.df, n)
-    trials = fresh.frames.trials
-    searched = trials.loc[trials["run_id"] == candidate, "val_loss"]
-    search_loss = bounded_loss(float(searched.iloc[0]), study.vocab_size) if len(searched) else math.nan
+    search_loss, baseline_loss = fresh.search_loss(candidate), fresh.search_loss(study.baseline_run_id)
     return Contrast(
         candidate=candidate,
         phase=fresh.phase(candidate),
@@ -184,7 +181,7 @@ def _contrast(fresh: FreshRuns, found: Finding) -> Contrast:
         correlation=stats.correlation(ours, theirs) if paired else None,
         other_design_seeds=other,
         search_loss=search_loss,
-        optimism=search_loss - float(ours.mean()),
+        optimism=search_loss - baseline_loss - float(test.mean),
         uneven=found.uneven,
         futile=found.futile,
         diverged=diverged,

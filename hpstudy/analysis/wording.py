@@ -10,7 +10,7 @@ from hpstudy.analysis.departures import departures
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.numbers import decimals, listed
 from hpstudy.files import command
-from hpstudy.records import bounded_loss
+from hpstudy.records import bounded_loss, trial_phase
 from hpstudy.statistics.difference import ALPHA
 from hpstudy.statistics.race import BASELINE, Answer
 from hpstudy.study import Study
@@ -22,7 +22,7 @@ def sentences(
     fresh: FreshRuns,
     *,
     reply: Reply | None,
-    addition: Addition | None,
+    additions: Sequence[Addition],
     noise: Noise | None,
     selections: int,
 ) -> list[str]:
@@ -33,7 +33,7 @@ def sentences(
     if not contrasts:
         return [_no_verdict(fresh, noise, untested)]
     first, *others = contrasts
-    headline = _headline(first, study, len(contrasts) + (addition is not None))
+    headline = _headline(first, study, len(contrasts) + len(additions))
     trials = fresh.num_trials
     parts = [_lead(first, study, reply, trials) + headline]
     if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
@@ -51,12 +51,13 @@ def sentences(
             f"Its updates are {first.updates.ratio:.3f} times the baseline's (95% interval {first.updates.low:.3f} to "
             f"{first.updates.high:.3f}), measured as the median step's ‖update‖ / ‖weights‖."
         )
+    if not study.spec.confirm_val and first.answer is not Answer.UNDECIDED:
+        parts.append("The search chose it on the same validation text.")
     if others:
         each = (f"{c.candidate} {deciding(c, study)} ({_short(c, study)})" for c in others)
         parts.append("Also: " + ", ".join(each) + ".")
-    if addition:
-        parts.append(_added(addition))
-    if sum(not c.is_tuned_lr for c in contrasts) > study.confirm.top:
+    parts += map(_added, additions)
+    if sum(not c.is_opponent for c in contrasts) > study.confirm.top:
         parts.append("The search was extended after its winner was confirmed: the winners of both times are tested.")
     if selections > 1:
         parts.append(
@@ -108,13 +109,18 @@ def _added(addition: Addition) -> str:
     digits = decimals((addition.high - addition.low) / 2)
     ends = f"95% interval {addition.low:+.{digits}f} to {addition.high:+.{digits}f}, {addition.n} paired seeds"
     measured = f"{addition.difference:+.{digits}f} nats ({ends})"
+    of_batch = trial_phase(addition.opponent) == "batch"
+    more = "uning more than the batch" if of_batch else "uning more than lr"
+    which = "which has GPT-3's values at its batch" if of_batch else "which tunes only lr"
     match addition.answer:
         case Answer.EQUIVALENT:
-            return f"Tuning more than lr adds nothing that matters over {addition.opponent}: {measured}."
+            return f"T{more} adds nothing that matters over {addition.opponent}: {measured}."
         case Answer.UNDECIDED:
-            return f"Whether tuning more than lr adds anything over {addition.opponent} is undecided: {measured}."
+            return (
+                f"Whether {more[0].lower()}{more[1:]} adds anything over {addition.opponent} is undecided: {measured}."
+            )
         case answer:
-            return f"{addition.candidate} is {answer} than {addition.opponent}, which tunes only lr: {measured}."
+            return f"{addition.candidate} is {answer} than {addition.opponent}, {which}: {measured}."
 
 
 def _opponent(study: Study) -> str:

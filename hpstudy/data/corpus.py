@@ -31,6 +31,7 @@ class Corpus:
     vocab_size: int  # without padding
     train: TokenSequence
     val: TokenIds  # val_tokens + 1 ids, so that val_tokens of them are targets
+    confirm_val: TokenIds  # as many after them, for runs on fresh seeds; the same if there is one slice
     digest: str  # sha256 of the whole content, and the tokenizer
 
     @property
@@ -43,16 +44,18 @@ class Corpus:
         return (len(self.train) - 1) // context
 
 
-def load_corpus(name: str, tokenizer: str, val_tokens: int, *, base: Path = Path(), val: str | None = None) -> Corpus:
+def load_corpus(
+    name: str, tokenizer: str, val_tokens: int, *, slices: int = 1, base: Path = Path(), val: str | None = None
+) -> Corpus:
     """The corpus of that name. Tokenizes it into the cache on first use.
 
     Relative paths of text: and shards: start at `base`; `val` states which shards validate, see `locate`. Raises
     UserError if the name, the tokenizer or a file of the corpus is wrong, or if the corpus cannot spare `val_tokens`
-    tokens.
+    tokens for each of the `slices` on which it validates (1 or 2).
     """
     source = locate(name, tokenizer, base, val)
     train = open_shards(source.train, raw=source.raw)
-    held = val_tokens + 1
+    held = slices * val_tokens + 1
     if source.val:
         pool, start = open_shards(source.val, raw=source.raw), 0
     else:
@@ -60,22 +63,25 @@ def load_corpus(name: str, tokenizer: str, val_tokens: int, *, base: Path = Path
         train = pool.head(start)
     if len(pool) < held or not train:
         raise UserError(
-            f'corpus "{name}": must hold val_tokens and one more to validate on and some to train on, but holds '
-            f"{len(pool):,} with val_tokens = {val_tokens:,}; lower val_tokens or take a longer corpus"
+            f'corpus "{name}": must hold {"twice " if slices > 1 else ""}val_tokens and one more to validate on and '
+            f"some to train on, but holds {len(pool):,} with val_tokens = {val_tokens:,}; lower val_tokens or take a "
+            "longer corpus"
         )
     return Corpus(
         name=name,
         tokenizer=tokenizer,
         vocab_size=vocab_size(tokenizer),
         train=train,
-        val=pool.read(start, held),
+        val=pool.read(start, val_tokens + 1),
+        confirm_val=pool.read(start + held - val_tokens - 1, val_tokens + 1),
         digest=source.digest,
     )
 
 
 def corpus_of(spec: TrainerSpec, base: Path = Path()) -> Corpus:
     """The corpus that a study trains and validates on; see `load_corpus`."""
-    return load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, base=base, val=spec.val)
+    slices = 1 + spec.confirm_val
+    return load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, slices=slices, base=base, val=spec.val)
 
 
 def check_size(corpus: Corpus, context: int, batch_tokens: int) -> None:
@@ -127,10 +133,14 @@ class WindowSampler:
         return order
 
 
-def val_windows(corpus: Corpus, context: int) -> tuple[Windows, Windows]:
-    """Inputs and targets of all whole validation windows in order, [count, context] each."""
-    used = (len(corpus.val) - 1) // context * context
-    ids = corpus.val.astype(np.int64)
+def val_windows(corpus: Corpus, context: int, *, confirm: bool = False) -> tuple[Windows, Windows]:
+    """Inputs and targets of all whole validation windows in order, [count, context] each.
+
+    With `confirm` those of the slice for runs on fresh seeds.
+    """
+    val = corpus.confirm_val if confirm else corpus.val
+    used = (len(val) - 1) // context * context
+    ids = val.astype(np.int64)
     return ids[:used].reshape(-1, context), ids[1 : used + 1].reshape(-1, context)
 
 

@@ -139,9 +139,9 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
         rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items())
         note = "With 80% power, two-sided at 5%, at the noise measured here."
         yield Table(title="Seeds per arm to see a difference", header=("nats", "seeds"), rows=rows, note=note)
-    if added := verdict.addition:
+    for added in verdict.additions:
         yield Table(
-            title="What tuning more than lr adds",
+            title=f"What the winner adds to {added.opponent}",
             header=("", added.candidate),
             rows=(
                 (f"difference to {added.opponent} [95%]", interval(added)),
@@ -155,7 +155,8 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
             title="How each answer was reached",
             header=("", *(c.candidate for c in verdict.contrasts)),
             rows=tuple((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
-            note="Optimism is the loss in the search minus the mean on fresh seeds: below 0, the search flattered it.",
+            note="Optimism is the difference to the baseline in the search less the one on fresh seeds: below 0, the "
+            "search flattered it.",
         )
 
 

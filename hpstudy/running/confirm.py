@@ -11,7 +11,7 @@ from hpstudy.errors import MachineError
 from hpstudy.files import read_json, to_json
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
-from hpstudy.running.tuned_lr import tuned_lr
+from hpstudy.running.opponents import batch_control, tuned_lr
 from hpstudy.search import num_trials
 from hpstudy.statistics.race import BASELINE, Rules
 from hpstudy.study import MetricName, Study
@@ -28,7 +28,7 @@ class Selection:
 
     trials: int  # of the search at that time
     seeds: tuple[int, ...]
-    candidates: tuple[str, ...]  # run ids, best first; those of tuned-lr after those of the search
+    candidates: tuple[str, ...]  # run ids, best first; the other opponents after those of the search
 
 
 def read_selections(store: RunStore) -> list[Selection]:
@@ -80,10 +80,15 @@ def _named(selection: Selection) -> str:
 
 
 def select(study: Study, views: Sequence[RunView]) -> Selection:
-    """The candidates among the runs so far: the best `[confirm] top` of the search, and the best of tuned-lr."""
+    """The candidates among the runs so far: the best `[confirm] top` of the search, and the study's other opponents."""
     candidates = eligible(study, views, "search")[: study.confirm.top]
-    if study.also == "tuned-lr":
+    if "tuned-lr" in study.also:
         candidates += eligible(study, views, "tuned-lr")[:1]
+    if "batch" in study.also:
+        runs = {view.run_id: view.header.run for view in views}
+        controls = [batch_control(study, runs[name]) for name in candidates if runs[name].phase == "search"]
+        complete = {view.run_id for view in views if view.result and view.result.outcome is Outcome.COMPLETE}
+        candidates += [run.run_id for run in controls if run is not None and run.run_id in complete]
     return Selection(
         trials=sum(view.header.run.phase == "search" for view in views),
         seeds=study.seeds,
@@ -175,13 +180,15 @@ def planned(study: Study, trials: int | None) -> dict[Phase, list[float]]:
     `trials` is the number of trials if it is not the file's.
     """
     searched, is_trial = num_trials(study, trials), study.baseline_proposal() is not None
-    tuned = num_trials(tuned_lr(study), searched) if study.also == "tuned-lr" else 0
+    tuned = num_trials(tuned_lr(study), searched) if "tuned-lr" in study.also else 0
     seeds, candidates = most_seeds(study), min(study.confirm.top, searched - is_trial)
+    controls = candidates if "batch" in study.also else 0
     shorter = list(SHORTER) if study.confirm.speedup and candidates else []
     plan: dict[Phase, list[float]] = {
         "search": [1.0] * searched,
         "baseline": [1.0] * (seeds + (not is_trial)),
         "tuned-lr": [1.0] * tuned,
-        "confirm": [*[1.0] * (candidates + (tuned > 1)), *shorter] * seeds,
+        "batch": [1.0] * controls,
+        "confirm": [*[1.0] * (candidates + (tuned > 1) + controls), *shorter] * seeds,
     }
     return {phase: shares for phase, shares in plan.items() if shares}

@@ -18,12 +18,12 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
 from hpstudy.running.capacity import num_workers
-from hpstudy.running.confirm import update_selections
+from hpstudy.running.confirm import select, update_selections
 from hpstudy.running.interface import Options, Progress, StopRequest
+from hpstudy.running.opponents import TUNED_LR_JOURNAL, batch_control, tuned_lr
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.race_queue import RaceQueue, described
 from hpstudy.running.run_queue import RunList, TrialQueue
-from hpstudy.running.tuned_lr import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.worker import pinning_variables
 from hpstudy.search import JOURNAL, Search
 from hpstudy.statistics.race import Race
@@ -57,6 +57,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
                 driver.search()
                 driver.baseline()
                 driver.tuned_lr()
+                driver.batch_control()
                 driver.confirm()
                 driver.deliver()
         finally:
@@ -121,9 +122,20 @@ class _Driver:
 
     def tuned_lr(self) -> None:
         """Searches the lr of the tuned-lr opponent, in as many trials as the search has."""
-        if self._study.also == "tuned-lr":
+        if "tuned-lr" in self._study.also:
             trials = sum(view.header.run.phase == "search" for view in self._store.runs())
             self._search_phase(tuned_lr(self._study), TUNED_LR_JOURNAL, trials, "tuned-lr")
+
+    def batch_control(self) -> None:
+        """Trains the baseline at the batch of each candidate of the search that has another one."""
+        if "batch" not in self._study.also:
+            return
+        views = self._store.runs()
+        begun = {view.run_id: view.header.run for view in views}
+        controls = [batch_control(self._study, begun[name]) for name in select(self._study, views).candidates]
+        if runs := [run for run in controls if run is not None]:
+            self._begin_phase("batch", runs)
+            self._pool.train(RunList(runs))
 
     def confirm(self) -> None:
         """Trains candidates and baseline again on fresh seeds."""

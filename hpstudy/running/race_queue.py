@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from hpstudy.records import MEASURED, Outcome, Run, RunResult, bounded_loss
+from hpstudy.records import MEASURED, OPPONENTS, Outcome, Run, RunResult, bounded_loss
 from hpstudy.running.confirm import Selection, fresh_run, shorter_runs, sides, winners
 from hpstudy.running.run_queue import RunList
 from hpstudy.statistics.race import BASELINE, Answer, Finding, Fresh, Race, Rules, comparisons
@@ -32,9 +32,9 @@ class RaceQueue(RunList):
         begun = {view.run_id: view.header.run for view in views}
         repeated = sides(study, selections, begun)
         losses = {view.run_id: _loss(study, view.result) or math.inf for view in views if view.result}
-        tuned = {name for name, run in repeated.items() if run.phase == "tuned-lr"}
-        searched = {name: losses[name] for name in repeated if name not in (BASELINE, *tuned)}
-        self._comparisons = comparisons(searched, {name: losses[name] for name in repeated if name in tuned})
+        opponents = {name: losses[name] for name, run in repeated.items() if run.phase in OPPONENTS}
+        searched = {name: losses[name] for name in repeated if name not in (BASELINE, *opponents)}
+        self._comparisons = comparisons(searched, opponents)
         self._study, self._rules, self._on_look = study, Rules.of(study), on_look
         self._runs = {
             side: [fresh_run(study, side, run, place) for place in range(self._rules.looks[-1])]

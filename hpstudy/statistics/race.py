@@ -8,6 +8,7 @@ a race with one look.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -190,7 +191,7 @@ def comparisons(searched: Mapping[str, float], opponents: Mapping[str, float]) -
     Both hold candidates with their losses in their searches, on which no fresh seed has had a say.
     """
     against_baseline = [(name, BASELINE) for name in [*searched, *opponents]]
-    best = min(searched, key=lambda name: searched[name], default=None)
+    best = min(searched, key=lambda name: (math.isnan(searched[name]), searched[name]), default=None)
     return against_baseline + [(best, opponent) for opponent in opponents if best is not None]
 
 

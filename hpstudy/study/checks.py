@@ -26,6 +26,7 @@ from hpstudy.study.study import AUTO, default_micro_batch
 MAX_NAMED = 8  # micro-batches that one problem names
 MAX_GRID = 100_000  # points, which are listed before the first trial
 BETAS = ("beta1", "beta2")
+BATCH_KEYS = frozenset({"batch_tokens", "batch_ramp_fraction", "batch_ramp_start"})
 
 
 def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
@@ -296,8 +297,11 @@ def _yes(file: StudyFile) -> Iterator[str]:
         yield "yes: an empty [search] compares nothing, so the question has no yes or no; leave it out"
 
 
-def _tuned_lr(file: StudyFile) -> Iterator[str]:
-    if file.baseline.also == "tuned-lr" and set(file.search) <= {"lr"}:
+def _opponents(file: StudyFile) -> Iterator[str]:
+    if "batch" in file.baseline.also and not BATCH_KEYS & set(file.search):
+        keys = ", ".join(sorted(BATCH_KEYS))
+        yield f'[baseline] also: "batch" needs a search of the batch, but [search] has none of {keys}'
+    if "tuned-lr" in file.baseline.also and set(file.search) <= {"lr"}:
         what = "only lr" if file.search else "nothing"
         yield f'[baseline] also: "tuned-lr" needs a search of more than lr, but [search] tunes {what}'
 
@@ -322,5 +326,5 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_seeds, "confirm.seeds confirm.design trainer.seed"),
     (_looks, "confirm objective"),
     (_yes, "yes objective search"),
-    (_tuned_lr, "baseline.also search"),
+    (_opponents, "baseline.also search"),
 )

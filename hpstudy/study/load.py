@@ -109,6 +109,8 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
     """The study that sound tables state, without its warnings."""
     trainer = file.trainer.model_dump()
     trainer["model"] = ModelShape(**trainer["model"])
+    if trainer["confirm_val"] is None:
+        trainer["confirm_val"] = file.format > 1
     micro_batches = {size for _, sizes in checks.batches(file).values() for size in sizes}
     space = {key: _dimension(key, table) for key, table in file.search.items()}
     trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
@@ -129,7 +131,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         entity=file.wandb.entity,
         warnings=(),
         yes=tuple(file.yes),
-        also=file.baseline.also,
+        also=tuple(dict.fromkeys(file.baseline.also)),
     )
 
 

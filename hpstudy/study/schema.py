@@ -31,7 +31,7 @@ Scale = Literal["linear", "log", "log1m"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
 PrunerName = Literal["none", "median", "successive_halving"]
 Design = Literal["paired", "independent"]
-Opponent = Literal["tuned-lr"]
+Opponent = Literal["tuned-lr", "batch"]
 Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
 
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
@@ -147,8 +147,11 @@ class BaselineTable(Table):
     """What the search is compared with."""
 
     name: Literal["gpt3"] = _key("gpt3", "whose values: GPT-3 Small's (arXiv:2005.14165)")
-    also: Opponent | None = _key(
-        None, "a second opponent: GPT-3's values with only lr tuned, in as many trials as the search has", "tuned-lr"
+    also: Annotated[list[Opponent], BeforeValidator(_listed)] = _key(
+        [],
+        "further opponents: tuned-lr has GPT-3's values with only lr tuned, in as many trials as the search has; batch "
+        "has the baseline's with the winner's batch, so that more steps are not taken for better values",
+        "tuned-lr",
     )
     overrides: dict[str, Any] = _key({}, "values of the baseline alone, over [hparams]", {"batch_tokens": 8192})
 
@@ -187,6 +190,11 @@ class TrainerTable(Table):
         None,
         'of a corpus shards:GLOB or raw:GLOB, the files that validate: a glob, or "tail"; else by their names',
         "val/*.bin",
+    )
+    confirm_val: bool | None = _key(
+        None,
+        "runs on fresh seeds validate on a second held-out slice, which has chosen nothing; true in format 2",
+        True,
     )
     seed: Seed = _key(0, "seed of initialisation and data order in the search")
     threads: Count = _key(1, "CPU threads of one training", le=512)

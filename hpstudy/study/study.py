@@ -82,7 +82,7 @@ class Study:
     entity: str | None
     warnings: tuple[str, ...]  # what is legal but probably not meant
     yes: tuple[Yes, ...] = ()  # the answers that mean yes; empty: the verdict says neither yes nor no
-    also: Opponent | None = None
+    also: tuple[Opponent, ...] = ()
     micro_batch_limit: int = GPT3.micro_batch  # if no key states one; with AUTO, what was measured on the device
 
     @property
@@ -161,9 +161,10 @@ class Study:
         """
         derived: dict[str, Value | None] = {**asdict(GPT3), "warmup_fraction": None, "micro_batch": None}
         fixed = derived | self.hparams
+        also = self.also[0] if len(self.also) == 1 else self.also or None  # as versions wrote it that knew one
         spec = {key: value for key, value in asdict(self.spec).items() if key != "ramp_multiple"}
         sections: dict[str, Any] = {
-            "baseline": {"name": self.baseline_name, "also": self.also, **fixed, **self.overrides},
+            "baseline": {"name": self.baseline_name, "also": also, **fixed, **self.overrides},
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
             "objective": {metric: GOALS[metric] for metric in self.metrics},

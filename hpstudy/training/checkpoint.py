@@ -38,10 +38,13 @@ class Checkpoint:
     state: TrainingState
 
 
+NEWER = (("val", None), ("confirm_val", False))  # keys of the spec at the values of versions that did not have them
+
+
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:
     """Equal only for the same run of the same spec on the same kind of machine."""
     trained = {key: value for key, value in asdict(run).items() if key not in ("of", "fraction")}  # newer than files
-    fixed = {key: value for key, value in asdict(spec).items() if (key, value) != ("val", None)}  # newer, too
+    fixed = {key: value for key, value in asdict(spec).items() if (key, value) not in NEWER}
     machine = {key: environment[key] for key in MACHINE}
     return hashlib.sha256(json.dumps([fixed, trained, machine], sort_keys=True, default=repr).encode()).hexdigest()
 

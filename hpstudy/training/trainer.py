@@ -61,12 +61,9 @@ class Trainer:
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
         self._graph: tuple[int, Backward] | None = None  # of the last micro-batch size; only one is kept in memory
-        inputs, targets = val_windows(corpus, spec.context)
-        rows = max(1, EVAL_TOKENS // spec.context)
-        self._val_batches = [
-            (self._to_device(inputs[i : i + rows]), self._to_device(targets[i : i + rows]))
-            for i in range(0, len(inputs), rows)
-        ]
+        self._val_batches = self._val_batches_of(confirm=False)
+        self._confirm_batches = self._val_batches_of(confirm=True) if spec.confirm_val else self._val_batches
+        self._evaluated_on = self._val_batches  # by the run in training
 
         self._optimizer: torch.optim.AdamW | None = None
         self._step = 0  # the last step launched
@@ -98,6 +95,7 @@ class Trainer:
         hparams, spec = run.hparams, self.spec
         start = checkpoint.state if checkpoint else None
         initialize(self._model, run.seed)
+        self._evaluated_on = self._val_batches if run.seed == spec.seed else self._confirm_batches
         optimizer = self._optimizer = make_adamw(self._flat, hparams)
         if start is not None:
             self._flat.weights.copy_(start.weights)
@@ -191,12 +189,20 @@ class Trainer:
         lost = share_lost_to_bf16(self._before, self._flat.weights)
         total = torch.zeros((), dtype=torch.float64, device=self.placement.device)
         count = 0
-        for x_BT, y_BT in self._val_batches:
+        for x_BT, y_BT in self._evaluated_on:
             with self.placement.autocast():
                 total += self._model(x_BT, y_BT).double() * y_BT.numel()
             count += y_BT.numel()
         val_loss, bf16_lost = torch.stack([total / count, lost.double()]).tolist()
         return Evaluation(val_loss=val_loss, bf16_lost=bf16_lost, seconds=time.perf_counter() - start)
+
+    def _val_batches_of(self, *, confirm: bool) -> list[tuple[Tensor, Tensor]]:
+        inputs, targets = val_windows(self._corpus, self.spec.context, confirm=confirm)
+        rows = max(1, EVAL_TOKENS // self.spec.context)
+        return [
+            (self._to_device(inputs[i : i + rows]), self._to_device(targets[i : i + rows]))
+            for i in range(0, len(inputs), rows)
+        ]
 
     def _to_device(self, windows: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(windows)

@@ -1,10 +1,15 @@
-"""A fairer opponent: GPT-3's values with only lr tuned, as everybody tunes it."""
+"""Fairer opponents than GPT-3's values.
+
+tuned-lr tunes only lr, as everybody does; batch has GPT-3's values at the winner's batch, and so as many steps.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from hpstudy.records import Run, trial_run_id
 from hpstudy.study import Choices, FloatRange, Sampler, Study
+from hpstudy.study.checks import BATCH_KEYS
 
 TUNED_LR_JOURNAL = "tuned-lr.journal"
 BELOW, ABOVE = 10, 50  # range of the baseline's lr; small models need far more than GPT-3's 6e-4, large ones less
@@ -29,4 +34,20 @@ def tuned_lr(study: Study) -> Study:
         overrides=own,
         metrics=("val/loss",),
         budget=budget,
+    )
+
+
+def batch_control(study: Study, winner: Run) -> Run | None:
+    """The baseline at the batch and ramp of a trial, numbered like it; None if the trial has the baseline's."""
+    own = {key: getattr(winner.hparams, key) for key in BATCH_KEYS}
+    if all(getattr(study.baseline, key) == value for key, value in own.items()):
+        return None
+    control = replace(study, overrides={**study.overrides, **own, "micro_batch": winner.hparams.micro_batch})
+    return Run(
+        run_id=trial_run_id("batch", winner.trial or 0),
+        phase="batch",
+        trial=winner.trial,
+        seed=study.spec.seed,
+        tokens=winner.tokens,
+        hparams=control.baseline_hparams(winner.tokens),
     )
