@@ -28,6 +28,18 @@ def study(tiny: Callable[..., Study]) -> Callable[..., Study]:
     return make
 
 
+@pytest.fixture
+def race(tiny: Callable[..., Study]) -> Callable[..., Study]:
+    """Loads the smallest study with three candidates that are judged after 3 seeds, then after 5."""
+
+    def make(looks: Sequence[int] = (3, 5), seeds: Sequence[int] = SEEDS, margin: float | None = None) -> Study:
+        stated = "" if margin is None else f"margin = {margin}\n"
+        confirm = f"\n[confirm]\nlooks = {list(looks)}\nseeds = {list(seeds)}\ntop = 3\n{stated}"
+        return tiny(more=confirm, replace={"format = 1": "format = 2"})
+
+    return make
+
+
 def header(run_id: str, *, phase: Phase = "search", trial: int | None = None, **hparams: Any) -> RunHeader:
     run = Run(run_id=run_id, phase=phase, trial=trial, seed=0, tokens=40_960, hparams=replace(GPT3, **hparams))
     return header_of(run, study="small")

@@ -139,3 +139,72 @@ def test_exceptions_name_the_diverged_runs_and_those_without_a_loss(study: MakeS
         ("confirm-0003-s101",),
         ("confirm-0003-s102 (failed)", "confirm-0003-s103 (unfinished)", "baseline-s105 (not run)"),
     )
+
+
+# Races
+
+
+def test_runs_that_trained_ahead_of_a_decided_look_do_not_count(race: MakeStudy, tmp_path: Path) -> None:
+    runs = {**on_seeds("baseline", BASELINE, SEEDS), **repeated("search-0003", LOWER[:4], SEEDS[:4])}
+    runs |= {"confirm-0003-s101-t50": 3.1, "confirm-0003-s105-t50": 3.1}
+    fresh = fresh_runs(tmp_path, runs, race())
+    assert set(fresh.table["seed"]) == set(SEEDS[:3])
+    assert list(fresh.losses("search-0003")) == pytest.approx(LOWER[:3])
+    assert list(fresh.complete_losses("baseline")) == pytest.approx(BASELINE[:3])
+    assert fresh.unfinished == []
+
+
+def test_all_runs_of_a_fixed_number_of_seeds_count(study: MakeStudy, tmp_path: Path) -> None:
+    fresh = fresh_runs(tmp_path, ends({"search-0003": LOWER}), study())
+    assert set(fresh.table["seed"]) == set(SEEDS)
+
+
+def test_each_side_of_a_race_counts_with_the_seeds_of_its_last_look(race: MakeStudy, tmp_path: Path) -> None:
+    """search-0003 is decided after three seeds, search-0004 is still open."""
+    close = [loss + gap for loss, gap in zip(BASELINE, (0.0235, 0.0035, 0.0135, 0.0235, 0.0035), strict=True)]
+    runs = {**ends({"search-0003": LOWER}), **repeated("search-0004", close[:4], SEEDS[:4]), "confirm-0004-s105": None}
+    fresh = fresh_runs(tmp_path, runs, race())
+    seeds = {name: list(fresh.full(name)["seed"]) for name in ("baseline", "search-0003", "search-0004")}
+    assert seeds == {"baseline": list(SEEDS), "search-0003": list(SEEDS[:3]), "search-0004": list(SEEDS)}
+    assert fresh.unfinished == ["confirm-0004-s105"]
+
+
+def test_before_its_first_look_a_race_waits_for_that_looks_runs_alone(race: MakeStudy, tmp_path: Path) -> None:
+    runs = {**on_seeds("baseline", BASELINE[:2], SEEDS[:2]), **repeated("search-0003", LOWER[:2], SEEDS[:2])}
+    assert fresh_runs(tmp_path, runs, race()).unfinished == ["confirm-0003-s103", "baseline-s103"]
+
+
+def test_exceptions_of_a_race_are_those_of_the_seeds_at_which_it_was_judged(race: MakeStudy, tmp_path: Path) -> None:
+    runs = ends({"search-0003": LOWER}) | {"confirm-0003-s104": Outcome.FAILED, "baseline-s105": Outcome.DIVERGED}
+    assert fresh_runs(tmp_path, runs, race()).exceptions("search-0003") == ((), ())
+    failed = {"confirm-0003-s102": Outcome.FAILED}
+    assert fresh_runs(tmp_path / "failed", runs | failed, race()).exceptions("search-0003") == (
+        ("baseline-s105",),
+        ("confirm-0003-s102 (failed)", "confirm-0003-s104 (failed)"),
+    )
+
+
+def test_the_best_of_the_search_is_that_of_the_search_and_not_of_the_fresh_seeds(
+    study: MakeStudy, tmp_path: Path
+) -> None:
+    """It alone is compared with the tuned learning rate."""
+    runs = {
+        **ends({"tuned-lr-0004": BASELINE}),
+        **repeated("search-0003", LOWER, SEEDS, searched=3.0),
+        **repeated("search-0001", BASELINE, SEEDS, searched=2.8),
+    }
+    found = fresh_runs(tmp_path, runs, study()).race.findings
+    assert set(found) == {
+        ("search-0003", "baseline"),
+        ("search-0001", "baseline"),
+        ("tuned-lr-0004", "baseline"),
+        ("search-0001", "tuned-lr-0004"),
+    }
+
+
+def test_a_candidate_whose_trial_is_gone_is_not_taken_for_the_best_of_the_search(
+    study: MakeStudy, tmp_path: Path
+) -> None:
+    runs = ends({"search-0001": LOWER, "search-0003": LOWER, "tuned-lr-0004": BASELINE})
+    del runs["search-0001"]
+    assert ("search-0003", "tuned-lr-0004") in fresh_runs(tmp_path, runs, study()).race.findings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,27 +11,34 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from hpstudy.analysis.answers import Answer
+from hpstudy.analysis import stats
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.records import Outcome
+from hpstudy.statistics.difference import holm
+from hpstudy.statistics.levels import nominal, overall
+from hpstudy.statistics.race import Answer
 from hpstudy.study import FloatRange, Study
 from hpstudy.study.schema import other_seed
 from tests.helpers.stores import BASELINE, LOWER, NOISY, SEEDS, Ends, ends, fresh_runs, on_seeds, repeated
 
 MakeStudy = Callable[..., Study]
 OTHERS = tuple(map(other_seed, SEEDS))
+# higher than the baseline's by 1.35 s.d. of a seed's difference: neither decided nor futile after three or five seeds
+CLOSE = tuple(loss + gap for loss, gap in zip(BASELINE, (0.0235, 0.0035, 0.0135, 0.0235, 0.0035), strict=True))
 
 SPEED = "train/tok_per_sec"
 
 
 def test_lower_loss_on_paired_seeds_is_better_with_scipys_interval(study: MakeStudy, tmp_path: Path) -> None:
-    [c] = verdict(fresh_runs(tmp_path, ends({"search-0003": LOWER}), study())).contrasts
+    runs = {"search-0000": 3.2, **ends({"search-0003": LOWER})}
+    [c] = verdict(fresh_runs(tmp_path, runs, study())).contrasts
     expected = reference.ttest_rel(LOWER, BASELINE)
     low, high = expected.confidence_interval()
     assert (c.candidate, c.phase, c.answer, c.n, c.baseline_n) == ("search-0003", "search", Answer.BETTER, 5, 5)
     assert [c.low, c.high, c.p] == pytest.approx([low, high, expected.pvalue], abs=1e-10)
     assert c.se == pytest.approx(reference.sem(LOWER), abs=1e-10)
-    assert c.optimism == pytest.approx(2.9 - np.mean(LOWER))
+    assert c.optimism == pytest.approx((2.9 - 3.2) - np.mean(np.subtract(LOWER, BASELINE)))
+    assert [c.sd, c.margin, c.looks] == pytest.approx([reference.tstd(np.subtract(LOWER, BASELINE)), 0.01, 5])
     assert c.correlation == pytest.approx(reference.pearsonr(LOWER, BASELINE).statistic, abs=1e-10)
 
 
@@ -49,6 +56,9 @@ def test_a_candidate_whose_trial_is_gone_is_judged_without_the_loss_of_its_searc
     [c] = verdict(fresh_runs(tmp_path, runs, study())).contrasts
     assert (c.candidate, c.phase, c.answer) == ("search-0003", "search", Answer.BETTER)
     assert math.isnan(c.search_loss)
+    worse = ends({"search-0003": BASELINE}, baseline=LOWER)
+    del worse["search-0003"]
+    assert verdict(fresh_runs(tmp_path / "worse", worse, study())).contrasts[0].answer is Answer.WORSE
 
 
 def test_a_measurable_difference_inside_the_margin_is_equivalent(study: MakeStudy, tmp_path: Path) -> None:
@@ -57,11 +67,18 @@ def test_a_measurable_difference_inside_the_margin_is_equivalent(study: MakeStud
     assert found.contrasts[0].p < 0.05
 
 
-def test_an_undecided_contrast_has_the_seeds_that_would_decide_it(study: MakeStudy, tmp_path: Path) -> None:
+def test_a_difference_that_noise_hides_is_undecided(study: MakeStudy, tmp_path: Path) -> None:
     [c] = verdict(fresh_runs(tmp_path, ends({"search-0003": NOISY}), study())).contrasts
-    assert c.answer is Answer.UNDECIDED
-    assert c.more_seeds is not None
-    assert c.other_design_seeds is not None
+    assert (c.answer, c.futile) == (Answer.UNDECIDED, False)
+    assert min(c.p, c.p_equivalent) > 0.05
+    assert c.low < 0 < c.high
+
+
+def test_a_paired_contrast_has_the_seeds_that_unpaired_runs_would_have_needed(study: MakeStudy, tmp_path: Path) -> None:
+    [c] = verdict(fresh_runs(tmp_path, ends({"search-0003": LOWER}), study())).contrasts
+    apart = math.hypot(reference.tstd(LOWER), reference.tstd(BASELINE))
+    widths = {n: reference.t.ppf(0.975, 2 * (n - 1)) * apart / math.sqrt(n) for n in range(2, 40)}
+    assert c.other_design_seeds == min(n for n, width in widths.items() if width <= (c.high - c.low) / 2)
 
 
 def test_an_independent_design_is_judged_by_welchs_test_over_other_seeds(study: MakeStudy, tmp_path: Path) -> None:
@@ -72,7 +89,8 @@ def test_an_independent_design_is_judged_by_welchs_test_over_other_seeds(study: 
 
 
 def test_a_later_selection_changes_the_sentence_and_nothing_else(study: MakeStudy, tmp_path: Path) -> None:
-    fresh = fresh_runs(tmp_path, ends({"search-0003": LOWER, "search-0004": LOWER}), study())
+    runs = {"search-0000": 3.2, **ends({"search-0003": LOWER, "search-0004": LOWER})}
+    fresh = fresh_runs(tmp_path, runs, study())
     first, second = verdict(fresh), verdict(fresh, selections=2)
     assert second.sentence != first.sentence
     assert replace(second, sentence=first.sentence) == first
@@ -114,7 +132,7 @@ def test_several_candidates_share_one_error_rate_and_tuned_lr_comes_last(study: 
 
 
 def test_shorter_runs_and_the_baseline_of_the_search_do_not_count(study: MakeStudy, tmp_path: Path) -> None:
-    runs = ends({"search-0003": LOWER})
+    runs = {"search-0000": 3.2, **ends({"search-0003": LOWER})}
     more: Ends = {"baseline-s0": 9.0, "confirm-0003-s101-t50": 9.0, "confirm-0003-s101-t75": 9.0}
     with_more, without = (
         verdict(fresh_runs(tmp_path / name, found, study())) for name, found in (("more", runs | more), ("plain", runs))
@@ -163,18 +181,20 @@ def test_speeds_that_one_seed_measured_decide_nothing(study: MakeStudy, tmp_path
     assert found.reply == "undecided"
 
 
-def test_what_tuning_more_than_lr_adds_is_a_paired_test_of_winner_and_tuned_lr(
-    study: MakeStudy, tmp_path: Path
+@pytest.mark.parametrize("opponent", ["tuned-lr-0004", "batch-0003"])
+def test_what_the_winner_adds_to_another_opponent_is_a_paired_test_in_one_family_with_the_others(
+    study: MakeStudy, tmp_path: Path, opponent: str
 ) -> None:
-    tuned = np.subtract(BASELINE, 0.2)
-    runs = ends({"search-0003": LOWER, "tuned-lr-0004": tuned})
-    added = verdict(fresh_runs(tmp_path, runs, study())).addition
-    expected = reference.ttest_rel(LOWER, tuned)
-    assert added is not None
-    assert (added.candidate, added.opponent) == ("search-0003", "tuned-lr-0004")
+    tuned = np.subtract(BASELINE, [0.19, 0.21, 0.2, 0.22, 0.18])
+    found = verdict(fresh_runs(tmp_path, ends({"search-0003": LOWER, opponent: tuned}), study()))
+    [added] = found.additions
+    expected = [reference.ttest_rel(*sides) for sides in ((LOWER, BASELINE), (tuned, BASELINE), (LOWER, tuned))]
+    assert (added.candidate, added.opponent) == ("search-0003", opponent)
     assert (added.answer, added.n) == (Answer.BETTER, 5)
-    assert [added.low, added.high] == pytest.approx([*expected.confidence_interval()], abs=1e-10)
-    assert added.p == pytest.approx(expected.pvalue, abs=1e-12)
+    interval = expected[2].confidence_interval(1 - 0.05 / 3)
+    assert [added.low, added.high] == pytest.approx([*interval], abs=1e-10)
+    ps = [*(c.p for c in found.contrasts), added.p]
+    assert ps == pytest.approx([*holm([test.pvalue for test in expected])], abs=1e-12)
 
 
 def test_the_first_contrast_is_the_best_that_is_proven(study: MakeStudy, tmp_path: Path) -> None:
@@ -205,13 +225,94 @@ def test_updates_are_compared_if_only_clipping_is_searched(study: MakeStudy, tmp
     assert verdict(fresh).contrasts[0].updates is None
 
 
-def test_the_seeds_that_a_real_difference_takes_allow_for_every_candidate(study: MakeStudy, tmp_path: Path) -> None:
-    gaps = np.add(BASELINE, [-0.06, 0.02, -0.05, 0.01, -0.04])
-    one, many = (
-        verdict(fresh_runs(tmp_path / str(len(names)), ends(dict.fromkeys(names, gaps)), study())).contrasts[0]
-        for names in (["search-0001"], ["search-0001", "search-0002", "search-0003"])
+# Races
+
+
+def first_seeds(count: int, *, baseline: Sequence[float] = BASELINE, **losses: Sequence[float]) -> Ends:
+    """The ends of the baseline's first runs and of those of search-0003."""
+    runs = {"search-0000": 3.2, **on_seeds("baseline", baseline[:count], SEEDS[:count])}
+    return runs | repeated("search-0003", losses["ours"][:count], SEEDS[:count])
+
+
+def test_a_race_is_decided_at_its_first_look_by_scipys_test_at_the_level_of_the_race(
+    race: MakeStudy, tmp_path: Path
+) -> None:
+    found = verdict(fresh_runs(tmp_path, first_seeds(3, ours=LOWER), race()))
+    [c] = found.contrasts
+    expected = reference.ttest_rel(LOWER[:3], BASELINE[:3])
+    assert (c.answer, c.n, c.looks) == (Answer.BETTER, 3, 5)
+    assert c.p == pytest.approx(overall(float(expected.pvalue), (3, 5)), abs=1e-10)
+    assert c.p > expected.pvalue
+    interval = expected.confidence_interval(1 - nominal(0.05, (3, 5)))
+    assert [c.low, c.high] == pytest.approx([*interval], abs=1e-10)
+    sd = reference.tstd(np.subtract(LOWER, BASELINE)[:3])
+    assert [c.margin, found.margin] == pytest.approx([sd, sd])
+
+
+def test_runs_that_trained_ahead_of_a_look_change_nothing(race: MakeStudy, tmp_path: Path) -> None:
+    runs = first_seeds(3, ours=LOWER)
+    ahead: Ends = {"baseline-s104": 4.9, "confirm-0003-s104": 4.0, "confirm-0003-s105": Outcome.DIVERGED}
+    unfinished: Ends = {"baseline-s104": None, "confirm-0003-s104": 4.0}
+    plain, *others = (
+        verdict(fresh_runs(tmp_path / str(len(more)), runs | more, race())) for more in ({}, ahead, unfinished)
     )
-    assert one.answer is many.answer is Answer.UNDECIDED
-    assert one.more_seeds_if_real is not None
-    assert many.more_seeds_if_real is not None
-    assert many.more_seeds_if_real > one.more_seeds_if_real
+    assert others == [plain, plain]
+    assert plain.noise is not None
+    assert plain.noise.n == 3
+
+
+def test_an_open_race_has_no_verdict_until_the_runs_of_its_look_have_ended(race: MakeStudy, tmp_path: Path) -> None:
+    for count in (2, 3, 4):
+        fresh = fresh_runs(tmp_path / str(count), first_seeds(count, ours=CLOSE), race(margin=0.009))
+        assert verdict(fresh).contrasts == ()
+    [c] = verdict(fresh_runs(tmp_path / "all", first_seeds(5, ours=CLOSE), race(margin=0.009))).contrasts
+    assert (c.answer, c.n) == (Answer.UNDECIDED, 5)
+
+
+def test_a_race_that_more_seeds_would_hardly_decide_has_its_verdict(race: MakeStudy, tmp_path: Path) -> None:
+    [c] = verdict(fresh_runs(tmp_path, first_seeds(3, ours=NOISY), race(margin=0.001))).contrasts
+    assert (c.answer, c.futile, c.n) == (Answer.UNDECIDED, True, 3)
+
+
+def test_a_decided_candidate_is_judged_at_its_own_look_beside_one_that_needs_more(
+    race: MakeStudy, tmp_path: Path
+) -> None:
+    runs = {**ends({"search-0004": CLOSE}), **repeated("search-0003", LOWER[:3], SEEDS[:3])}
+    contrasts = {c.candidate: c for c in verdict(fresh_runs(tmp_path, runs, race(margin=0.009))).contrasts}
+    assert {name: (c.answer, c.n) for name, c in contrasts.items()} == {
+        "search-0003": (Answer.BETTER, 3),
+        "search-0004": (Answer.UNDECIDED, 5),
+    }
+    assert contrasts["search-0003"].baseline_mean == pytest.approx(np.mean(BASELINE[:3]))
+
+
+def test_a_diverged_run_of_a_race_postpones_its_verdict(race: MakeStudy, tmp_path: Path) -> None:
+    far = tuple(loss - 2 for loss in LOWER)
+    runs = first_seeds(3, ours=far) | {"baseline-s102": Outcome.DIVERGED}
+    assert verdict(fresh_runs(tmp_path / "three", runs, race())).contrasts == ()
+    runs = first_seeds(5, ours=far) | {"baseline-s102": Outcome.DIVERGED}
+    [c] = verdict(fresh_runs(tmp_path / "five", runs, race())).contrasts
+    assert (c.answer, c.uneven, c.diverged) == (Answer.BETTER, "a run diverged", ("baseline-s102",))
+
+
+# Noise of pairs
+
+
+def test_powers_take_the_noise_of_the_pairs_that_were_tested(study: MakeStudy, tmp_path: Path) -> None:
+    alone = noise(fresh_runs(tmp_path / "alone", ends(), study()))
+    pairs = noise(fresh_runs(tmp_path / "pairs", ends({"search-0003": LOWER}), study()))
+    assert alone is not None
+    assert pairs is not None
+    assert [alone.difference_sd, alone.pairs] == pytest.approx([math.sqrt(2) * alone.sd, 0])
+    sd = reference.tstd(np.subtract(LOWER, BASELINE))
+    assert [pairs.difference_sd, pairs.pairs, pairs.sd] == pytest.approx([sd, 5, alone.sd])
+    assert pairs.detectable == stats.detectable(sd, 5, sd_df=4)
+    assert pairs.seeds_for[0.01] == stats.seeds_to_detect(0.01, sd, sd_df=4)
+    assert pairs.one_seed == pytest.approx(reference.t.ppf(0.975, 4) * sd)
+
+
+def test_an_independent_design_has_no_pairs(study: MakeStudy, tmp_path: Path) -> None:
+    runs = {**on_seeds("baseline", BASELINE, OTHERS), **repeated("search-0003", LOWER, SEEDS)}
+    found = noise(fresh_runs(tmp_path, runs, study(design="independent")))
+    assert found is not None
+    assert [found.pairs, found.difference_sd] == pytest.approx([0, math.sqrt(2) * reference.tstd(BASELINE)])

@@ -63,7 +63,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         "val_tokens": 4 * context,
         "tokenizer": "bytes" if tiny else draw(st.sampled_from(["gpt2", "gpt2:256", "bytes"])),
     }
-    trainer |= draw(optional(evals=st.integers(1, 4), seed=st.just(7), precision=st.sampled_from(["auto", "fp32"])))
+    precision = st.sampled_from(["auto", "fp32"])
+    trainer |= draw(optional(evals=st.integers(1, 4), seed=st.just(7), precision=precision, confirm_val=st.booleans()))
     if not tiny and draw(st.booleans()):
         trainer |= {"corpus": "shards:*.bin"} | draw(optional(val=WORDS))
     elif not tiny:
@@ -88,20 +89,23 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         "pruner": pruners | optional(name=pruners, startup=COUNT, reduction=st.integers(2, 9)),
     }
     seeds = st.lists(st.integers(8, 2**32 - 1), unique=True, max_size=6)
+    races = metric == "val/loss" and draw(st.booleans())
+    looks = st.lists(st.integers(3, 9), unique=True, min_size=1).map(sorted)
     confirm = optional(
-        seeds=seeds,
+        **({"looks": looks} if races else {"seeds": seeds}),
         top=COUNT,
         margin=st.floats(0, 1),
-        design=st.sampled_from(["paired", "independent"]),
+        design=st.just("paired") if races else st.sampled_from(["paired", "independent"]),
         speedup=st.booleans(),
     )
-    also = optional(also=st.just("tuned-lr")) if set(search) - {"lr"} else st.just({})
+    opponents = ["tuned-lr"] * bool(set(search) - {"lr"}) + ["batch"] * any(key.startswith("batch_") for key in search)
+    also = optional(also=st.sampled_from([*opponents, opponents])) if opponents else st.just({})
     answers = (
         st.just("faster") if metric == "train/tok_per_sec" else st.sampled_from(["better", ["equivalent", "worse"]])
     )
     whole = (draw(optional(yes=answers)) if search else {}) | {
         "question": draw(WORDS),
-        "format": 1,
+        "format": draw(st.sampled_from([1, 2])),
         "trainer": trainer,
         "hparams": hparams,
         "search": search,

@@ -24,7 +24,9 @@ LOWER = tuple(loss - drop for loss, drop in zip(BASELINE, (0.30, 0.31, 0.29, 0.3
 NOISY = (3.22, 3.18, 3.24, 3.19, 3.23)  # on average as low as the baseline's
 Ends = dict[str, float | Outcome | None]
 """Run id -> the loss at which it ended, or another outcome, or None if it is unfinished."""
-RUN = re.compile(r"(?P<phase>search|baseline|confirm|tuned-lr)(?:-tuned-lr)?(?:-(?P<trial>\d{4}))?(?:-s(?P<seed>\d+))?")
+RUN = re.compile(
+    r"(?P<phase>search|baseline|confirm|tuned-lr|batch)(?:-tuned-lr|-batch)?(?:-(?P<trial>\d{4}))?(?:-s(?P<seed>\d+))?"
+)
 
 
 def header_of(run: Run, *, study: str = "tiny") -> RunHeader:

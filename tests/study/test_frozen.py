@@ -14,6 +14,7 @@ from hpstudy.study import GROWING, Study, changed_keys, load_frozen, refuse_chan
 from hpstudy.tracking.store import RunStore
 from tests.helpers.study_files import parse, text
 
+FORMAT_2_KEYS = ("confirm.looks", "trainer.confirm_val")  # that came with it
 REMEDY = "put the values back, or copy the file under another name for another study"
 
 # What counts as a change
@@ -101,6 +102,11 @@ def edit_values(root: Path, **changes: Any) -> None:
     values = from_json((root / "study.json").read_bytes())
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     (root / "study.json").write_text(to_json({key: value for key, value in values.items() if value is not None}))
+
+
+def store_values(store: RunStore) -> dict[str, Any]:
+    """The values that a study is frozen with."""
+    return from_json((store.root / "study.json").read_bytes())
 
 
 def repair(root: Path) -> str:
@@ -203,6 +209,42 @@ def test_a_study_frozen_by_a_version_without_some_keys_loads(frozen: Path, tiny:
         f"{frozen / 'study.toml'}: changed after its study began: [confirm] speedup: was absent, "
         f"is true; {repair(frozen)}"
     )
+
+
+def test_a_study_of_format_1_loads_as_an_earlier_version_froze_it(tiny: Callable[..., Study], tmp_path: Path) -> None:
+    """Its seeds and its margin were defaults, and versions before format 2 knew no race."""
+    study = tiny(more="[confirm]\ntop = 2")
+    older = {key: value for key, value in study.resolved().items() if key not in FORMAT_2_KEYS}
+    assert (older["confirm.seeds"], older["confirm.margin"]) == ([101, 102, 103, 104, 105], 0.01)
+    store = RunStore(tmp_path / "older" / "tiny")
+    store.create()
+    store.freeze_study(study.path.read_text(encoding="utf-8"), older)
+    store.write_json("environment.json", {"study_sha256": study_sha256(older)})
+    found = load_frozen(store.root)
+    assert found.resolved() == study.resolved()
+    assert (found.confirm.looks, found.seeds, found.confirm.margin) == (None, (101, 102, 103, 104, 105), 0.01)
+
+
+def test_a_study_that_began_keeps_the_defaults_of_its_format(tiny: Callable[..., Study]) -> None:
+    before, now = (
+        tiny(more="[confirm]\ntop = 2", replace={"format = 1": f"format = {version}"}).resolved() for version in (1, 2)
+    )
+    changed = [line.partition(":")[0] for line in changed_keys(before, now)]
+    assert changed == ["[trainer] confirm_val", "[confirm] looks", "[confirm] seeds", "[confirm] margin"]
+
+
+def test_the_seeds_of_a_race_are_frozen_and_stay_when_the_search_grows(
+    tiny: Callable[..., Study], tmp_path: Path
+) -> None:
+    raced = {"format = 1": "format = 2"}
+    study = tiny(more="[confirm]\ntop = 2", replace=raced)
+    store = RunStore(tmp_path / "race" / "tiny")
+    store.create()
+    store.freeze_study(study.path.read_text(encoding="utf-8"), study.resolved())
+    assert store_values(store)["confirm.seeds"] == list(study.seeds)
+    edit(store.root / "study.toml", "trials = 5", "trials = 9")
+    assert load_frozen(store.root).seeds == study.seeds
+    assert load_frozen(store.root).trials == 9
 
 
 @pytest.mark.parametrize("environment", [None, {}], ids=["no environment", "no hash"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpstudy.errors import UserError
-from hpstudy.study import FloatRange, list_studies, load_study
+from hpstudy.study import FloatRange, list_studies, load, load_study, parse_study
 from tests.helpers.study_files import parse, text
 
 SHIPPED = Path(__file__).parents[2] / "studies"
@@ -18,7 +22,7 @@ SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 def test_the_defaults_are_those_of_the_documents() -> None:
     study = parse(
-        'question = "?"\nformat = 1\n[trainer]\nmodel = "gpt-125m"\ntokens = 1_000_000_000\n'
+        'question = "?"\nformat = 2\n[trainer]\nmodel = "gpt-125m"\ntokens = 1_000_000_000\n'
         "[search]\nlr = { low = 1e-4, high = 1e-2 }"
     )
     spec = study.spec
@@ -29,9 +33,10 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     pruner = {"name": "none", "startup": 5, "from_fraction": 0.3, "reduction": 3}
     assert study.budget.pruner.model_dump() == pruner
     assert study.confirm.model_dump() == {
-        "seeds": (101, 102, 103, 104, 105),
+        "looks": (3, 5, 8, 12, 20),
+        "seeds": study.seeds,
         "top": 1,
-        "margin": 0.01,
+        "margin": None,
         "design": "paired",
         "speedup": False,
     }
@@ -39,6 +44,87 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     assert (study.project, study.entity, study.vocab_size) == ("hpstudy", None, 50257)
     assert study.space == {"lr": FloatRange(low=1e-4, high=1e-2, scale="linear")}
     assert study.warnings == ()
+
+
+def test_a_file_of_format_1_has_the_seeds_and_the_margin_that_it_had_before() -> None:
+    assert parse(text(format=1)).confirm.model_dump() == {
+        "looks": None,
+        "seeds": (101, 102, 103, 104, 105),
+        "top": 1,
+        "margin": 0.01,
+        "design": "paired",
+        "speedup": False,
+    }
+    assert parse(text(format=1, confirm__margin=0.5)).confirm.margin == 0.5
+    assert parse(text(format=1, confirm__seeds=[7])).seeds == (7,)
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"confirm__design": "independent"},
+        {"objective__metric": "train/tok_per_sec"},
+        {"objective__metric": ["val/loss", "train/tok_per_sec"]},
+        {"search": {}},
+    ],
+    ids=["Welch's test", "a speed", "two objectives", "no search"],
+)
+def test_what_has_no_race_has_five_seeds_of_its_own(edits: dict[str, Any]) -> None:
+    study = parse(text(format=2, **edits))
+    assert (study.confirm.looks, study.confirm.margin, len(set(study.seeds))) == (None, None, 5)
+
+
+def test_stated_seeds_are_a_fixed_number_without_a_race() -> None:
+    study = parse(text(format=2, confirm__seeds=[7, 8, 9]))
+    assert (study.confirm.looks, study.seeds) == (None, (7, 8, 9))
+    both = parse(text(format=2, confirm={"seeds": [7, 8, 9, 10], "looks": [3, 4]}))
+    assert (both.confirm.looks, both.seeds) == ((3, 4), (7, 8, 9, 10))
+
+
+# Seeds that follow from the study
+
+
+def derived(name: str = "x", **edits: Any) -> tuple[int, ...]:
+    """The seeds of a study of this name that states none."""
+    return parse_study(text(format=2, **edits), name=name, path=Path(f"{name}.toml")).seeds
+
+
+def test_seeds_follow_from_the_studys_name_and_values_so_that_no_two_studies_share_them() -> None:
+    others = [
+        derived("y"),
+        derived(search__lr__low=2e-4),
+        derived(hparams__weight_decay=0.2),
+        derived(trainer__seed=1),
+        derived(confirm__margin=0.02),
+        derived(confirm__top=2),
+    ]
+    assert derived() == derived()
+    shared = [set(a) & set(b) for a, b in itertools.combinations([derived(), *others], 2)]
+    assert not any(shared)  # 20 of 900,000: by chance in 1% of 21 pairs
+
+
+def test_the_same_study_has_the_same_seeds_however_it_is_spelled_and_however_far_it_has_grown() -> None:
+    assert derived(budget__trials=99) == derived(budget__trials=8) == derived()
+    assert derived(trainer__seed=0, confirm__design="paired", confirm__looks=[3, 5, 8, 12, 20]) == derived()
+
+
+@given(st.text("abc", min_size=1, max_size=9), st.lists(st.integers(3, 60), min_size=1, unique=True).map(sorted))
+def test_derived_seeds_have_six_digits_and_are_as_many_as_the_last_look_needs(name: str, looks: list[int]) -> None:
+    seeds = derived(name, confirm__looks=looks)
+    assert len(seeds) == len(set(seeds)) == looks[-1]
+    assert all(100_000 <= seed <= 999_999 for seed in seeds)
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_a_race_has_the_seeds_of_its_last_look_in_either_format(format: int) -> None:
+    study = parse(text(format=format, confirm__looks=[3, 5, 8]))
+    assert len(study.seeds) >= 8
+
+
+def test_a_derived_seed_is_never_that_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "study_sha256", lambda _: "the same for every study")
+    seeds = derived()
+    assert derived(trainer__seed=seeds[3])[:19] == (*seeds[:3], *seeds[4:])
 
 
 def test_a_search_of_the_micro_batch_for_the_loss_is_a_warning() -> None:
@@ -51,11 +137,13 @@ def test_a_search_of_the_micro_batch_for_the_loss_is_a_warning() -> None:
     assert parse(text(search=search, objective__metric=["val/loss", "train/tok_per_sec"])).warnings == ()
 
 
-def test_more_evaluations_than_steps_and_a_single_seed_are_warnings() -> None:
+def test_more_evaluations_than_steps_and_fewer_than_three_seeds_are_warnings() -> None:
     assert parse(text(trainer__tokens=40_960, confirm__seeds=[7])).warnings == (
         "[trainer] evals: 20 evaluations, but the baseline has 10 steps",
-        "[confirm] seeds: a single seed gives no error bar, so it cannot decide anything",
+        "[confirm] seeds: a verdict takes 3 fresh seeds, but 1 are stated",
     )
+    assert len(parse(text(confirm__seeds=[7, 8])).warnings) == 1
+    assert parse(text(confirm__seeds=[7, 8, 9])).warnings == parse(text(confirm__seeds=[])).warnings == ()
 
 
 # Names and files

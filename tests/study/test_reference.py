@@ -34,6 +34,7 @@ SECTIONS: dict[str, list[str]] = {  # heading -> where its keys are in a file
     "[confirm]": ["confirm"],
     "[wandb]": ["wandb"],
 }
+OF_EARLIER_VERSIONS = {"pack"}  # read and ignored
 
 
 def sections() -> dict[str, dict[str, list[str]]]:
@@ -85,7 +86,7 @@ def test_every_key_of_every_table_has_one_row_with_its_meaning() -> None:
         (key, field.description)
         for table in tables(StudyFile)
         for key, field in table.model_fields.items()
-        if table is not StudyFile or key in TOP_LEVEL
+        if (table is not StudyFile or key in TOP_LEVEL) and key not in OF_EARLIER_VERSIONS
     ]
     assert Counter(found) == Counter(expected)
     assert all(description for _, description in expected)
