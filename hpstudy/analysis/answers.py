@@ -12,7 +12,7 @@ from hpstudy.study import MetricName, Study
 from hpstudy.study.schema import Design
 
 SPEED: MetricName = "train/tok_per_sec"
-Reply = Literal["yes", "no", "undecided"]
+Reply = Literal["yes", "no", "undecided", "nothing better found"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,3 +137,12 @@ def by_speed(study: Study) -> bool:
 def deciding(contrast: Contrast, study: Study) -> Answer:
     """The answer that the study is about: on the speed or on the loss."""
     return contrast.pace if by_speed(study) else contrast.answer
+
+
+def found_nothing(contrast: Contrast, study: Study) -> bool:
+    """Whether the best of a search lost, so that the search has found nothing.
+
+    It says nothing of values that were not tried. A grid whose every point was confirmed has tried all.
+    """
+    tried_all = study.budget.sampler.name == "grid" and study.trials - 1 <= study.confirm.top
+    return deciding(contrast, study) in (Answer.WORSE, Answer.SLOWER) and not tried_all

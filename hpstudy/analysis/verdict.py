@@ -20,6 +20,7 @@ from hpstudy.analysis.answers import (
     Verdict,
     by_speed,
     deciding,
+    found_nothing,
 )
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.wording import sentences
@@ -88,6 +89,8 @@ def _reply(contrasts: Sequence[Contrast], study: Study) -> Reply | None:
     answer = deciding(contrasts[0], study)
     if answer is Answer.UNDECIDED:
         return "undecided"
+    if found_nothing(contrasts[0], study):
+        return "nothing better found"
     return "yes" if answer.value in study.yes else "no"
 
 

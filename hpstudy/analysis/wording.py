@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Reply, by_speed, deciding
+from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Reply, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.numbers import decimals, listed
@@ -36,7 +36,7 @@ def sentences(
     headline = _headline(first, study, len(contrasts) + len(additions))
     trials = fresh.num_trials
     parts = [_lead(first, study, reply, trials) + headline]
-    if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
+    if found_nothing(first, study):
         parts.append(_search_power(trials))
     if first.answer is Answer.BETTER and not first.uneven:
         parts.append(_tail(first))
@@ -201,15 +201,11 @@ def _search_power(trials: int) -> str:
     )
 
 
-def _is_exhaustive(study: Study) -> bool:
-    """Whether every point of the space but the baseline's is a candidate."""
-    return study.budget.sampler.name == "grid" and study.trials - 1 <= study.confirm.top
-
-
 def _lead(first: Contrast, study: Study, reply: Reply | None, trials: int) -> str:
     """What the headline begins with: yes, no, or that a search has found nothing."""
-    if deciding(first, study) is Answer.WORSE and not _is_exhaustive(study):
-        return f"No better values were found in {trials} trial{'s' if trials > 1 else ''}: "
+    if found_nothing(first, study):
+        word = "faster" if by_speed(study) else "better"
+        return f"No {word} values were found in {trials} trial{'s' if trials > 1 else ''}: "
     return f"{reply.capitalize()}: " if reply in ("yes", "no") else ""
 
 

@@ -91,7 +91,7 @@ def results(names: Sequence[str], runs: Path) -> None:
     begun = begun_studies(runs)
     if not (names or begun):
         raise UserError(f"{runs}: no study has begun there; start one with `{command('run', 'NAME', runs)}`")
-    print(results_markdown(all_loaded(names, runs) if names else list(_readable(begun, runs))), end="")
+    print(results_markdown(all_loaded(names, runs) if names else list(readable(begun, runs))), end="")
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
@@ -185,7 +185,7 @@ def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
     return list(found.values())
 
 
-def _readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:
+def readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:
     """The results of the studies that can be read, with a warning for each other one."""
     for name in names:
         try:

@@ -50,11 +50,15 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
         cost = estimate(study, device, shares, Path(folder) / "worker.log", say)
     _print_cost(console, study, cost, corpus.num_train_tokens)
     console.print(f"         {', '.join(f'{len(phase)} {name}' for name, phase in plan.items())}")
-    if study.name in begun_studies(runs):
-        from hpstudy.analysis.results import load  # scipy takes a second to import
+    if begun := begun_studies(runs):
+        from hpstudy.analysis.together import pooled_noise  # scipy takes a second to import
+        from hpstudy.cli.report_commands import readable
 
-        if noise := load(study.name, runs).noise:
+        found = {results.name: results for results in readable(begun, runs)}
+        if study.name in found and (noise := found[study.name].noise):
             console.print(f"noise    {noise}", soft_wrap=True)
+        if pooled := pooled_noise(study, list(found.values())):
+            console.print(f"noise    {pooled}", soft_wrap=True)
 
 
 def run(name: str, options: Options) -> None:

@@ -267,6 +267,14 @@ def test_failed_fresh_runs_are_named_without_a_command_that_could_not_help(study
     )
 
 
+def test_failed_fresh_runs_of_a_race_are_named_too(race: MakeStudy, tmp_path: Path) -> None:
+    failed = {f"confirm-0003-s{seed}": Outcome.FAILED for seed in SEEDS}
+    assert sentence(tmp_path, {**ends(), "search-0003": 2.9, **failed}, race()) == (
+        "No verdict: fewer than 3 seeds measured both sides; these have no loss: confirm-0003-s101 (failed), "
+        "confirm-0003-s102 (failed), confirm-0003-s103 (failed) and 2 more."
+    )
+
+
 def test_a_search_without_a_candidate_says_so(study: MakeStudy, tmp_path: Path) -> None:
     assert sentence(tmp_path, {"search-0001": Outcome.DIVERGED, **ends()}, study()) == (
         "No verdict: the search found no candidate; no other trial is complete."

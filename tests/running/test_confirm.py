@@ -13,12 +13,15 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.confirm import (
     Selection,
-    confirm_runs,
     eligible,
+    fresh_run,
     planned,
     read_selections,
     select,
+    shorter_runs,
+    sides,
     update_selections,
+    winners,
 )
 from hpstudy.study import Confirm, Study, parse_study
 from hpstudy.tracking.store import RunStore, RunView
@@ -79,24 +82,51 @@ def test_with_two_objectives_candidates_are_unbeaten_no_slower_than_the_baseline
 
 @given(seeds=st.lists(st.integers(1, 999_999), unique=True, min_size=1), more=st.integers(0, 9))
 def test_an_independent_baseline_has_as_many_other_seeds_which_stay_when_seeds_are_added(seeds, more):
-    confirm = Confirm(seeds=tuple(seeds), design="independent")
-    longer = confirm.model_copy(update={"seeds": (*seeds, *range(1_500_000, 1_500_000 + more))})
-    assert len(set(confirm.baseline_seeds)) == len(seeds)
+    def asked(**confirm) -> Study:
+        return replace(TWO_OBJECTIVES, confirm=Confirm(**confirm))
+
+    study = asked(seeds=tuple(seeds), design="independent")
+    longer = asked(seeds=(*seeds, *range(1_500_000, 1_500_000 + more)), design="independent")
+    assert len(set(study.baseline_seeds)) == len(seeds)
     assert not {0, *longer.seeds} & set(longer.baseline_seeds)
-    assert longer.baseline_seeds[: len(seeds)] == confirm.baseline_seeds
-    assert confirm.model_copy(update={"design": "paired"}).baseline_seeds == confirm.seeds
+    assert longer.baseline_seeds[: len(seeds)] == study.baseline_seeds
+    assert asked(seeds=tuple(seeds), design="paired").baseline_seeds == study.seeds
 
 
-def test_confirm_runs_repeat_the_trials_values_and_shorter_ones_have_their_own_full_schedule(tiny):
+def test_the_sides_are_the_baseline_and_the_candidates_of_every_selection_each_once(tiny):
+    study = tiny(more="[confirm]\nseeds = [7, 8, 9]\nspeedup = true")
+    begun = {run.run_id: run for run in (a_trial(study, n) for n in range(5))}
+    selections = [
+        Selection(trials=3, seeds=(7, 8), candidates=("search-0003", "search-0001")),
+        Selection(trials=5, seeds=(7, 8, 9), candidates=("search-0004", "search-0003")),
+    ]
+    found = sides(study, selections, begun)
+    assert list(found) == ["baseline", "search-0003", "search-0001", "search-0004"]
+    assert found["baseline"] == begun["search-0000"]
+    assert all(found[name] == begun[name] for name in list(found)[1:])
+    assert winners(study, selections, begun) == {"search-0003", "search-0004"}
+    assert winners(tiny(more="[confirm]\nseeds = [7, 8, 9]"), selections, begun) == set()
+    assert sides(study, [], begun) == {}
+
+
+def test_a_candidate_that_the_study_has_not_run_is_refused_by_name(tiny):
+    study = tiny(more="[confirm]\nseeds = [7, 8, 9]")
+    begun = {"search-0000": a_trial(study, 0)}
+    selection = Selection(trials=5, seeds=(7, 8, 9), candidates=("search-0009",))
+    with pytest.raises(MachineError, match=r"^confirm\.json: names search-0009, which this study has not"):
+        sides(study, [selection], begun)
+
+
+def test_fresh_runs_repeat_the_trials_values_and_shorter_ones_have_their_own_full_schedule(tiny):
     study = tiny(more="[confirm]\nseeds = [7, 8]\nspeedup = true")
-    begun = {run.run_id: run for run in (a_trial(study, 0), a_trial(study, 3))}
-    runs = confirm_runs(study, [Selection(trials=5, seeds=(7, 8), candidates=("search-0003",))], begun)
-    names = ["baseline-s{}", "confirm-0003-s{}", "confirm-0003-s{}-t50", "confirm-0003-s{}-t75"]
-    assert [run.run_id for run in runs] == [name.format(seed) for seed in (7, 8) for name in names]
-    baseline, full, half, most = runs[:4]
-    assert baseline == replace(begun["search-0000"], run_id="baseline-s7", phase="baseline", trial=None, seed=7)
-    repeated = begun["search-0003"]
-    assert full == replace(repeated, run_id="confirm-0003-s7", phase="confirm", seed=7, of="search-0003", fraction=1.0)
+    first, repeated = a_trial(study, 0), a_trial(study, 3)
+    baseline = fresh_run(study, "baseline", first, 0)
+    full = fresh_run(study, "search-0003", repeated, 1)
+    half, most = shorter_runs(study, full)
+    assert baseline == replace(first, run_id="baseline-s7", phase="baseline", trial=None, seed=7)
+    assert full == replace(repeated, run_id="confirm-0003-s8", phase="confirm", seed=8, of="search-0003", fraction=1.0)
+    assert [run.run_id for run in (half, most)] == ["confirm-0003-s8-t50", "confirm-0003-s8-t75"]
+    assert {run.seed for run in (half, most)} == {8}
     assert [(run.of, run.fraction) for run in (half, most)] == [("search-0003", 0.5), ("search-0003", 0.75)]
     assert [half.tokens, most.tokens] == [2560, 3840]
     # 10 steps of warm-up in 20, 15 and 10 steps, and never longer than the decay
@@ -120,10 +150,8 @@ def test_an_extended_search_adds_its_winner_and_an_unchanged_one_adds_nothing(ti
         "confirm: after 3 trials the choice is search-0002, after 2 it was search-0001; all are confirmed, and "
         "Holm's adjustment covers all"
     ]
-    runs = confirm_runs(study, selections, {view.run_id: view.header.run for view in found})
-    assert {run.run_id for run in runs if run.phase == "confirm"} == {
-        f"confirm-000{trial}-s{seed}" for trial in (1, 2) for seed in (7, 8)
-    }
+    begun = {view.run_id: view.header.run for view in found}
+    assert list(sides(study, selections, begun)) == ["baseline", "search-0001", "search-0002"]
 
 
 def test_the_plan_counts_every_run_that_a_study_may_need(tiny):
@@ -135,6 +163,14 @@ def test_the_plan_counts_every_run_that_a_study_may_need(tiny):
         "confirm": 3 * (2 + 2 + 1),
     }
     assert sum(planned(study, 9)["confirm"]) == 3 * (3 + 0.5 + 0.75)
+
+
+def test_the_plan_of_a_race_counts_the_seeds_of_its_last_look(tiny):
+    raced = {"format = 1": "format = 2"}
+    plan = planned(tiny(more="[confirm]\ntop = 2", replace=raced), None)
+    assert {phase: len(runs) for phase, runs in plan.items()} == {"search": 5, "baseline": 20, "confirm": 2 * 20}
+    plan = planned(tiny(more="[confirm]\nlooks = [3, 4]\nseeds = [7, 8, 9, 10, 11]", replace=raced), None)
+    assert {phase: len(runs) for phase, runs in plan.items()} == {"search": 5, "baseline": 4, "confirm": 4}
 
 
 def test_the_plan_of_a_grid_counts_its_points(tiny):
@@ -152,7 +188,7 @@ def test_the_plan_of_a_grid_counts_its_points(tiny):
     [
         (
             "[baseline]\nalso = 'tuned-beta'",
-            """[baseline] also: must be 'tuned-lr', but got "tuned-beta"; did you mean "tuned-lr"?""",
+            """[baseline] also: must be 'tuned-lr' or 'batch', but got "tuned-beta"; did you mean "tuned-lr"?""",
         ),
         ("[confirm]\nspeedup = 1", "[confirm] speedup: must be a valid boolean, but got 1"),
     ],
