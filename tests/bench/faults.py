@@ -274,22 +274,25 @@ def wait_for_moment(driver: subprocess.Popen[bytes], store: Path, rng: random.Ra
 def run_with_fault(fault: Fault, study: Path, rng: random.Random, most: int) -> tuple[int, int]:
     """Runs a study to its end and injects the fault up to `most` times: (how often, how often it was refused)."""
     times, refused, store = 0, 0, study.parent / study.stem
-    left: Aftermath | None = None
+    left: list[Aftermath] = []  # of faults that no session has met yet
     variables: list[Mapping[str, str]] = [{}]  # the last are the next session's; those before are tried if it refuses
     for _ in range(SESSIONS):
-        before = times
+        before, steps = times, num_steps(store)
         with session(study, fault.workers, lockless=fault.lockless, variables=variables[-1]) as driver:
             while times < most and wait_for_moment(driver, store, rng, anytime=fault.anytime):
-                left = fault.inject(driver, store, rng)
+                if num_steps(store) > steps:
+                    left = []  # it has met them, and goes on
+                left += filter(None, [fault.inject(driver, store, rng)])
                 times += 1
             code = driver.wait()
         if code in REFUSED:
             variables = variables[:-1] or [{}]
             if left:
-                left.undo()
-                refused, left = refused + 1, None
+                for aftermath in reversed(left):
+                    aftermath.undo()
+                refused, left = refused + 1, []
         elif left and times > before:
-            variables.append(left.variables)
+            variables.append(left[-1].variables)
         if code == 0 and times == before:
             return times, refused
     raise AssertionError(f"{study}: has not ended after {SESSIONS} sessions")

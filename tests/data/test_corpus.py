@@ -37,6 +37,7 @@ def in_memory(num_tokens: int, *cuts: int) -> Corpus:
         vocab_size=50_257,
         train=TokenSequence(shards),
         val=np.arange(11, dtype=np.uint16),
+        confirm_val=np.arange(10, 21, dtype=np.uint16),
         digest="",
     )
 
@@ -52,6 +53,24 @@ def test_asv_is_a_million_gpt2_tokens_of_which_the_tail_validates(asv: Corpus):
     text = load_tokenizer("gpt2").decode(tokens)
     assert hashlib.sha256(text.encode()).hexdigest() in asv.digest
     assert text.startswith("In the beginning God created the heavens and the earth.")
+
+
+@pytest.mark.usefixtures("cache")
+def test_two_slices_share_no_target_with_each_other_or_with_training(tmp_path: Path):
+    write_by_hand(tmp_path / "1.bin", list(range(20)))
+    corpus = load_corpus("shards:*.bin", "gpt2", 4, slices=2, base=tmp_path)
+    assert corpus.train.read(0, corpus.num_train_tokens).tolist() == list(range(11))
+    assert corpus.val.tolist() == [11, 12, 13, 14, 15]
+    assert corpus.confirm_val.tolist() == [15, 16, 17, 18, 19]
+    one = load_corpus("shards:*.bin", "gpt2", 4, base=tmp_path)
+    assert one.val.tolist() == one.confirm_val.tolist() == [15, 16, 17, 18, 19]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_corpus_too_short_for_two_slices_is_refused(tmp_path: Path):
+    write_by_hand(tmp_path / "1.bin", list(range(9)))
+    with pytest.raises(UserError, match="must hold twice val_tokens and one more to validate on.*lower val_tokens"):
+        load_corpus("shards:*.bin", "gpt2", 4, slices=2, base=tmp_path)
 
 
 @pytest.mark.usefixtures("cache")

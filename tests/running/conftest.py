@@ -12,7 +12,7 @@ from hpstudy.records import StepRecord
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.bench.faults import run_without_faults
-from tests.helpers.running import curves, run_here, trials
+from tests.helpers.running import Watch, curves, run_here, trials
 
 CONFIRM = '[baseline]\nalso = "tuned-lr"\n[confirm]\nspeedup = true\nseeds = {}\n'
 
@@ -36,7 +36,7 @@ def uninterrupted(tiny, tmp_path: Path, run_once: dict[str, Any]) -> tuple[list[
 @pytest.fixture
 def confirmable(tiny) -> Callable[..., Study]:
     """The tiny study with three trials, a tuned-lr opponent and runs on fresh seeds."""
-    return lambda seeds=(7, 8): tiny(replace={"trials = 5": "trials = 3"}, more=CONFIRM.format(list(seeds)))
+    return lambda seeds=(7, 8, 9): tiny(replace={"trials = 5": "trials = 3"}, more=CONFIRM.format(list(seeds)))
 
 
 @pytest.fixture
@@ -49,6 +49,25 @@ def confirmed_runs(
         run_here(confirmable(), runs)
         run_once["confirmed"] = runs
     return run_once["confirmed"]
+
+
+@pytest.fixture
+def raceable(tiny) -> Callable[[], Study]:
+    """The tiny study with three trials and a race of three looks. The winner's larger lr is far better than GPT-3's."""
+    changes = {"trials = 5": "trials = 3", "format = 1": "format = 2"}
+    return lambda: tiny(replace=changes, more="[confirm]\nlooks = [3, 5, 8]")
+
+
+@pytest.fixture
+def raced_runs(
+    raceable: Callable[[], Study], run_once: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """The folder of runs of that study after its verdict, and the lines that its driver said."""
+    if "raced" not in run_once:
+        runs, watch = tmp_path_factory.mktemp("raced"), Watch()
+        run_here(raceable(), runs, watch=watch)
+        run_once["raced"] = runs, watch.lines
+    return run_once["raced"]
 
 
 @pytest.fixture

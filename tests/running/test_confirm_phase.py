@@ -10,13 +10,17 @@ import pytest
 from scipy import stats
 
 from hpstudy import load
-from hpstudy.analysis.answers import Answer
 from hpstudy.analysis.results import StudyResults
 from hpstudy.errors import MachineError
 from hpstudy.records import Run
+from hpstudy.statistics.difference import holm
+from hpstudy.statistics.levels import overall
+from hpstudy.statistics.race import Answer
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
 from tests.helpers.stores import unsealed
+
+SEEDS = (7, 8, 9)
 
 
 def loss(results: StudyResults, run_id: str) -> float:
@@ -37,8 +41,8 @@ def test_a_study_runs_winner_tuned_lr_and_baseline_on_the_fresh_seeds_and_shorte
     steps = curves(RunStore(confirmed_runs / "tiny"))
     (selection,) = json.loads((confirmed_runs / "tiny" / "confirm.json").read_text())
     winner, opponent = (name.removeprefix("search-") for name in selection["candidates"])
-    full = {f"{name}-s{seed}" for name in ("baseline", f"confirm-{winner}", f"confirm-{opponent}") for seed in (7, 8)}
-    shorter = {f"confirm-{winner}-s{seed}-{share}" for seed in (7, 8) for share in ("t50", "t75")}
+    full = {f"{name}-s{seed}" for name in ("baseline", f"confirm-{winner}", f"confirm-{opponent}") for seed in SEEDS}
+    shorter = {f"confirm-{winner}-s{seed}-{share}" for seed in SEEDS for share in ("t50", "t75")}
     searches = {f"{phase}-000{n}" for phase in ("search", "tuned-lr") for n in range(3)}
     assert steps.keys() == full | shorter | searches
     assert {name: len(records) for name, records in steps.items() if len(records) != 20} == {
@@ -54,18 +58,24 @@ def test_the_verdict_is_scipys_on_the_recorded_losses(confirmed_runs):
     results = load("tiny", confirmed_runs)
     verdict = results.verdict()
     assert [c.candidate.rpartition("-")[0] for c in verdict.contrasts] == ["search", "tuned-lr"]
-    baseline = [loss(results, f"baseline-s{seed}") for seed in (7, 8)]
-    tests = []
+    baseline = [loss(results, f"baseline-s{seed}") for seed in SEEDS]
+    tests, best = [], loss(results, "search-0000")
     for c in verdict.contrasts:
-        ours = [loss(results, f"confirm-{c.candidate.removeprefix('search-')}-s{seed}") for seed in (7, 8)]
+        ours = [loss(results, f"confirm-{c.candidate.removeprefix('search-')}-s{seed}") for seed in SEEDS]
         tests.append(stats.ttest_rel(ours, baseline))
-        low, high = tests[-1].confidence_interval()
-        assert [c.difference, c.low, c.high] == pytest.approx([sum(ours) / 2 - sum(baseline) / 2, low, high], abs=1e-10)
-        assert c.optimism == pytest.approx(loss(results, c.candidate) - sum(ours) / 2)
-        assert (c.n, c.baseline_n, c.left_out) == (2, 2, ())
-    small, large = sorted(test.pvalue for test in tests)
-    holm = min(1, 2 * small), max(min(1, 2 * small), large)
-    assert sorted(c.p for c in verdict.contrasts) == pytest.approx(holm, abs=1e-10)
+        low, high = tests[-1].confidence_interval(1 - 0.05 / 3)
+        assert [c.difference, c.low, c.high] == pytest.approx([sum(ours) / 3 - sum(baseline) / 3, low, high], abs=1e-10)
+        assert c.optimism == pytest.approx(loss(results, c.candidate) - best - c.difference)
+        assert (c.n, c.baseline_n, c.left_out) == (3, 3, ())
+    winner, tuned = (
+        [loss(results, f"confirm-{c.candidate.removeprefix('search-')}-s{seed}") for seed in SEEDS]
+        for c in verdict.contrasts
+    )
+    (added,) = verdict.additions
+    tests.append(stats.ttest_rel(winner, tuned))
+    assert [added.low, added.high] == pytest.approx([*tests[-1].confidence_interval(1 - 0.05 / 3)], abs=1e-10)
+    ps = [*(c.p for c in verdict.contrasts), added.p]
+    assert ps == pytest.approx([*holm([test.pvalue for test in tests])], abs=1e-10)
     assert results.noise.sd == pytest.approx(stats.tstd(baseline))
     assert set(results.confirmed["fraction"]) == {0.5, 0.75, 1.0}
     assert results.halflives.loc[0, "beta1_halflife_tokens"] == pytest.approx(256 * 6.5788, rel=1e-4)  # ln .5 / ln .9
@@ -116,16 +126,45 @@ def test_a_lost_list_of_selections_is_refused_by_name(confirmable, confirmed_run
 def test_added_seeds_train_only_what_is_new_and_count_as_another_selection(confirmable, confirmed_runs, tmp_path):
     runs, watch = tmp_path / "runs", Watch()
     shutil.copytree(confirmed_runs, runs)
-    run_here(confirmable([7, 8, 9]), runs, watch=watch)
+    run_here(confirmable([7, 8, 9, 10]), runs, watch=watch)
     assert watch.started
-    assert all("-s9" in run_id for run_id in watch.started)
+    assert all("-s10" in run_id for run_id in watch.started)
     verdict = load("tiny", runs).verdict()
-    assert {c.n for c in verdict.contrasts} == {3}
-    assert (
-        "This is selection 2 of seeds and candidates: each one before it had its own chance of 5% to err, which no "
-        "adjustment takes back."
-    ) in verdict.sentence
-    assert "selection" not in load("tiny", confirmed_runs).verdict().sentence
+    assert {c.n for c in verdict.contrasts} == {4}
+    assert "each time with its own chance to err: in all up to 10% where nothing differs." in verdict.sentence
+    assert "chance to err" not in load("tiny", confirmed_runs).verdict().sentence
+
+
+def test_a_race_trains_no_more_seeds_than_its_answer_takes(raced_runs):
+    runs, said = raced_runs
+    results, store = load("tiny", runs), RunStore(runs / "tiny")
+    (contrast,) = results.verdict().contrasts
+    assert (contrast.answer, contrast.n, contrast.looks) == (Answer.BETTER, 3, 8)
+    seeds = results.study.seeds[:3]
+    assert {view.header.run.seed for view in store.runs()} - {results.study.spec.seed} == set(seeds)
+    ours, theirs = (
+        [loss(results, f"{name}-s{seed}") for seed in seeds]
+        for name in (f"confirm-{contrast.candidate.removeprefix('search-')}", "baseline")
+    )
+    expected = stats.ttest_rel(ours, theirs)
+    assert contrast.p == pytest.approx(overall(float(expected.pvalue), (3, 5, 8)), abs=1e-10)
+    assert [line for line in said if "seeds" in line] == [f"{contrast.candidate}: better after 3 seeds"]
+
+
+def test_a_race_stopped_on_its_way_to_the_verdict_resumes_to_the_same_one(raceable, raced_runs, tmp_path):
+    study, whole = raceable(), raced_runs[0]
+    interrupt(study, tmp_path / "runs", f"baseline-s{study.seeds[1]}", 3)
+    assert load("tiny", tmp_path / "runs").verdict().contrasts == ()
+    assert curves(run_here(study, tmp_path / "runs")) == curves(RunStore(whole / "tiny"))
+    assert load("tiny", tmp_path / "runs").verdict() == load("tiny", whole).verdict()
+
+
+def test_several_workers_reach_the_verdict_of_one(raceable, raced_runs, tmp_path):
+    """Idle ones train runs of the next look meanwhile, which do not count."""
+    whole = raced_runs[0]
+    store = run_here(raceable(), tmp_path / "runs", workers=3)
+    assert curves(RunStore(whole / "tiny")).items() <= curves(store).items()
+    assert load("tiny", tmp_path / "runs").verdict() == load("tiny", whole).verdict()
 
 
 def test_a_study_of_the_baseline_against_itself_decides_neither_way(tiny, tmp_path):

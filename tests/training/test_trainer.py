@@ -59,6 +59,16 @@ def test_twenty_steps_equal_a_plain_torch_loop(trainer: Trainer):
         assert records[-1].val_loss == pytest.approx(model(x, y).item(), rel=1e-5)
 
 
+def test_a_run_on_a_fresh_seed_validates_on_the_second_slice():
+    spec = replace(SPEC, confirm_val=True)
+    trainer = make_trainer(spec)
+    for seed, confirm in ((spec.seed, False), (spec.seed + 1, True), (spec.seed, False)):
+        last = curve(trainer, run(seed=seed))[-1]
+        x, y = (torch.from_numpy(w) for w in val_windows(corpus_of(spec), CONTEXT, confirm=confirm))
+        with torch.no_grad():
+            assert last.val_loss == pytest.approx(trainer._model(x, y).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 def test_loss_curve_does_not_depend_on_micro_batch(trainer: Trainer, micro_batch: int):
     whole = curve(trainer, run())

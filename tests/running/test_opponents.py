@@ -1,4 +1,4 @@
-"""The fairer opponent: the baseline with only lr searched."""
+"""The fairer opponents: the baseline with only lr searched, and the baseline at the winner's batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hpstudy.running.tuned_lr import tuned_lr
+from hpstudy.records import Run
+from hpstudy.running.opponents import batch_control, tuned_lr
 from hpstudy.study import Choices
 
 LR = "lr = { low = 1e-4, high = 3e-2"
@@ -42,3 +43,27 @@ def test_the_opponent_of_a_grid_keeps_the_grids_values_of_lr(tiny):
     tuned = tuned_lr(tiny(replace=grid, more="[baseline]\nalso = 'tuned-lr'"))
     assert tuned.space["lr"] == Choices(values=(6e-4, 1e-3))
     assert tuned.budget.sampler.name == "grid"
+
+
+BATCHES = {LR + ', scale = "log" }': "batch_tokens = { choices = [256, 512] }", "\nbatch_tokens = 256\n": "\n"}
+
+
+def winner(study, **values):
+    hparams = replace(study.baseline_hparams(5120), beta2=0.97, lr=0.01, **values)
+    return Run(run_id="search-0007", phase="search", trial=7, seed=0, tokens=5120, hparams=hparams)
+
+
+def test_the_batch_control_is_the_baseline_with_the_winners_batch_and_ramp_and_nothing_else_of_it(tiny):
+    study = tiny(replace=BATCHES, more="[baseline]\nalso = 'batch'\noverrides = { batch_tokens = 256 }")
+    found = batch_control(study, winner(study, batch_tokens=512, batch_ramp_fraction=0.2, batch_ramp_start=0.25))
+    assert (found.run_id, found.phase, found.trial, found.seed, found.tokens) == ("batch-0007", "batch", 7, 0, 5120)
+    own = {"batch_tokens": 512, "batch_ramp_fraction": 0.2, "batch_ramp_start": 0.25}
+    baseline = study.baseline_hparams(5120)
+    assert replace(found.hparams, warmup_fraction=0.5) == replace(baseline, warmup_fraction=0.5, **own)
+    # 10 steps of warm-up, as long as the baseline's, are all 10 steps of the larger batch, up to the decay's end
+    assert found.hparams.warmup_fraction == found.hparams.decay_fraction
+
+
+def test_a_winner_at_the_baselines_batch_needs_no_control(tiny):
+    study = tiny(replace=BATCHES, more="[baseline]\nalso = 'batch'\noverrides = { batch_tokens = 256 }")
+    assert batch_control(study, winner(study)) is None
