@@ -20,7 +20,7 @@ from tests.helpers.comparisons import BOTH, FIVE, LOSS, frames, trial
 from tests.helpers.stores import results_of
 
 Table = Callable[..., pd.DataFrame]
-NOISE = Noise(sd=0.01, n=5, one_seed=0.06, detectable=0.02, seeds_for={})
+NOISE = Noise(sd=0.01, n=5, difference_sd=0.014, pairs=0, one_seed=0.06, detectable=0.02, seeds_for={})
 EVERY_KEY = {  # a narrow range or two values for each
     "lr": "{ low = 1e-4, high = 1e-3 }",
     "beta1": "{ low = 0.8, high = 0.95 }",
