@@ -25,7 +25,8 @@ HEADROOM = 0.1  # share of the memory that stays free
 NOTICEABLE = 0.02  # a smaller difference in speed is not worth more memory
 PROBE_STEPS = 3  # timed at each size that is tried
 LEAST_TOKENS = 1024  # of one forward pass; half as many trained at 0.8 to 0.9 of the speed on one core
-DEVICE = ("device", "device_name", "memory_gib", "precision", "threads", "torch")  # speed and memory depend on these
+# what speed and memory depend on
+DEVICE = ("device", "device_name", "memory_gib", "precision", "deterministic", "threads", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

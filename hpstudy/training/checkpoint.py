@@ -41,7 +41,8 @@ class Checkpoint:
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:
     """Equal only for the same run of the same spec on the same kind of machine."""
     trained = {key: value for key, value in asdict(run).items() if key not in ("of", "fraction")}  # newer than files
-    fixed = {key: value for key, value in asdict(spec).items() if (key, value) != ("val", None)}  # newer, too
+    newer = {"val": None, "deterministic": True}  # keys of the spec that older files lack
+    fixed = {key: value for key, value in asdict(spec).items() if key not in newer or value != newer[key]}
     machine = {key: environment[key] for key in MACHINE}
     return hashlib.sha256(json.dumps([fixed, trained, machine], sort_keys=True, default=repr).encode()).hexdigest()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Placement:
     device: str  # "cpu", "cuda:0"
     precision: str  # "bf16" or "fp32"
     reason: str  # why this precision
+    deterministic: bool = True  # a run trained again has the same bits
 
     @property
     def kind(self) -> str:
@@ -80,7 +81,7 @@ class Placement:
 
 
 def prepare_process(threads: int) -> None:
-    """Sets threads, determinism and memory of a process. Call it before the first large allocation."""
+    """Sets threads, determinism and memory of a process. Call it before `place` and the first large allocation."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
@@ -88,8 +89,10 @@ def prepare_process(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def place(device: str, precision: PrecisionChoice) -> Placement:
+def place(device: str, precision: PrecisionChoice, *, deterministic: bool = True) -> Placement:
     """Resolves a device (auto, cpu, cuda, cuda:N) and a precision (auto, bf16, fp32), and makes a GPU the current one.
+
+    Unless `deterministic`, a GPU may take kernels that do not repeat to the last bit; a CPU always repeats.
 
     Raises UserError if this machine does not have them.
     """
@@ -108,7 +111,9 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
         raise UserError(f"--device {device}: {found}; use --device cpu, or leave the flag out")
     torch.cuda.set_device(int(index or 0))  # otherwise every worker would hold memory on the first GPU
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return _placement(f"cuda:{index or 0}", "GPU", precision, has_bf16)
+    if not deterministic:
+        torch.use_deterministic_algorithms(False)
+    return replace(_placement(f"cuda:{index or 0}", "GPU", precision, has_bf16), deterministic=deterministic)
 
 
 def _placement(device: str, kind: str, precision: PrecisionChoice, has_bf16: bool, how: str = "") -> Placement:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpstudy.spec import ModelShape
-from hpstudy.training.kernels import attention, output_loss, prepare_attention
+from hpstudy.training.kernels import attention, fastest_attention, output_loss, prepare_attention
 
 INIT_STD = 0.02
 MAX_GRAPHS = 256  # of the blocks, one per shape of inputs
@@ -103,8 +103,9 @@ class GPT(nn.Module):
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> final hidden states [B, T, C]."""
         x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
-        for block in self.h:
-            x_BTC = block(x_BTC)
+        with fastest_attention(x_BTC.device):
+            for block in self.h:
+                x_BTC = block(x_BTC)
         out: Tensor = self.ln_f(x_BTC)
         return out
 

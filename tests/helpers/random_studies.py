@@ -63,7 +63,10 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         "val_tokens": 4 * context,
         "tokenizer": "bytes" if tiny else draw(st.sampled_from(["gpt2", "gpt2:256", "bytes"])),
     }
-    trainer |= draw(optional(evals=st.integers(1, 4), seed=st.just(7), precision=st.sampled_from(["auto", "fp32"])))
+    precision = st.sampled_from(["auto", "fp32"])
+    trainer |= draw(
+        optional(evals=st.integers(1, 4), seed=st.just(7), precision=precision, deterministic=st.booleans())
+    )
     if not tiny and draw(st.booleans()):
         trainer |= {"corpus": "shards:*.bin"} | draw(optional(val=WORDS))
     elif not tiny:

@@ -48,6 +48,11 @@ def test_the_precision_is_bf16_only_if_the_cpu_has_it() -> None:
     ]
 
 
+def test_a_cpu_repeats_whatever_the_study_asks_for() -> None:
+    assert place("cpu", "fp32", deterministic=False) == place("cpu", "fp32")
+    assert place("cpu", "fp32").environment()["deterministic"] is True
+
+
 def test_products_are_in_bf16_only_under_a_bf16_placement() -> None:
     for precision in ("fp32", "auto"):
         placement = place("cpu", precision)
