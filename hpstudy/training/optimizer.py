@@ -6,6 +6,8 @@ call per tensor. AdamW works element by element, so the numbers are those of the
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +68,23 @@ def make_adamw(flat: FlatParameters, hparams: HParams) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=hparams.lr, betas=(hparams.beta1, hparams.beta2), eps=hparams.eps, fused=True)
 
 
+@contextlib.contextmanager
+def capturable(optimizer: torch.optim.AdamW) -> Iterator[None]:
+    """Lets a CUDA graph capture the optimizer, which torch refuses without this mark. It changes no arithmetic."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:  # an uncaptured step with the mark would warn, and checkpoints stay as they were
+        for group in optimizer.param_groups:
+            group["capturable"] = False
+
+
+def state_tensors(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """All that a step of the optimizer changes besides the weights; empty before its first step."""
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
 class Clipping(NamedTuple):
     """What clipping measured, and the divisor of all gradients in the update."""
 
@@ -94,10 +113,11 @@ def clip_(flat: FlatParameters, mode: ClipMode, max_norm: float) -> Clipping:
     return Clipping(norm=total, clipped=(norms > max_norm).any(), divisor=one)
 
 
-def update_(optimizer: torch.optim.AdamW, lr: float, divisor: Tensor) -> None:
+def update_(optimizer: torch.optim.AdamW, lr: float | Tensor, divisor: Tensor) -> None:
     """One AdamW step at rate `lr` with every gradient divided by `divisor`.
 
-    The fused kernel divides while it reads the gradients (its hook for loss scaling), which saves a pass over them.
+    The fused kernel divides while it reads the gradients (its hook for loss scaling), which saves a pass over them. It
+    reads a rate in a tensor on its device, and its own count of steps, when it runs, so a CUDA graph may hold it.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
