@@ -26,7 +26,7 @@ class TrainingState:
 
     step: int
     weights: Tensor  # the flat buffer, fp32
-    optimizer: dict[str, Any]  # AdamW's state_dict
+    optimizer: dict[str, Any]  # AdamW.state_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ class Placement:
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # itself it is a class of torch, which its reader would have to import
             "python": platform.python_version(),
             "platform": platform.platform(),
         }
@@ -84,9 +84,17 @@ def prepare_process(threads: int) -> None:
     """Sets threads, determinism and memory of a process. Call it before `place` and the first large allocation."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    demand_determinism(True)
     # filling every new tensor is a debugging aid, and took 6% of a small step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def demand_determinism(demanded: bool) -> None:
+    """What torch.use_deterministic_algorithms does, without its import of torch's compiler: 816 modules, 1.4 s.
+
+    Whoever compiles has to tell the compiler too (GPT.compile_blocks).
+    """
+    torch._C._set_deterministic_algorithms(demanded, warn_only=False)
 
 
 def place(device: str, precision: PrecisionChoice, *, deterministic: bool = True) -> Placement:
@@ -112,7 +120,7 @@ def place(device: str, precision: PrecisionChoice, *, deterministic: bool = True
     torch.cuda.set_device(int(index or 0))  # otherwise every worker would hold memory on the first GPU
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if not deterministic:
-        torch.use_deterministic_algorithms(False)
+        demand_determinism(False)
     return replace(_placement(f"cuda:{index or 0}", "GPU", precision, has_bf16), deterministic=deterministic)
 
 

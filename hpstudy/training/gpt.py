@@ -95,6 +95,8 @@ class GPT(nn.Module):
         The rest stays as it is: the output layer has its own kernel, and torch's own gradient of an embedding is faster
         than the one that the compiler takes to be deterministic (tests/README.md).
         """
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(deterministic)  # sets the compiler's switch, too
         torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond its limit torch silently stops compiling
         prepare_attention(self.wpe.num_embeddings, str(self.wpe.weight.device))
         for block in self.h:

@@ -16,26 +16,28 @@ from torch import Tensor
 from hpstudy.data.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.hparams import HParams
 from hpstudy.records import Run, StepRecord
-from hpstudy.spec import TrainerSpec
+from hpstudy.spec import TrainerSpec, flops_per_token
 from hpstudy.training.checkpoint import Checkpoint, TrainingState
 from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, Step, captured, captured_step
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.optimizer import (
-    FlatParameters,
-    capturable,
-    clip_,
-    make_adamw,
-    norm,
-    share_lost_to_bf16,
-    state_tensors,
-    update_,
-)
+from hpstudy.training.optimizer import AdamW, FlatParameters, clip_, norm, share_lost_to_bf16
 from hpstudy.training.schedule import Evaluation, StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
+COMPILE_FLOPS, COMPILE_SECONDS = 5e13, 10.0  # of one run of about 20 in a study; 10^15 FLOP take a GPU 5 to 30 s
 
 Capture = Literal["step", "micro-batch", "nothing"]
+
+
+def compiling_pays(spec: TrainerSpec) -> bool:
+    """Whether compiled blocks save a study on a GPU more seconds than compiling costs each of its workers: 5 to 30.
+
+    A function of the spec alone, because compiled and other kernels round differently.
+    """
+    if spec.tokens is None:
+        return spec.seconds is None or spec.seconds >= COMPILE_SECONDS
+    return spec.tokens * flops_per_token(spec.model, spec.tokenizer, spec.context) >= COMPILE_FLOPS
 
 
 class Trainer:
@@ -59,17 +61,16 @@ class Trainer:
 
         `capture`: what is launched as one graph if it is small: the whole step (the default on GPUs), or at most the
         micro-batch.
-        `compile`: whether the model's blocks are compiled; by default on GPUs.
+        `compile`: whether the model's blocks are compiled; by default on GPUs, if runs are long enough to repay it.
         """
         self.spec = spec
         self.placement = placement
         self.vocab_size = corpus.vocab_size
         self._steps_ahead = int(placement.is_cuda) if steps_ahead is None else steps_ahead
         self._captures: Capture = capture or ("step" if placement.is_cuda else "nothing")
-        self._compiles = placement.is_cuda if compile is None else compile
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
-        if self._compiles:
+        if placement.is_cuda and compiling_pays(spec) if compile is None else compile:
             self._model.compile_blocks()
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
@@ -82,7 +83,7 @@ class Trainer:
         inputs_BT, targets_BT = (torch.from_numpy(part).to(placement.device) for part in (inputs, targets))
         self._val_batches = list(zip(torch.split(inputs_BT, rows), torch.split(targets_BT, rows), strict=True))
 
-        self._optimizer: torch.optim.AdamW | None = None
+        self._optimizer: AdamW | None = None
         self._step = 0  # the last step launched
         self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yet yielded
         self._catching_up = False
@@ -112,7 +113,7 @@ class Trainer:
         hparams, spec = run.hparams, self.spec
         start = checkpoint.state if checkpoint else None
         initialize(self._model, run.seed)
-        optimizer = self._optimizer = make_adamw(self._flat, hparams)
+        optimizer = self._optimizer = AdamW(self._flat, hparams)
         self._step_graph = None
         if start is not None:
             self._flat.weights.copy_(start.weights)
@@ -136,7 +137,7 @@ class Trainer:
             while len(unread) > (0 if step.eval_index or self._catching_up else self._steps_ahead):
                 yield self._record(hparams, *unread.popleft())
 
-    def _launch(self, hparams: HParams, optimizer: torch.optim.AdamW, step: StepPlan, windows_2BT: Tensor) -> Tensor:
+    def _launch(self, hparams: HParams, optimizer: AdamW, step: StepPlan, windows_2BT: Tensor) -> Tensor:
         """Starts a step's work on the device and returns its figures; see `StepPlan.record`."""
         if isinstance(self._lr, Tensor):
             self._lr.fill_(step.lr)  # a graph reads it there
@@ -151,26 +152,25 @@ class Trainer:
             and self._proved.get(shape, True)
         )
         take_step = partial(self._take_step, hparams, optimizer, micro_batch, whole)
-        if not whole or not optimizer.state:  # the first step of a run makes the optimizer's state
+        if not whole:
             return take_step(windows_2BT)
         if self._step_graph is None:
             state: list[Tensor] = []
             if shape not in self._proved:
-                state = [self._flat.weights, *state_tensors(optimizer)]
+                state = [self._flat.weights, *optimizer.tensors]
             first_2BT = windows_2BT[:, :micro_batch].to(self.placement.device)
-            with capturable(optimizer):
-                self._step_graph = captured_step(
-                    take_step,
-                    windows_2BT,
-                    backward=lambda: self._backward(first_2BT[0], first_2BT[1], 1.0),
-                    state=state,
-                    exact=self.placement.deterministic,
-                )
+            self._step_graph = captured_step(
+                take_step,
+                windows_2BT,
+                backward=lambda: self._backward(first_2BT[0], first_2BT[1], 1.0),
+                state=state,
+                exact=self.placement.deterministic,
+            )
             self._proved[shape] = self._step_graph is not None
         return (self._step_graph or take_step)(windows_2BT)
 
     def _take_step(
-        self, hparams: HParams, optimizer: torch.optim.AdamW, micro_batch: int, whole: bool, windows_2BT: Tensor
+        self, hparams: HParams, optimizer: AdamW, micro_batch: int, whole: bool, windows_2BT: Tensor
     ) -> Tensor:
         """One step, from its windows to its figures. Nothing in it waits for the device."""
         # accumulate gradients over the micro-batches
@@ -180,7 +180,7 @@ class Trainer:
         # clip by the norm, then update
         clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
         self._before.copy_(self._flat.weights)
-        update_(optimizer, self._lr, clipping.divisor)
+        optimizer.step(self._lr, clipping.divisor)
 
         # ||update|| / ||weights||; about 1e-3 at a healthy learning rate
         ratio = norm(self._flat.weights - self._before) / norm(self._before)
