@@ -153,6 +153,9 @@ GLOSSARY: dict[str, Metric] = {
 }
 """StepRecord field -> metric. The metric's name is the key in steps.jsonl, on W&B and in the steps table."""
 
+LOSSES = ("train/loss", "val/loss")
+ROUNDED = frozenset({"train/grad_norm", "train/clipped", "train/update_to_weight", "val/bf16_lost"})
+LOSS_ROUNDING = 0.05  # nats, and of a loss above 1 its share
 TIMES = frozenset({"train/step_seconds", "train/tok_per_sec", "val/seconds"})  # differ from training to training
 
 
@@ -166,18 +169,28 @@ def from_row(row: dict[str, Any]) -> StepRecord:
     return StepRecord(**{key: row[m.name] for key, m in GLOSSARY.items() if m.name in row})
 
 
-def step_differences(before: StepRecord, again: StepRecord) -> str:
-    """How a step trained again differs from its record, to the last bit; empty if it does not.
+def step_differences(before: StepRecord, again: StepRecord, *, exact: bool = True) -> str:
+    """How a step trained again differs from its record; empty if it does not.
 
     For humans: "train/loss 3.25 where 3.125 was recorded". Times are left out, and so are metrics that the version
-    which wrote the record did not have.
+    which wrote the record did not have. `exact` compares to the last bit. Otherwise losses may differ by LOSS_ROUNDING,
+    and norms and shares, which rounding moves more, are not compared.
     """
     old, new = as_row(before), as_row(again)
+    if not exact:
+        rounded = {name for name in LOSSES if _is_close(old.get(name), new.get(name))}
+        old, new = ({name: row[name] for name in row if name not in rounded | ROUNDED} for row in (old, new))
     return ", ".join(
         f"{name} {new.get(name)} where {old.get(name)} was recorded"
         for name in dict.fromkeys([*old, "val/loss"])
         if name not in TIMES and repr(old.get(name)) != repr(new.get(name))  # repr: NaN equals NaN
     )
+
+
+def _is_close(before: float | None, again: float | None) -> bool:
+    if before is None or again is None:
+        return False
+    return repr(before) == repr(again) or math.isclose(before, again, rel_tol=LOSS_ROUNDING, abs_tol=LOSS_ROUNDING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

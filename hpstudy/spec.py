@@ -56,6 +56,7 @@ class TrainerSpec:
     seed: int = 0  # of initialisation and data order in the search phase
     threads: int = 1  # CPU threads of one training
     precision: PrecisionChoice = "auto"
+    deterministic: bool = True  # a GPU repeats a run to the last bit; a CPU always does
     ramp_multiple: int = 1  # sequences; the batches of a ramp are multiples of it
 
     @property

@@ -138,6 +138,18 @@ def test_differences_of_the_last_bit_and_of_missing_values_are_named() -> None:
     assert step_differences(record(1), replace(record(1), val_loss=4.0)) == "val/loss 4.0 where None was recorded"
 
 
+def test_a_step_that_need_not_repeat_may_differ_in_loss_by_rounding_and_in_no_planned_value() -> None:
+    before = replace(record(1, evaluated=True, loss=4.0), bf16_lost=0.25)
+    near = replace(before, loss=4.1, val_loss=5.2, grad_norm=9.0, clipped=True, update_to_weight=1.0, bf16_lost=0.5)
+    assert step_differences(before, near)
+    assert step_differences(before, near, exact=False) == ""
+    assert step_differences(before, replace(near, loss=4.5), exact=False) == "train/loss 4.5 where 4.0 was recorded"
+    assert step_differences(before, replace(near, lr=0.5), exact=False).startswith("train/lr 0.5 where")
+    broken = replace(before, loss=math.nan)
+    assert step_differences(broken, broken, exact=False) == ""
+    assert step_differences(broken, near, exact=False) == "train/loss 4.1 where nan was recorded"
+
+
 # Losses
 
 

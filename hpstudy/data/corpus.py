@@ -115,17 +115,17 @@ class WindowSampler:
         self._epoch: int | None = None
         self._order = np.empty(0, np.uint32)  # 40 MB for 10B tokens at a context of 1024
 
-    def windows(self, first: int, count: int) -> tuple[Windows, Windows]:
-        """Inputs and targets of the run's sequences `first` to `first + count - 1`, [count, context] each."""
-        inputs = np.empty((count, self._context), np.int64)
-        targets = np.empty_like(inputs)
+    def windows(self, first: int, count: int) -> Windows:
+        """Inputs and targets of the run's sequences `first` to `first + count - 1`, [2, count, context]."""
+        windows = np.empty((2, count, self._context), np.int64)
+        inputs, targets = windows
         for row in range(count):
             epoch, place = divmod(first + row, self._num_windows)
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, self._shuffled(epoch)
             ids = self._train.read(int(self._order[place]) * self._context, self._context + 1)
             inputs[row], targets[row] = ids[:-1], ids[1:]
-        return inputs, targets
+        return windows
 
     def _shuffled(self, epoch: int) -> npt.NDArray[np.uint32]:
         order = np.arange(self._num_windows, dtype=np.uint32)

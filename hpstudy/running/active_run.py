@@ -35,10 +35,10 @@ class ActiveRun:
         clock: AwakeClock,
         deaths: int,
         furthest: int,
-        discards_steps: bool,
+        exact: bool,
         checkpoint_seconds: float,
     ) -> None:
-        """`discards_steps`: without a checkpoint the run starts again without the steps of earlier attempts."""
+        """`exact`: steps trained again must have the same bits; otherwise steps without a checkpoint are discarded."""
         self.header = header
         self.run: Run = header.run
         self.deaths = deaths
@@ -51,7 +51,7 @@ class ActiveRun:
         self._summary = RunSummary()
         folder = store.folder(self.run.run_id)
         self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
-        self._discards_steps, self._checkpoint_seconds = discards_steps, checkpoint_seconds
+        self._exact, self._checkpoint_seconds = exact, checkpoint_seconds
         self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
         self._warned = False
 
@@ -60,8 +60,8 @@ class ActiveRun:
         fresh = self._store.header(self.run.run_id) is None  # then other files are remains
         if fresh:
             self._checkpoint.unlink(missing_ok=True)
-        fresh = fresh or (self._discards_steps and self.checkpoint is None)
-        self._writer = self._store.begin(self.header, fresh=fresh)
+        fresh = fresh or (not self._exact and self.checkpoint is None)
+        self._writer = self._store.begin(self.header, fresh=fresh, exact=self._exact)
         self._wandb.begin(self.header)
         self._progress.start(self.run)
         if self._writer.cut:

@@ -19,6 +19,7 @@ from hpstudy.records import Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
 from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import select, update_selections
+from hpstudy.running.environment import inexact
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.opponents import TUNED_LR_JOURNAL, batch_control, tuned_lr
 from hpstudy.running.pool import WorkerPool
@@ -189,11 +190,12 @@ class _Driver:
         """The finished trials whose runs are missing or incomplete. Raises MachineError if they cannot be retrained."""
         ended = [trial.number for trial in search.trials() if trial.state != "running"]
         lost = {n: run_id for n in ended if (run_id := trial_run_id(phase, n)) not in finished}
-        if lost and "train/tok_per_sec" in study.metrics:
+        speed = ["a speed cannot be measured twice"] if "train/tok_per_sec" in study.metrics else []
+        if lost and (reasons := speed + inexact(study, self._pool.environment)):
             raise MachineError(
-                f"{self._store.root}: the search has used the speed of {', '.join(lost.values())}, but the run store "
-                "has no result, and a speed cannot be measured twice; restore the folder, or start again with another "
-                "--runs folder"
+                f"{self._store.root}: the search has used the result of {', '.join(lost.values())}, but the run store "
+                f"lacks it, and training again would give another ({'; '.join(reasons)}); restore the folder, or start "
+                "again with another --runs folder"
             )
         if lost:
             self._progress.say(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.errors import UserError
+from hpstudy.study import Study
 
 FROZEN = ("device", "device_name", "cpu_capability", "precision", "threads", "torch", "corpus_digest")
 PROPOSING = ("optuna", "numpy")  # packages that proposals and verdicts depend on
@@ -28,6 +29,16 @@ def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[st
     began = {**frozen, **{name: _packages(frozen).get(name) for name in PROPOSING}}
     keys = [key for key in (*FROZEN, *PROPOSING) if began.get(key) is not None]  # other versions may know fewer
     return [f"{key} was {began[key]}, is {now[key]}" for key in keys if began[key] != now[key]]
+
+
+def inexact(study: Study, worker: Mapping[str, Any]) -> list[str]:
+    """Why a run of the study need not have the same bits if it is trained again; empty if it must."""
+    found = []
+    if study.budget.pack != 1:
+        found.append("[budget] pack: it may have been trained with others as one model, and is trained alone now")
+    if not worker.get("deterministic", True):
+        found.append("[trainer] deterministic: is false, so a GPU need not repeat to the last bit")
+    return found
 
 
 def accepted_changes(environment: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,9 @@ HEADROOM = 0.1  # share of the memory that stays free
 NOTICEABLE = 0.02  # a smaller difference in speed is not worth more memory
 PROBE_STEPS = 3  # timed at each size that is tried
 LEAST_TOKENS = 1024  # of one forward pass; half as many trained at 0.8 to 0.9 of the speed on one core
-DEVICE = ("device", "device_name", "memory_gib", "precision", "threads", "torch")  # speed and memory depend on these
+FIRST_TOKENS = {"cpu": LEAST_TOKENS, "cuda": 8192}  # of the first size tried; each size costs a GPU a compilation
+# what speed and memory depend on
+DEVICE = ("device", "device_name", "memory_gib", "precision", "deterministic", "threads", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ def find_micro_batch(
             message=timed.message,
         )
 
-    probes = climb(sizes, probe)
+    probes = explore(sizes, FIRST_TOKENS[environment["device"]] // context, probe)
     size = choose(probes)
     if size is None:
         raise MachineError(f"no micro-batch of this study runs here: {probes[0]}; take a smaller model")
@@ -136,6 +138,14 @@ def candidates(sequences: int, context: int) -> list[int]:
         if sequences % size == 0 and (not found or size >= 2 * found[-1]):
             found.append(size)
     return found
+
+
+def explore(sizes: Sequence[int], first: int, probe: Callable[[int], Probe]) -> list[Probe]:
+    """Climbs from the first size of at least `first` sequences; if that does not fit, from the smallest up to it."""
+    larger = [size for size in sizes if size >= first] or list(sizes[-1:])
+    smaller = [size for size in sizes if size < larger[0]]
+    probes = climb(larger, probe)
+    return probes if probes[0].fits or not smaller else climb(smaller, probe)
 
 
 def climb(sizes: Sequence[int], probe: Callable[[int], Probe]) -> list[Probe]:

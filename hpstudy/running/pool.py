@@ -12,7 +12,7 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.environment import ACCEPTED, admitted, describe, with_code
+from hpstudy.running.environment import ACCEPTED, admitted, describe, inexact, with_code
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.messages import (
     Finished,
@@ -70,6 +70,12 @@ class WorkerPool:
         """Starts the first worker, waits until it is ready, and returns its environment."""
         self._workers = [self._start_worker(0)]
         return self._admit_first()
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """That of the worker that became ready last."""
+        assert self._environment is not None
+        return self._environment
 
     @property
     def first(self) -> Worker:
@@ -174,7 +180,7 @@ class WorkerPool:
             clock=self._clock,
             deaths=deaths,
             furthest=furthest,
-            discards_steps=self._study.budget.pack != 1,  # an earlier version may have trained them with others
+            exact=not inexact(self._study, self._environment or {}),
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
         active.begin()

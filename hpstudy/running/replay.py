@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpstudy.errors import MachineError, UserError, did_you_mean
 from hpstudy.records import Run, StepRecord, step_differences
-from hpstudy.running.environment import differences
+from hpstudy.running.environment import differences, inexact
 from hpstudy.running.messages import Finished, Recorded, Setup, Train
 from hpstudy.running.summary import RunSummary
 from hpstudy.running.worker import Worker
@@ -20,10 +20,7 @@ from hpstudy.tracking.store import RunStore, RunView
 
 REMEDY = "try `hpstudy doctor`, or replay it where it was trained"
 FIGURES = ("steps", "tokens", "val_loss", "best_val_loss", "train_loss", "clipped_share")  # of a result
-TOLERANCE = {
-    "fp32": 1e-3,
-    "bf16": 5e-2,
-}  # nats by which a loss may differ between machines, or that had trained with others as one model
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # nats by which a loss may differ if the numbers need not repeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +58,7 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
         worker = Worker.start(Setup(spec=study.spec, device=device, base=Path.cwd()), Path(folder) / "worker.log")
         try:
             environment = worker.wait_until_ready().environment
-            changed = differences(frozen, environment)
-            if study.budget.pack != 1:
-                changed.append(
-                    "[budget] pack: it may have been trained with others as one model, and is trained alone now"
-                )
+            changed = differences(frozen, environment) + inexact(study, environment)
             first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
         finally:
             worker.stop()

@@ -199,6 +199,12 @@ class TrainerTable(Table):
     seed: Seed = _key(0, "seed of initialisation and data order in the search")
     threads: Count = _key(1, "CPU threads of one training", le=512)
     precision: PrecisionChoice = _key("auto", "bf16 if the device has it, with fp32 weights, or fp32", "fp32")
+    deterministic: bool = _key(
+        True,
+        "whether a GPU repeats a run to the last bit; if false it takes cuDNN's attention and is faster, but a run "
+        "trained again differs a little, so trials are no longer a function of the file alone. A CPU always repeats",
+        False,
+    )
 
 
 class RangeTable(Table):
@@ -259,7 +265,9 @@ class Budget(Table):
     parallel: Count = _key(
         4, "trials proposed before the result of the first is known; workers beyond it idle", le=10_000
     )
-    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = 1  # of earlier versions; ignored, see load.py
+    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = _key(
+        1, "ignored: earlier versions trained so many trials as one model"
+    )
     sampler: Annotated[Sampler, BeforeValidator(_named)] = _key(Sampler(), "a name, or a table of the keys below")
     pruner: Annotated[Pruner, BeforeValidator(_named)] = _key(Pruner(), "a name, or a table of the keys below")
     smaller_micro_batch: bool = _key(

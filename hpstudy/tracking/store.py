@@ -148,8 +148,9 @@ class RunWriter:
         intact: bytes,
         cut: int,
         refuse_if_lost: Callable[[], None],
+        exact: bool,
     ) -> None:
-        self._path, self._steps, self._refuse_if_lost = path, steps, refuse_if_lost
+        self._path, self._steps, self._refuse_if_lost, self._exact = path, steps, refuse_if_lost, exact
         self._size, self._sha256 = len(intact), hashlib.sha256(intact)
         self.recorded = recorded
         """The intact steps of earlier attempts."""
@@ -157,11 +158,18 @@ class RunWriter:
         """Bytes of damaged lines that were cut off."""
 
     @classmethod
-    def open(cls, folder: Path, *, fresh: bool = False, refuse_if_lost: Callable[[], None] = lambda: None) -> RunWriter:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        fresh: bool = False,
+        exact: bool = True,
+        refuse_if_lost: Callable[[], None] = lambda: None,
+    ) -> RunWriter:
         """Resumes a run after its intact steps, cutting off the rest; with `fresh` it starts again from step 1.
 
-        `refuse_if_lost` is called before each write. Raises MachineError if steps that would not be trained again have
-        changed.
+        `exact`: steps trained again must have the same bits. `refuse_if_lost` is called before each write. Raises
+        MachineError if steps that would not be trained again have changed.
         """
         path = folder / STEPS
         with writing(path):
@@ -174,7 +182,7 @@ class RunWriter:
                 (folder / MARK).unlink()  # steps that are gone will be trained, and timed, anew
             steps = open(path, "ab", opener=own_file)  # noqa: SIM115
             steps.truncate(intact)
-        return cls(path, steps, recorded, lines[:intact], len(lines) - intact, refuse_if_lost)
+        return cls(path, steps, recorded, lines[:intact], len(lines) - intact, refuse_if_lost, exact)
 
     def append(self, record: StepRecord) -> bool:
         """Hands a step to the operating system and returns True; returns False for a step recorded before.
@@ -221,7 +229,7 @@ class RunWriter:
             raise MachineError(_gone(folder)) from error
 
     def _compare(self, before: StepRecord, again: StepRecord) -> None:
-        if different := step_differences(before, again):
+        if different := step_differences(before, again, exact=self._exact):
             raise MachineError(
                 f"{self._path}: step {again.step} trained again gives {different}; the file was changed, or this "
                 f"machine does not repeat its numbers; remove {self._path.parent} to train the run again from step 1"
@@ -380,14 +388,17 @@ class RunStore:
         write_atomic(self.root / STUDY_FILE, toml_text)
         self.write_json(STUDY_VALUES, {**began, **{key: resolved[key] for key in GROWING if key in resolved}})
 
-    def begin(self, header: RunHeader, *, fresh: bool = False) -> RunWriter:
-        """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else."""
+    def begin(self, header: RunHeader, *, fresh: bool = False, exact: bool = True) -> RunWriter:
+        """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else.
+
+        `exact`: steps trained again must have the same bits as their records.
+        """
         folder = self.folder(header.run.run_id)
         assert not (folder / RESULT).exists(), f"{folder} is finished"
         self.refuse_if_lost()
         write_atomic(folder / HEADER, to_json(dataclasses.asdict(header)))
         self._seen.add(header.run.run_id)
-        return RunWriter.open(folder, fresh=fresh, refuse_if_lost=self.refuse_if_lost)
+        return RunWriter.open(folder, fresh=fresh, exact=exact, refuse_if_lost=self.refuse_if_lost)
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""

@@ -26,7 +26,7 @@ class TrainingState:
 
     step: int
     weights: Tensor  # the flat buffer, fp32
-    optimizer: dict[str, Any]  # AdamW's state_dict
+    optimizer: dict[str, Any]  # AdamW.state_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,8 @@ class Checkpoint:
     state: TrainingState
 
 
-NEWER = (("val", None), ("confirm_val", False))  # keys of the spec at the values of versions that did not have them
+# keys of the spec at the values of versions that did not have them
+NEWER = (("val", None), ("confirm_val", False), ("deterministic", True))
 
 
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:

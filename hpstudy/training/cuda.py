@@ -1,4 +1,4 @@
-"""What keeps a GPU busy: step figures read while it works on, and micro-batches launched as one CUDA graph.
+"""What keeps a GPU busy: step figures read while it works on, and steps or micro-batches launched as one CUDA graph.
 
 The maths is that of the plain path. On CPUs readings work the same way and nothing is captured.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 WARMUPS = 3  # runs before a capture: compilation, cuBLAS workspaces, autograd's buffers
-GRAPH_FLOPS = 2e12  # of a micro-batch: 3 to 10 ms on a large GPU, about what launching its kernels singly takes
+GRAPH_FLOPS = 2e12  # of what is captured: 3 to 10 ms on a large GPU, about what launching its kernels singly takes
+CLOSE = 0.05  # relative difference of two results that need not have the same bits
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +70,74 @@ class Backward(Protocol):
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor, share: float | Tensor) -> Tensor: ...
 
 
-def captured(backward: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: Tensor) -> Backward:
+Step = Callable[[Tensor], Tensor]
+"""Trains one step on inputs and targets, [2, B, T], and returns its figures."""
+
+
+def captured_step(
+    step: Step, windows_2BT: Tensor, *, backward: Callable[[], object], state: Sequence[Tensor], exact: bool
+) -> Step | None:
+    """`step` as one CUDA graph for windows of this shape. None, and a log line, if that fails.
+
+    `state` is all that `step` changes: the graph is used only if it gives the `outcome` of `step` (see `agree`).
+    `backward` is the part that autograd runs, to be warmed up before the capture. An empty state skips both, for a
+    shape that was captured before.
+    """
+    try:
+        expected = outcome(step, windows_2BT, state) if state else []
+        if state:
+            warm_up(backward)
+        inside = windows_2BT.to("cuda")  # the graph reads this at every replay
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            figures = step(inside)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        log.warning("steps are launched in parts, which is slower: no CUDA graph: %s", error)
+        return None
+
+    def replay(windows_2BT: Tensor) -> Tensor:
+        inside.copy_(windows_2BT, non_blocking=True)
+        graph.replay()
+        return figures  # valid until the next replay
+
+    if state:
+        found = outcome(replay, windows_2BT, state)
+        if not all(agree(ours, theirs, exact=exact) for ours, theirs in zip(found, expected, strict=True)):
+            log.warning("steps are launched in parts, which is slower: the CUDA graph gave other numbers")
+            return None
+    return replay
+
+
+def outcome(step: Step, windows_2BT: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
+    """The figures of a step and what it makes of each tensor of `state`, which is then put back."""
+    before = [tensor.clone() for tensor in state]
+    found = [step(windows_2BT).clone(), *(tensor.clone() for tensor in state)]
+    for tensor, old in zip(state, before, strict=True):
+        tensor.copy_(old)
+    return found
+
+
+def agree(ours: Tensor, theirs: Tensor, *, exact: bool) -> bool:
+    """Whether two fp32 tensors have the same bits, NaN included; unless `exact`, whether they are about equal."""
+    if exact:
+        return torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+    ours, theirs = ours.nan_to_num(), theirs.nan_to_num()
+    return bool(torch.linalg.vector_norm(ours - theirs) <= CLOSE * torch.linalg.vector_norm(theirs))
+
+
+def captured(
+    backward: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: Tensor, *, exact: bool = True
+) -> Backward:
     """`backward` as one CUDA graph for inputs of this shape. If that fails, `backward` itself, and a log line.
 
     A small model's kernels end before the host has launched the next one; a graph launches them all at once.
-    `grads` is the buffer that `backward` adds to. It is overwritten here: the graph is used only if it gives the same
-    bits as `backward`.
+    `grads` is the buffer that `backward` adds to. It is overwritten here: the graph is used only if it gives the
+    results of `backward` (see `agree`).
     """
     x, y = inputs_BT.clone(), targets_BT.clone()  # the graph reads these and `factor` at every replay
     factor = torch.ones((), device=grads.device)
     try:
-        _on_a_side_stream(lambda: [backward(x, y, factor) for _ in range(WARMUPS)])
+        warm_up(lambda: backward(x, y, factor))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             loss = backward(x, y, factor)
@@ -94,26 +152,29 @@ def captured(backward: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: T
         graph.replay()
         return loss  # valid until the next replay
 
-    if not same_bits(backward, replay, grads, inputs_BT, targets_BT):
+    if not same_gradients(backward, replay, grads, inputs_BT, targets_BT, exact=exact):
         log.warning("micro-batches are launched kernel by kernel, which is slower: the CUDA graph gave other numbers")
         return backward
     return replay
 
 
-def same_bits(one: Backward, other: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: Tensor) -> bool:
-    """Whether both give the same loss and gradients to the last bit. Overwrites `grads`."""
+def same_gradients(
+    one: Backward, other: Backward, grads: Tensor, inputs_BT: Tensor, targets_BT: Tensor, *, exact: bool
+) -> bool:
+    """Whether both give the same loss and gradients. Overwrites `grads`."""
     found = []
     for backward in (one, other):
         grads.zero_()
         loss = backward(inputs_BT, targets_BT, 0.5)
         found.append((loss.clone(), grads.clone()))
-    return all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    return all(agree(ours, theirs, exact=exact) for ours, theirs in zip(*found, strict=True))
 
 
-def _on_a_side_stream(work: Callable[[], object]) -> None:
-    """Runs work on another stream, as torch requires before a capture."""
+def warm_up(work: Callable[[], object]) -> None:
+    """Runs work a few times on another stream, as torch requires before a capture."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        work()
+        for _ in range(WARMUPS):
+            work()
     torch.cuda.current_stream().wait_stream(side)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Placement:
     device: str  # "cpu", "cuda:0"
     precision: str  # "bf16" or "fp32"
     reason: str  # why this precision
+    deterministic: bool = True  # a run trained again has the same bits
 
     @property
     def kind(self) -> str:
@@ -73,23 +74,33 @@ class Placement:
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # itself it is a class of torch, which its reader would have to import
             "python": platform.python_version(),
             "platform": platform.platform(),
         }
 
 
 def prepare_process(threads: int) -> None:
-    """Sets threads, determinism and memory of a process. Call it before the first large allocation."""
+    """Sets threads, determinism and memory of a process. Call it before `place` and the first large allocation."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    demand_determinism(True)
     # filling every new tensor is a debugging aid, and took 6% of a small step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def place(device: str, precision: PrecisionChoice) -> Placement:
+def demand_determinism(demanded: bool) -> None:
+    """What torch.use_deterministic_algorithms does, without its import of torch's compiler: 816 modules, 1.4 s.
+
+    Whoever compiles has to tell the compiler too (GPT.compile_blocks).
+    """
+    torch._C._set_deterministic_algorithms(demanded, warn_only=False)
+
+
+def place(device: str, precision: PrecisionChoice, *, deterministic: bool = True) -> Placement:
     """Resolves a device (auto, cpu, cuda, cuda:N) and a precision (auto, bf16, fp32), and makes a GPU the current one.
+
+    Unless `deterministic`, a GPU may take kernels that do not repeat to the last bit; a CPU always repeats.
 
     Raises UserError if this machine does not have them.
     """
@@ -108,7 +119,9 @@ def place(device: str, precision: PrecisionChoice) -> Placement:
         raise UserError(f"--device {device}: {found}; use --device cpu, or leave the flag out")
     torch.cuda.set_device(int(index or 0))  # otherwise every worker would hold memory on the first GPU
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return _placement(f"cuda:{index or 0}", "GPU", precision, has_bf16)
+    if not deterministic:
+        demand_determinism(False)
+    return replace(_placement(f"cuda:{index or 0}", "GPU", precision, has_bf16), deterministic=deterministic)
 
 
 def _placement(device: str, kind: str, precision: PrecisionChoice, has_bf16: bool, how: str = "") -> Placement:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpstudy.spec import ModelShape
-from hpstudy.training.kernels import attention, output_loss, prepare_attention
+from hpstudy.training.kernels import attention, fastest_attention, output_loss, prepare_attention
 
 INIT_STD = 0.02
 MAX_GRAPHS = 256  # of the blocks, one per shape of inputs
@@ -95,6 +95,8 @@ class GPT(nn.Module):
         The rest stays as it is: the output layer has its own kernel, and torch's own gradient of an embedding is faster
         than the one that the compiler takes to be deterministic (tests/README.md).
         """
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(deterministic)  # sets the compiler's switch, too
         torch._dynamo.config.recompile_limit = MAX_GRAPHS  # beyond its limit torch silently stops compiling
         prepare_attention(self.wpe.num_embeddings, str(self.wpe.weight.device))
         for block in self.h:
@@ -103,8 +105,9 @@ class GPT(nn.Module):
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [B, T] -> final hidden states [B, T, C]."""
         x_BTC: Tensor = self.wte(tokens_BT) + self.wpe.weight[: tokens_BT.shape[1]]
-        for block in self.h:
-            x_BTC = block(x_BTC)
+        with fastest_attention(x_BTC.device):
+            for block in self.h:
+                x_BTC = block(x_BTC)
         out: Tensor = self.ln_f(x_BTC)
         return out
 

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, H heads, D head width, C width, N = B * T predict
 
 from __future__ import annotations
 
+import contextlib
 import math
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 LOGITS_PER_CHUNK = {"cpu": 2**27, "cuda": 2**30}  # of one matrix product of the output layer; 256 MiB, 2 GiB in bf16
@@ -36,7 +38,8 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     On CPUs torch's fused kernel has a slow backward in bf16: plain matrix products took a fifth of its time at T = 128,
     40% at 256 and 85% at 1024. In fp32 the fused kernel is as fast or faster.
     On GPUs, in compiled code with a mask from `prepare_attention`, FlexAttention is deterministic and faster than the
-    deterministic flash attention that torch would take: 2.5 ms instead of 3.0 forward and backward.
+    deterministic flash attention that torch would take: 2.5 ms instead of 3.0 forward and backward. If determinism is
+    not asked for, see `fastest_attention`.
     """
     if q_BHTD.is_cpu and q_BHTD.dtype is torch.bfloat16:
         B, H, T, D = q_BHTD.shape
@@ -45,12 +48,25 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
         weights = torch.softmax(torch.baddbmm(future, q, k.transpose(1, 2), alpha=1 / math.sqrt(D)), dim=-1)
         return torch.bmm(weights, v).view(B, H, T, D)
     T, D = q_BHTD.shape[-2:]
-    if torch.compiler.is_compiling() and q_BHTD.dtype is torch.bfloat16 and D >= 16 and T in _causal_masks:
+    flexible = torch.compiler.is_compiling() and torch.are_deterministic_algorithms_enabled()
+    if flexible and q_BHTD.dtype is torch.bfloat16 and D >= 16 and T in _causal_masks:
         options: Any = HOPPER_BLOCKS if D == 64 and _has_hopper_blocks else None
         out = flex_attention(q_BHTD, k_BHTD, v_BHTD, block_mask=_causal_masks[T], kernel_options=options)
         assert isinstance(out, Tensor)
         return out
     return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True)
+
+
+def fastest_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Has torch's fused attention take cuDNN's kernels on a GPU that need not be deterministic: 2.05 ms.
+
+    Their backward does not repeat to the last bit. Inputs that cuDNN refuses, as in fp32, go to the next kernel.
+    """
+    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return contextlib.nullcontext()
+    kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    chosen: contextlib.AbstractContextManager[None] = sdpa_kernel(kernels, set_priority=True)
+    return chosen
 
 
 def prepare_attention(context: int, device: str) -> None:

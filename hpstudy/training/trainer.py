@@ -6,24 +6,38 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpstudy.data.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.hparams import HParams
 from hpstudy.records import Run, StepRecord
-from hpstudy.spec import TrainerSpec
+from hpstudy.spec import TrainerSpec, flops_per_token
 from hpstudy.training.checkpoint import Checkpoint, TrainingState
-from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, captured
+from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, Step, captured, captured_step
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
+from hpstudy.training.optimizer import AdamW, FlatParameters, clip_, norm, share_lost_to_bf16
 from hpstudy.training.schedule import Evaluation, StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
+COMPILE_FLOPS, COMPILE_SECONDS = 5e13, 10.0  # of one run of about 20 in a study; 10^15 FLOP take a GPU 5 to 30 s
+
+Capture = Literal["step", "micro-batch", "nothing"]
+
+
+def compiling_pays(spec: TrainerSpec) -> bool:
+    """Whether compiled blocks save a study on a GPU more seconds than compiling costs each of its workers: 5 to 30.
+
+    A function of the spec alone, because compiled and other kernels round differently.
+    """
+    if spec.tokens is None:
+        return spec.seconds is None or spec.seconds >= COMPILE_SECONDS
+    return spec.tokens * flops_per_token(spec.model, spec.tokenizer, spec.context) >= COMPILE_FLOPS
 
 
 class Trainer:
@@ -40,32 +54,35 @@ class Trainer:
         placement: Placement,
         *,
         steps_ahead: int | None = None,
-        capture: bool | None = None,
+        capture: Capture | None = None,
         compile: bool | None = None,
     ) -> None:
         """`steps_ahead`: steps launched before the figures of the last one are read; by default 1 on GPUs, else 0.
 
-        `capture`: whether micro-batches of small models are launched as one graph; by default on GPUs.
-        `compile`: whether the model's blocks are compiled; by default on GPUs.
+        `capture`: what is launched as one graph if it is small: the whole step (the default on GPUs), or at most the
+        micro-batch.
+        `compile`: whether the model's blocks are compiled; by default on GPUs, if runs are long enough to repay it.
         """
         self.spec = spec
         self.placement = placement
         self.vocab_size = corpus.vocab_size
         self._steps_ahead = int(placement.is_cuda) if steps_ahead is None else steps_ahead
-        self._captures = placement.is_cuda if capture is None else capture
-        self._compiles = placement.is_cuda if compile is None else compile
+        self._captures: Capture = capture or ("step" if placement.is_cuda else "nothing")
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
-        if self._compiles:
+        if placement.is_cuda and compiling_pays(spec) if compile is None else compile:
             self._model.compile_blocks()
         self._flat = FlatParameters(self._model)
         self._before = torch.empty_like(self._flat.weights)
         self._graph: tuple[int, Backward] | None = None  # of the last micro-batch size; only one is kept in memory
+        self._step_graph: Step | None = None  # of the run in training, whose hyperparameters it holds
+        self._proved: dict[tuple[int, int], bool] = {}  # (batch, micro-batch) -> whether its graph was right
+        self._lr: float | Tensor = torch.zeros((), device=placement.device) if placement.is_cuda else 0.0
         self._val_batches = self._val_batches_of(confirm=False)
         self._confirm_batches = self._val_batches_of(confirm=True) if spec.confirm_val else self._val_batches
         self._evaluated_on = self._val_batches  # by the run in training
 
-        self._optimizer: torch.optim.AdamW | None = None
+        self._optimizer: AdamW | None = None
         self._step = 0  # the last step launched
         self._unread: deque[tuple[StepPlan, Reading]] = deque()  # steps launched and not yet yielded
         self._catching_up = False
@@ -96,7 +113,8 @@ class Trainer:
         start = checkpoint.state if checkpoint else None
         initialize(self._model, run.seed)
         self._evaluated_on = self._val_batches if run.seed == spec.seed else self._confirm_batches
-        optimizer = self._optimizer = make_adamw(self._flat, hparams)
+        optimizer = self._optimizer = AdamW(self._flat, hparams)
+        self._step_graph = None
         if start is not None:
             self._flat.weights.copy_(start.weights)
             optimizer.load_state_dict(start.optimizer)
@@ -110,24 +128,63 @@ class Trainer:
 
         for step in islice(steps, start.step if start else 0, None):
             reading = Reading(self._flat.weights.device)
-
-            # accumulate gradients over the micro-batches
-            loss = self._accumulate_gradients(sampler, step, step.micro_batch(hparams, spec.context))
-
-            # clip by the norm, then update
-            clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
-            self._before.copy_(self._flat.weights)
-            update_(optimizer, step.lr, clipping.divisor)
-
-            # ||update|| / ||weights||; about 1e-3 at a healthy learning rate
-            ratio = norm(self._flat.weights - self._before) / norm(self._before)
-            reading.send(torch.stack([loss, clipping.norm, clipping.clipped, ratio]))
+            windows_2BT = self._windows(sampler, step)
+            reading.send(self._launch(hparams, optimizer, step, windows_2BT))
             unread.append((step, reading))
             self._step = step.step
 
             # yield records, evaluating when due; a GPU's come one step late
             while len(unread) > (0 if step.eval_index or self._catching_up else self._steps_ahead):
                 yield self._record(hparams, *unread.popleft())
+
+    def _launch(self, hparams: HParams, optimizer: AdamW, step: StepPlan, windows_2BT: Tensor) -> Tensor:
+        """Starts a step's work on the device and returns its figures; see `StepPlan.record`."""
+        if isinstance(self._lr, Tensor):
+            self._lr.fill_(step.lr)  # a graph reads it there
+        else:
+            self._lr = step.lr
+        micro_batch = step.micro_batch(hparams, self.spec.context)
+        shape = (windows_2BT.shape[1], micro_batch)
+        whole = (
+            self._captures == "step"
+            and step.batch_tokens == hparams.batch_tokens  # not the batches of a ramp, each of another shape
+            and self._flops(step.batch_tokens) <= GRAPH_FLOPS
+            and self._proved.get(shape, True)
+        )
+        take_step = partial(self._take_step, hparams, optimizer, micro_batch, whole)
+        if not whole:
+            return take_step(windows_2BT)
+        if self._step_graph is None:
+            state: list[Tensor] = []
+            if shape not in self._proved:
+                state = [self._flat.weights, *optimizer.tensors]
+            first_2BT = windows_2BT[:, :micro_batch].to(self.placement.device)
+            self._step_graph = captured_step(
+                take_step,
+                windows_2BT,
+                backward=lambda: self._backward(first_2BT[0], first_2BT[1], 1.0),
+                state=state,
+                exact=self.placement.deterministic,
+            )
+            self._proved[shape] = self._step_graph is not None
+        return (self._step_graph or take_step)(windows_2BT)
+
+    def _take_step(
+        self, hparams: HParams, optimizer: AdamW, micro_batch: int, whole: bool, windows_2BT: Tensor
+    ) -> Tensor:
+        """One step, from its windows to its figures. Nothing in it waits for the device."""
+        # accumulate gradients over the micro-batches
+        inputs_BT, targets_BT = windows_2BT.to(self.placement.device, non_blocking=True)
+        loss = self._accumulate_gradients(inputs_BT, targets_BT, micro_batch, whole)
+
+        # clip by the norm, then update
+        clipping = clip_(self._flat, hparams.clip_mode, hparams.grad_clip)
+        self._before.copy_(self._flat.weights)
+        optimizer.step(self._lr, clipping.divisor)
+
+        # ||update|| / ||weights||; about 1e-3 at a healthy learning rate
+        ratio = norm(self._flat.weights - self._before) / norm(self._before)
+        return torch.stack([loss, clipping.norm, clipping.clipped, ratio])
 
     def _record(self, hparams: HParams, step: StepPlan, reading: Reading) -> StepRecord:
         """What a step measured. Reading it is the only synchronisation of a step without an evaluation."""
@@ -151,21 +208,28 @@ class Trainer:
         run = Run(run_id="measure", phase="search", trial=None, seed=self.spec.seed, tokens=far, hparams=full_batch)
         return [record.step_seconds for record in islice(self.train(run), 2, 2 + steps)]
 
-    def _accumulate_gradients(self, sampler: WindowSampler, step: StepPlan, micro_batch: int) -> Tensor:
+    def _windows(self, sampler: WindowSampler, step: StepPlan) -> Tensor:
+        """Inputs and targets of a step, [2, B, T] on the host: one range of windows, whatever the micro-batch."""
+        context = self.spec.context
+        windows_2BT = torch.from_numpy(sampler.windows(step.tokens_before // context, step.batch_tokens // context))
+        return windows_2BT.pin_memory() if self.placement.is_cuda else windows_2BT  # copied without waiting
+
+    def _accumulate_gradients(self, inputs: Tensor, targets: Tensor, micro_batch: int, whole: bool) -> Tensor:
         """The mean loss over the whole batch, with its gradient in the flat buffer.
 
-        The batch is one range of windows, whatever the micro-batch. Each micro-batch's loss is weighted by its share of
-        the batch, so that the gradients add up to the gradient of the batch's mean.
+        Each micro-batch's loss is weighted by its share of the batch, so that the gradients add up to the gradient of
+        the batch's mean. `whole`: the step is or will be one graph, so that micro-batches need none.
         """
-        context = self.spec.context
-        first, count = step.tokens_before // context, step.batch_tokens // context
-        inputs, targets = (self._to_device(windows) for windows in sampler.windows(first, count))
-        backward = self._backward_of(inputs[:micro_batch], targets[:micro_batch])
+        backward = self._backward if whole else self._backward_of(inputs[:micro_batch], targets[:micro_batch])
         self._flat.grads.zero_()
         total = torch.zeros((), device=self.placement.device)
         for x_BT, y_BT in zip(torch.split(inputs, micro_batch), torch.split(targets, micro_batch), strict=True):
-            total += backward(x_BT, y_BT, micro_batch / count)
+            total += backward(x_BT, y_BT, micro_batch / len(inputs))
         return total
+
+    def _flops(self, tokens: int) -> int:
+        """Of training on `tokens` tokens, about."""
+        return 6 * self.num_params * tokens
 
     def _backward(self, inputs_BT: Tensor, targets_BT: Tensor, share: float | Tensor) -> Tensor:
         with self.placement.autocast():
@@ -175,12 +239,13 @@ class Trainer:
 
     def _backward_of(self, inputs_BT: Tensor, targets_BT: Tensor) -> Backward:
         """`_backward` for inputs of this shape; as a graph if the model is so small that launches would dominate."""
-        flops = 6 * self.num_params * inputs_BT.numel()
-        if not self._captures or flops > GRAPH_FLOPS:
+        if self._captures == "nothing" or self._flops(inputs_BT.numel()) > GRAPH_FLOPS:
             return self._backward
         if self._graph is None or self._graph[0] != len(inputs_BT):
             self._graph = None  # frees the old one first
-            self._graph = len(inputs_BT), captured(self._backward, self._flat.grads, inputs_BT, targets_BT)
+            exact = self.placement.deterministic
+            graph = captured(self._backward, self._flat.grads, inputs_BT, targets_BT, exact=exact)
+            self._graph = len(inputs_BT), graph
         return self._graph[1]
 
     @torch.no_grad()
@@ -197,15 +262,7 @@ class Trainer:
         return Evaluation(val_loss=val_loss, bf16_lost=bf16_lost, seconds=time.perf_counter() - start)
 
     def _val_batches_of(self, *, confirm: bool) -> list[tuple[Tensor, Tensor]]:
-        inputs, targets = val_windows(self._corpus, self.spec.context, confirm=confirm)
+        windows = val_windows(self._corpus, self.spec.context, confirm=confirm)
         rows = max(1, EVAL_TOKENS // self.spec.context)
-        return [
-            (self._to_device(inputs[i : i + rows]), self._to_device(targets[i : i + rows]))
-            for i in range(0, len(inputs), rows)
-        ]
-
-    def _to_device(self, windows: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(windows)
-        if not self.placement.is_cuda:
-            return tensor
-        return tensor.pin_memory().to(self.placement.device, non_blocking=True)  # the host does not wait for the copy
+        inputs_BT, targets_BT = (torch.from_numpy(part).to(self.placement.device) for part in windows)
+        return list(zip(torch.split(inputs_BT, rows), torch.split(targets_BT, rows), strict=True))

@@ -69,7 +69,7 @@ def test_two_slices_share_no_target_with_each_other_or_with_training(tmp_path: P
 @pytest.mark.usefixtures("cache")
 def test_a_corpus_too_short_for_two_slices_is_refused(tmp_path: Path):
     write_by_hand(tmp_path / "1.bin", list(range(9)))
-    with pytest.raises(UserError, match="must hold twice val_tokens and one more to validate on.*lower val_tokens"):
+    with pytest.raises(UserError, match=r"must hold twice val_tokens and one more to validate on.*lower val_tokens"):
         load_corpus("shards:*.bin", "gpt2", 4, slices=2, base=tmp_path)
 
 

@@ -64,7 +64,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         "tokenizer": "bytes" if tiny else draw(st.sampled_from(["gpt2", "gpt2:256", "bytes"])),
     }
     precision = st.sampled_from(["auto", "fp32"])
-    trainer |= draw(optional(evals=st.integers(1, 4), seed=st.just(7), precision=precision, confirm_val=st.booleans()))
+    flags = {"deterministic": st.booleans(), "confirm_val": st.booleans()}
+    trainer |= draw(optional(evals=st.integers(1, 4), seed=st.just(7), precision=precision, **flags))
     if not tiny and draw(st.booleans()):
         trainer |= {"corpus": "shards:*.bin"} | draw(optional(val=WORDS))
     elif not tiny:

@@ -14,12 +14,14 @@ from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run
 from hpstudy.running import active_run
 from hpstudy.running.active_run import ActiveRun, header_of, with_smaller_micro_batch
+from hpstudy.running.environment import inexact
 from hpstudy.running.interface import Progress
 from hpstudy.running.replay import replay
 from hpstudy.running.worker import AwakeClock
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
+from tests.helpers.stores import step_record
 from tests.helpers.training import run as a_run
 
 CONTEXT = 32  # of the run above: 8 sequences a step
@@ -40,7 +42,7 @@ class Sinks:
         self.store = RunStore(root / "runs" / "tiny")
         self.wandb, self.progress = Mock(spec=WandbSink), Mock(spec=Progress)
 
-    def active(self, run: Run, *, discards_steps: bool = False) -> ActiveRun:
+    def active(self, run: Run, *, exact: bool = True) -> ActiveRun:
         return ActiveRun(
             header_of(run, self.store, "tiny", 1000),
             self.store,
@@ -49,7 +51,7 @@ class Sinks:
             clock=AwakeClock(),
             deaths=0,
             furthest=0,
-            discards_steps=discards_steps,
+            exact=exact,
             checkpoint_seconds=60.0,
         )
 
@@ -78,7 +80,7 @@ def test_steps_without_a_checkpoint_are_discarded_if_they_may_not_repeat(sinks: 
     folder = sinks.store.folder(a_run().run_id)
     folder.mkdir(parents=True)
     (folder / "steps.jsonl").write_text("from before")
-    active = sinks.active(a_run(), discards_steps=True)
+    active = sinks.active(a_run(), exact=False)
     assert set(files(tmp_path).values()) == {b"from before"}
     active.begin()
     assert (folder / "steps.jsonl").read_text() == ""
@@ -98,6 +100,32 @@ def test_a_run_without_a_header_begins_anew_whatever_a_removal_has_left(sinks: S
     assert {path.name for path in folder.iterdir()} == {"header.json", "steps.jsonl"}
     assert (folder / "steps.jsonl").read_text() == ""
     active.abandon()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_step_trained_again_after_a_checkpoint_may_differ_if_it_need_not_repeat(sinks: Sinks, exact: bool):
+    active = sinks.active(a_run())
+    active.begin()
+    active.record(step_record(1, 4.0, steps=20))
+    active.part.write_text("state")
+    active.on_saved(1.0, "")
+    active.abandon()
+    again = sinks.active(a_run(), exact=exact)
+    again.begin()
+    assert len(again.recorded) == 1
+    if exact:
+        with pytest.raises(MachineError, match="does not repeat its numbers"):
+            again.record(step_record(1, 4.01, steps=20))
+    else:
+        again.record(step_record(1, 4.01, steps=20))
+        again.record(step_record(2, 4.0, steps=20))
+    again.abandon()
+    assert [record.loss for record in sinks.store.view(a_run().run_id).records()] == ([4.0] if exact else [4.0, 4.0])
+
+
+def test_a_run_must_repeat_unless_it_trained_with_others_or_on_a_gpu_that_need_not(tiny):
+    assert inexact(tiny(), {"deterministic": True}) == inexact(tiny(), {}) == []
+    assert len(inexact(tiny(more="pack = 2"), {"deterministic": False})) == 2
 
 
 def test_a_study_that_trained_trials_as_one_resumes_one_at_a_time_and_replays_within_a_tolerance(tiny, tmp_path: Path):

@@ -102,7 +102,7 @@ def test_a_lost_speed_is_refused_by_name(tiny, tmp_path: Path):
     store = run_here(study, tmp_path)
     shutil.rmtree(store.root / "search-0001")
     before = (store.root / "optuna.journal").read_bytes()
-    with pytest.raises(MachineError, match=r"has used the speed of search-0001, .* cannot be measured twice; restore"):
+    with pytest.raises(MachineError, match=r"the result of search-0001, .* cannot be measured twice\); restore"):
         run_here(study, tmp_path)
     assert (store.root / "optuna.journal").read_bytes() == before
     assert not (store.root / "search-0001").exists()

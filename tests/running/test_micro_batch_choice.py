@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpstudy.running.micro_batch import HEADROOM, LEAST_TOKENS, NOTICEABLE, Probe, candidates, choose, climb
+from hpstudy.running.micro_batch import HEADROOM, LEAST_TOKENS, NOTICEABLE, Probe, candidates, choose, climb, explore
 
 GIB = st.floats(min_value=0.01, max_value=10)
 
@@ -47,6 +47,17 @@ def test_every_candidate_divides_the_batch_and_fills_a_forward_pass(sequences: i
     assert all(sequences % size == 0 for size in sizes)
     assert all(size * context >= min(LEAST_TOKENS, sequences * context) for size in sizes)
     assert all(2 * before <= after for before, after in pairwise(sizes))
+
+
+@pytest.mark.parametrize(
+    ("first", "room_gib", "tried"),
+    [(8, 100.0, [8, 16, 32]), (8, 6.0, [1, 2, 4]), (1, 6.0, [1, 2, 4]), (99, 100.0, [32]), (1, 0.5, [1])],
+)
+def test_a_device_starts_at_its_own_first_size_and_falls_back_to_smaller_ones(first, room_gib, tried):
+    def probe(size: int) -> Probe:
+        return Probe(size=size, tok_per_sec=float(size), peak_gib=float(size), room_gib=room_gib)
+
+    assert [found.size for found in explore([1, 2, 4, 8, 16, 32], first, probe)] == tried
 
 
 @given(

@@ -75,6 +75,7 @@ def test_gpt3_125m_is_gpt3_small_on_a_billion_tokens() -> None:
     assert study.spec.tokens is not None
     assert study.spec.tokens >= 1_000_000_000
     assert study.baseline_hparams(study.spec.tokens).batch_tokens == 2**19
+    assert study.auto_micro_batch
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt3-baseline"])

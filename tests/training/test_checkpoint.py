@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -96,6 +98,15 @@ def test_a_file_of_another_run_or_machine_is_refused(tmp_path: Path) -> None:
 def test_the_names_of_what_a_run_repeats_do_not_change_its_fingerprint() -> None:
     named = replace(RUN, of="search-0003", fraction=0.5)
     assert fingerprint(SMALL, named, ENVIRONMENT) == fingerprint(SMALL, RUN, ENVIRONMENT)
+
+
+def test_the_fingerprint_has_a_spec_that_need_not_repeat_and_none_of_its_default() -> None:
+    assert fingerprint(replace(SMALL, deterministic=False), RUN, ENVIRONMENT) != fingerprint(SMALL, RUN, ENVIRONMENT)
+    fixed = {key: value for key, value in asdict(SMALL).items() if key not in ("val", "deterministic")}
+    trained = {key: value for key, value in asdict(RUN).items() if key not in ("of", "fraction")}
+    machine = {key: ENVIRONMENT[key] for key in MACHINE}
+    text = json.dumps([fixed, trained, machine], sort_keys=True, default=repr)  # as before the key
+    assert fingerprint(SMALL, RUN, ENVIRONMENT) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_pickle_in_place_of_a_checkpoint_is_not_executed(tmp_path: Path) -> None:

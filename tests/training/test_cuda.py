@@ -7,19 +7,21 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hpstudy.data.corpus import WindowSampler
+from hpstudy.data.corpus import WindowSampler, corpus_of
 from hpstudy.hparams import GPT3
 from hpstudy.records import StepRecord
-from hpstudy.training.cuda import Reading, captured, same_bits
+from hpstudy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hpstudy.training.cuda import Reading, agree, captured, captured_step, outcome, same_gradients
 from hpstudy.training.device import place, prepare_process
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.kernels import attention, output_loss, prepare_attention
+from hpstudy.training.kernels import attention, fastest_attention, output_loss, prepare_attention
 from hpstudy.training.trainer import Trainer
 from tests.golden import curves
 from tests.helpers.training import SPEC, curve, make_trainer, run
@@ -38,6 +40,9 @@ RUN = run(
         batch_ramp_start=0.25,
     )
 )
+LONG = replace(RAMPED, context=128, ramp_multiple=1)
+LONG_HPARAMS = replace(RUN.hparams, batch_tokens=1024, micro_batch=4, batch_ramp_fraction=0.0)
+LONG_RUN = replace(RUN, tokens=20 * 1024, hparams=LONG_HPARAMS)
 
 
 def launched_at_each_record(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[StepRecord, int]]:
@@ -116,8 +121,44 @@ def test_a_graph_with_other_gradients_has_other_bits():
         one.grads.mul_(1 + 2**-23)
         return loss
 
-    assert same_bits(one, one, one.grads, ids, ids)
-    assert not same_bits(one, other, one.grads, ids, ids)
+    assert same_gradients(one, one, one.grads, ids, ids, exact=True)
+    assert not same_gradients(one, other, one.grads, ids, ids, exact=True)
+    assert same_gradients(one, other, one.grads, ids, ids, exact=False)
+
+
+def test_results_agree_to_the_last_bit_or_about():
+    numbers = torch.tensor([1.0, -2.0, math.nan, 0.0])
+    near = numbers * (1 + 2**-23)
+    assert agree(numbers, numbers.clone(), exact=True)
+    assert not agree(numbers, near, exact=True)
+    assert agree(numbers, near, exact=False)
+    assert not agree(numbers, 2 * numbers, exact=False)
+
+
+def test_the_outcome_of_a_step_leaves_its_state_as_it_was():
+    weights = torch.ones(3)
+
+    def step(windows_2BT: Tensor) -> Tensor:
+        return weights.add_(1).sum() * windows_2BT.sum()
+
+    figures, after = outcome(step, torch.ones(2), [weights])
+    assert (figures.item(), after.tolist(), weights.tolist()) == (12.0, [2.0] * 3, [1.0] * 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests machines without a GPU")
+def test_without_a_capture_steps_run_as_they_are_and_it_is_tried_once(caplog: pytest.LogCaptureFixture):
+    weights = torch.ones(3)
+    options = {"backward": lambda: None, "state": [weights], "exact": True}
+    with caplog.at_level(logging.WARNING):
+        assert captured_step(lambda _: weights.mul_(2).sum(), torch.ones(2), **options) is None
+    assert weights.tolist() == [1.0] * 3
+    caplog.clear()
+    plain = replace(RUN, hparams=replace(RUN.hparams, batch_ramp_fraction=0.0))
+    expected = curve(make_trainer(RAMPED), plain)
+    trainer = make_trainer(RAMPED, capture="step")
+    with caplog.at_level(logging.WARNING):
+        assert [curve(trainer, plain) for _ in range(2)] == [expected, expected]
+    assert len([line for line in caplog.messages if line.startswith("steps are launched in parts")]) == 1
 
 
 @needs_gpu
@@ -198,17 +239,68 @@ def test_a_gpus_curve_is_the_same_bitwise_again_late_or_at_once_captured_or_not(
     assert curve(trainer, RUN) == expected
     assert curve(make_trainer(RAMPED, "cuda"), RUN) == expected
     assert curve(make_trainer(RAMPED, "cuda", steps_ahead=0), RUN) == expected
-    assert curve(make_trainer(RAMPED, "cuda", steps_ahead=0, capture=False), RUN) == expected
+    assert curve(make_trainer(RAMPED, "cuda", capture="micro-batch"), RUN) == expected
+    assert curve(make_trainer(RAMPED, "cuda", steps_ahead=0, capture="nothing"), RUN) == expected
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("clip_mode", ["global", "per_tensor", "none"])
+@pytest.mark.usefixtures("deterministic")
+def test_a_step_as_one_graph_has_the_bits_of_its_kernels_one_by_one(
+    clip_mode: str, compile: bool, caplog: pytest.LogCaptureFixture
+):
+    trainer = make_trainer(RAMPED, "cuda", compile=compile)
+    for lr, beta2 in ((3e-3, 0.95), (1e-2, 0.99)):  # the second run must not take the graph of the first
+        hparams = replace(RUN.hparams, lr=lr, beta2=beta2, clip_mode=clip_mode, grad_clip=0.5, batch_ramp_fraction=0.0)
+        plain = replace(RUN, hparams=hparams)
+        found = curve(trainer, plain)
+        assert trainer._step_graph is not None, caplog.text
+        kernels = make_trainer(RAMPED, "cuda", steps_ahead=0, capture="nothing", compile=compile)
+        assert found == curve(kernels, plain)
+    assert len({record.loss for record in found}) == len(found)
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("deterministic")
+def test_a_run_resumed_from_a_checkpoint_goes_on_as_a_graph_with_the_same_bits(tmp_path: Path):
+    plain = replace(RUN, hparams=replace(RUN.hparams, batch_ramp_fraction=0.0))
+    expected = curve(make_trainer(RAMPED, "cuda"), plain)
+    stopped = make_trainer(RAMPED, "cuda")
+    for _ in stopped.train(plain):
+        if (state := stopped.state()) is not None and state.step >= 7:
+            break
+    assert state is not None
+    save_checkpoint(tmp_path / "state", Checkpoint(fingerprint="", bad_steps=0, state=state))
+    resumed = make_trainer(RAMPED, "cuda")
+    assert curve(resumed, plain, load_checkpoint(tmp_path / "state", "")) == expected[state.step :]
+    assert resumed._step_graph is not None
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.usefixtures("deterministic")
+def test_a_curve_that_need_not_repeat_is_that_of_one_that_must(compile: bool):
+    expected = curve(make_trainer(LONG, "cuda", compile=compile), LONG_RUN)
+    placement = place("cuda", "auto", deterministic=False)
+    assert placement.environment()["deterministic"] is False
+    found = curve(Trainer(LONG, corpus_of(LONG), placement, compile=compile), LONG_RUN)
+    assert [r.loss for r in found] == pytest.approx([r.loss for r in expected], rel=5e-3)
+    with fastest_attention(torch.device("cuda")), torch.profiler.profile() as profiled:
+        qkv = torch.randn(3, 4, 2, 128, 64, device="cuda", dtype=torch.bfloat16)
+        F.scaled_dot_product_attention(*qkv, is_causal=True)
+        torch.cuda.synchronize()
+    assert any("cudnn" in event.name for event in profiled.events())
 
 
 @needs_gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("deterministic")
 def test_a_curve_with_compiled_attention_repeats_and_is_that_of_fp32():
-    long = replace(RAMPED, context=128, ramp_multiple=1)
-    hparams = replace(RUN.hparams, batch_tokens=1024, micro_batch=4, batch_ramp_fraction=0.0)
-    run = replace(RUN, tokens=20 * 1024, hparams=hparams)
-    expected = curve(make_trainer(long, "cuda"), run)
-    assert curve(make_trainer(long, "cuda"), run) == expected
-    exact = curve(make_trainer(replace(long, precision="fp32"), "cuda"), run)
+    expected = curve(make_trainer(LONG, "cuda", compile=True), LONG_RUN)
+    assert curve(make_trainer(LONG, "cuda", compile=True), LONG_RUN) == expected
+    exact = curve(make_trainer(replace(LONG, precision="fp32"), "cuda"), LONG_RUN)
     assert [r.loss for r in expected] == pytest.approx([r.loss for r in exact], rel=5e-3)

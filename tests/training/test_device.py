@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
 from hpstudy.errors import UserError
 from hpstudy.training.checkpoint import MACHINE
-from hpstudy.training.device import is_out_of_memory, place
+from hpstudy.training.device import demand_determinism, is_out_of_memory, place
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests machines without a GPU")
 
@@ -46,6 +48,26 @@ def test_the_precision_is_bf16_only_if_the_cpu_has_it() -> None:
     assert list(caught.value.problems) == [
         '[trainer] precision: this CPU has no bf16 arithmetic; use precision = "fp32" or "auto"'
     ]
+
+
+def test_the_driver_reads_an_environment_without_torch() -> None:
+    environment = place("cpu", "fp32").environment()
+    assert {type(value) for value in environment.values()} <= {str, int, bool, float}
+    assert b"torch_version" not in pickle.dumps(environment)
+
+
+def test_determinism_is_demanded_as_torch_does_it() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    for demanded in (True, False):
+        demand_determinism(demanded)
+        assert torch.are_deterministic_algorithms_enabled() is demanded
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    demand_determinism(before)
+
+
+def test_a_cpu_repeats_whatever_the_study_asks_for() -> None:
+    assert place("cpu", "fp32", deterministic=False) == place("cpu", "fp32")
+    assert place("cpu", "fp32").environment()["deterministic"] is True
 
 
 def test_products_are_in_bf16_only_under_a_bf16_placement() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from hpstudy.hparams import GPT3
+from hpstudy.hparams import GPT3, HParams
 from hpstudy.spec import ModelShape
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.optimizer import FlatParameters, clip_, make_adamw, norm, share_lost_to_bf16, update_
+from hpstudy.training.optimizer import AdamW, FlatParameters, clip_, norm, share_lost_to_bf16
 
+ONE = torch.tensor(1.0)
 SHAPE = ModelShape(layers=2, heads=2, width=32)
 
 
@@ -49,8 +50,6 @@ def test_flat_buffers_are_the_models_own_weights_and_gradients():
 
 def test_only_matrices_and_embeddings_decay_and_the_tied_one_appears_once():
     model, flat = model_with_gradients()
-    decay, rest = make_adamw(flat, replace(GPT3, weight_decay=0.1)).param_groups
-    assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
     assert 0 <= flat.decayed.numel() - matrices < 4096  # the rest is zeros that pad the buffer
     assert 0 <= flat.rest.numel() - sum(p.numel() for p in model.parameters() if p.ndim < 2) < 4096
@@ -63,7 +62,7 @@ def test_biases_and_gains_do_not_shrink_when_gradients_are_zero():
     with torch.no_grad():
         model.h[0].mlp.c_fc.bias.fill_(1.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    make_adamw(flat, replace(GPT3, lr=0.1, weight_decay=0.5)).step()
+    AdamW(flat, replace(GPT3, weight_decay=0.5)).step(0.1, ONE)
     for name, param in model.named_parameters():
         expected = before[name] * (1 - 0.1 * 0.5) if param.ndim >= 2 else before[name]
         torch.testing.assert_close(param, expected)
@@ -119,13 +118,48 @@ def test_dividing_inside_the_update_equals_dividing_before_it():
     updated = []
     for inside in (True, False):
         _, flat = model_with_gradients()
-        optimizer = make_adamw(flat, GPT3)
         divisor = torch.tensor(7.0)
         if not inside:
             flat.grads.div_(divisor)
-        update_(optimizer, 1e-2, divisor if inside else torch.tensor(1.0))
+        AdamW(flat, GPT3).step(1e-2, divisor if inside else ONE)
         updated.append(flat.weights)
     assert torch.equal(*updated)
+
+
+def test_updates_have_the_bits_of_torchs_adamw_whose_checkpoints_load():
+    flats = [model_with_gradients()[1] for _ in range(2)]
+    hparams = replace(GPT3, beta1=0.8, beta2=0.97, weight_decay=0.3)
+    ours, theirs = AdamW(flats[0], hparams), torchs_adamw(flats[1], hparams)
+    generator = torch.Generator().manual_seed(2)
+    for step in range(6):
+        if step == 3:  # goes on from a checkpoint of torch's optimizer
+            ours = AdamW(flats[0], hparams)
+            ours.load_state_dict(theirs.state_dict())
+        gradients = torch.randn(flats[0].grads.shape, generator=generator)
+        for flat in flats:
+            flat.grads.copy_(gradients)
+        divisor, lr = torch.tensor(1.0 + step), 1e-2 / (1 + step)
+        ours.step(lr, divisor)
+        for group in theirs.param_groups:
+            group["lr"] = lr
+        theirs.grad_scale = divisor
+        theirs.step()
+        assert torch.equal(flats[0].weights, flats[1].weights)
+    for number, state in theirs.state_dict()["state"].items():
+        assert all(torch.equal(ours.state_dict()["state"][number][name], value) for name, value in state.items())
+
+
+def torchs_adamw(flat: FlatParameters, hparams: HParams) -> torch.optim.AdamW:
+    groups = []
+    for weights, grads, decay in (
+        (flat.decayed, flat.decayed_grads, hparams.weight_decay),
+        (flat.rest, flat.rest_grads, 0.0),
+    ):
+        param = nn.Parameter(weights)
+        param.grad = grads
+        groups.append({"params": [param], "weight_decay": decay})
+    betas = (hparams.beta1, hparams.beta2)
+    return torch.optim.AdamW(groups, lr=hparams.lr, betas=betas, eps=hparams.eps, fused=True)
 
 
 def test_the_norm_of_many_numbers_is_exact_to_fp32():
@@ -138,10 +172,10 @@ def test_a_constant_factor_on_the_gradient_cancels_in_adam_so_clipping_does_not_
     updates = []
     for scale in (1.0, 1e-3):
         _, flat = model_with_gradients(scale)
-        optimizer = make_adamw(flat, replace(GPT3, lr=1e-2, eps=1e-20, weight_decay=0.0))
+        optimizer = AdamW(flat, replace(GPT3, eps=1e-20, weight_decay=0.0))
         before = flat.weights.clone()
         for _ in range(5):
-            optimizer.step()
+            optimizer.step(1e-2, ONE)
         updates.append(flat.weights - before)
     torch.testing.assert_close(updates[0], updates[1], rtol=1e-4, atol=1e-7)
     assert norm(updates[0]) > 0.1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 from torch import nn
 
 from hpstudy.data.corpus import WindowSampler, corpus_of, val_windows
+from hpstudy.study import load_study
 from hpstudy.training.gpt import GPT, initialize
-from hpstudy.training.trainer import Trainer
+from hpstudy.training.trainer import Trainer, compiling_pays
 from tests.helpers.training import BATCH, CONTEXT, HPARAMS, SPEC, curve, make_trainer, run
 
 
@@ -165,6 +168,29 @@ def test_measured_speed_is_positive_and_changes_nothing(trainer: Trainer):
     assert min(seconds) > 0
     assert trainer.time_evaluation() > 0
     assert curve(trainer, run()) == expected
+
+
+WITHOUT_THE_COMPILER = """
+import sys
+from hpstudy.training.device import prepare_process
+from tests.helpers.training import curve, make_trainer, run
+prepare_process(threads=1)
+print(len(curve(make_trainer(), run())), [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+
+
+def test_a_cpu_trains_without_importing_torchs_compiler():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_THE_COMPILER], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == ["20", "[]\n"]
+
+
+def test_compiling_pays_in_long_runs_of_large_models_only():
+    quickstart, large = load_study("quickstart").spec, load_study("gpt3-125m").spec
+    assert not compiling_pays(quickstart)
+    assert compiling_pays(large)
+    assert compiling_pays(replace(quickstart, tokens=10**9))
+    assert compiling_pays(replace(quickstart, tokens=None, seconds=60.0))
+    assert not compiling_pays(replace(quickstart, tokens=None, seconds=5.0))
 
 
 @pytest.mark.slow
