@@ -112,7 +112,9 @@ def test_a_browser_shows_verdict_figures_and_table_without_network_or_error(
     results = confirmed(tiny(more=CONFIRM))
     page = report(results, importances={"lr": 0.7, "beta2": 0.3}).html
     dom = opened(tmp_path / "report" / "index.html", tmp_path / "profile")
-    assert f"<h1>{html.escape(results.verdict().sentence, quote=False)}</h1>" in dom.replace("&#39;", "'")
+    verdict = results.verdict()
+    assert f"<h1>{html.escape(verdict.headline, quote=False)}</h1>" in dom.replace("&#39;", "'")
+    assert html.escape(verdict.sentence.removeprefix(verdict.headline).strip(), quote=False) in dom
     num_figures = page.count('<div class="plot"')
     assert num_figures == 2 + 2 + 2 + 1 + 6  # result, panels, together, best so far, training
     assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == num_figures

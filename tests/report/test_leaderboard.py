@@ -81,7 +81,7 @@ def test_a_search_without_runs_has_an_empty_comparison(compared: Compared) -> No
 
 
 def test_differences_within_the_noise_are_marked() -> None:
-    noise = Noise(sd=0.01, n=5, one_seed=0.039, detectable=0.02, seeds_for={})
+    noise = Noise(sd=0.01, n=5, difference_sd=0.014, pairs=0, one_seed=0.039, detectable=0.02, seeds_for={})
     assert [signed(d, noise) for d in (-0.04, -0.039, 0.001)] == ["-0.0400", "~-0.0390", "~+0.0010"]
     assert signed(0.001, None) == "+0.0010"
     assert one_seed_note(noise) == "~ marks differences that two seeds of one setting show too, up to 0.039 nats."

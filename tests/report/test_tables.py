@@ -88,7 +88,25 @@ def test_how_each_answer_was_reached_has_a_row_for_each_statistic(tiny: Tiny, co
     assert noise.title == "Seeds per arm to see a difference"
     assert cells(reached)["answer on the loss"] == ["better"]
     assert cells(reached)["design"] == ["paired"]
-    assert cells(reached)["optimism of the search"] == ["-0.0111"]
+    assert cells(reached)["s.d. of a seed's difference"] == ["0.001111"]
+    assert cells(reached)["margin (nats)"] == ["0.01"]
+    # 3.6 - 4.0 in the search, 3.6111 - 4.0100 on fresh seeds
+    assert cells(reached)["optimism of the search"] == ["-0.0011"]
+
+
+def test_what_the_winner_adds_has_a_table_for_each_other_opponent(tiny: Tiny, tmp_path: Path) -> None:
+    ends: Ends = {}
+    for trial, loss in {"search-0003": 3.0, "tuned-lr-0004": 3.1, "batch-0003": 3.2, "baseline": 3.3}.items():
+        ends |= {trial: loss} if trial != "baseline" else {}
+        repeat = trial if trial == "baseline" else f"confirm-{trial.removeprefix('search-')}"
+        ends |= {f"{repeat}-s{seed}": loss + wobble for seed, wobble in zip(SEEDS, WOBBLE, strict=True)}
+    _, *added, _ = certainty(results_of(tiny(more=CONFIRM), stored(tmp_path, ends), tmp_path).verdict())
+    assert [(table.title, table.header[1]) for table in added] == [
+        ("What the winner adds to batch-0003", "search-0003"),
+        ("What the winner adds to tuned-lr-0004", "search-0003"),
+    ]
+    assert all(cells(table)["paired seeds"] == ["3"] for table in added)
+    assert {table.note for table in added} == {"Adjusted together with the verdict's own comparisons."}
 
 
 def test_values_that_all_failed_trials_share_are_named(tiny: Tiny, searched: Build, tmp_path: Path) -> None:
