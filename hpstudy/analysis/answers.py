@@ -144,5 +144,6 @@ def found_nothing(contrast: Contrast, study: Study) -> bool:
 
     It says nothing of values that were not tried. A grid whose every point was confirmed has tried all.
     """
-    tried_all = study.budget.sampler.name == "grid" and study.trials - 1 <= study.confirm.top
+    others = study.trials - (study.baseline_proposal() is not None)
+    tried_all = study.budget.sampler.name == "grid" and others <= study.confirm.top
     return deciding(contrast, study) in (Answer.WORSE, Answer.SLOWER) and not tried_all

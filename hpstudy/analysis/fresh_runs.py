@@ -83,7 +83,8 @@ class FreshRuns:
         judged: dict[str, int] = {}
         for pair in self._comparisons:
             found = self.race.findings.get(pair)
-            needed = max(self.race.seeds if pair in self.race.open else 0, found.seeds if found else 0)
+            looked = found.seeds if found else Rules.of(self.study).looks[-1]  # at all, if too few runs had a loss
+            needed = self.race.seeds if pair in self.race.open else looked
             judged |= {side: max(needed, judged.get(side, 0)) for side in pair}
         everything: dict[str, Collection[int]] = {
             side: set(self._all.loc[self._all["candidate"] == side, "seed"]) for side in self._seeds
@@ -140,6 +141,10 @@ class FreshRuns:
         runs = self._complete(candidate)
         runs = runs.assign(updates=runs["run"].map(self._median_updates))
         return _by_seed(runs[runs["updates"] > 0], "updates")
+
+    def steps(self, candidate: str) -> float:
+        """The mean steps of the full complete runs; NaN without any."""
+        return float(self._complete(candidate)["steps"].astype("float64").mean())
 
     @cached_property
     def _median_updates(self) -> Series[float]:

@@ -36,7 +36,7 @@ def sentences(
     headline = _headline(first, study, len(contrasts) + len(additions))
     trials = fresh.num_trials
     parts = [_lead(first, study, reply, trials) + headline]
-    if found_nothing(first, study):
+    if found_nothing(first, study) and trials:
         parts.append(_search_power(trials))
     if first.answer is Answer.BETTER and not first.uneven:
         parts.append(_tail(first))
@@ -110,15 +110,13 @@ def _added(addition: Addition) -> str:
     ends = f"95% interval {addition.low:+.{digits}f} to {addition.high:+.{digits}f}, {addition.n} paired seeds"
     measured = f"{addition.difference:+.{digits}f} nats ({ends})"
     of_batch = trial_phase(addition.opponent) == "batch"
-    more = "uning more than the batch" if of_batch else "uning more than lr"
+    tuned = "the batch" if of_batch else "lr"
     which = "which has GPT-3's values at its batch" if of_batch else "which tunes only lr"
     match addition.answer:
         case Answer.EQUIVALENT:
-            return f"T{more} adds nothing that matters over {addition.opponent}: {measured}."
+            return f"Tuning more than {tuned} adds nothing that matters over {addition.opponent}: {measured}."
         case Answer.UNDECIDED:
-            return (
-                f"Whether {more[0].lower()}{more[1:]} adds anything over {addition.opponent} is undecided: {measured}."
-            )
+            return f"Whether tuning more than {tuned} helps against {addition.opponent} is undecided: {measured}."
         case answer:
             return f"{addition.candidate} is {answer} than {addition.opponent}, {which}: {measured}."
 
@@ -217,7 +215,7 @@ def _tail(c: Contrast) -> str:
 
 def _steps(c: Contrast, fresh: FreshRuns) -> str:
     """Equal tokens are not equal steps: says so if the sides differ in them."""
-    ours, theirs = (fresh.full(side)["steps"].mean() for side in (c.candidate, BASELINE))
-    if round(ours) == round(theirs):
+    ours, theirs = (fresh.steps(side) for side in (c.candidate, BASELINE))
+    if not abs(ours - theirs) >= 0.5:  # or one is not a number
         return ""
     return f"At equal tokens it took {ours:,.0f} steps, the baseline {theirs:,.0f}."

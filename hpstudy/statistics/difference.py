@@ -60,6 +60,7 @@ def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, mar
             se = np.sqrt(of_a + of_b)
             sd = se * np.sqrt(n)
             df = (of_a + of_b) ** 2 / (of_a**2 / (a.shape[-1] - 1) + of_b**2 / (b.shape[-1] - 1))
+            df = np.where(se > 0, df, a.shape[-1] + b.shape[-1] - 2.0)
         t = mean / se
         if margin is None:
             limit = NOISE_MARGIN * np.sqrt(n)  # the noncentrality of a difference of the margin

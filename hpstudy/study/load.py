@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
@@ -139,7 +140,7 @@ def _confirm(file: StudyFile) -> Confirm:
     """The table with the defaults of the file's format, save for seeds that follow from the whole study."""
     confirm = file.confirm
     if file.format == 1:
-        old = {"seeds": FORMAT_1_SEEDS, "margin": FORMAT_1_MARGIN}
+        old: dict[str, Any] = {"margin": FORMAT_1_MARGIN} | ({} if confirm.looks else {"seeds": FORMAT_1_SEEDS})
         return confirm.model_copy(update={key: value for key, value in old.items() if getattr(confirm, key) is None})
     can_race = bool(file.search) and confirm.design == "paired" and file.objective.metric == ["val/loss"]
     if confirm.looks is None and confirm.seeds is None and can_race:

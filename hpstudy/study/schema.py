@@ -265,8 +265,8 @@ class Budget(Table):
     parallel: Count = _key(
         4, "trials proposed before the result of the first is known; workers beyond it idle", le=10_000
     )
-    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = _key(
-        1, "ignored: earlier versions trained so many trials as one model"
+    pack: Annotated[int | Literal["auto"], BeforeValidator(_pack)] = (
+        1  # ignored; versions before 0.2 trained trials as one
     )
     sampler: Annotated[Sampler, BeforeValidator(_named)] = _key(Sampler(), "a name, or a table of the keys below")
     pruner: Annotated[Pruner, BeforeValidator(_named)] = _key(Pruner(), "a name, or a table of the keys below")

@@ -247,6 +247,19 @@ def test_the_seeds_of_a_race_are_frozen_and_stay_when_the_search_grows(
     assert load_frozen(store.root).trials == 9
 
 
+def test_the_seeds_of_a_race_stay_when_a_later_version_has_another_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = text(format=2)
+    seeds, store = parse(content).seeds, RunStore(tmp_path / "x")
+    store.create()
+    store.freeze_study(content, parse(content).resolved())
+    known = Study.resolved
+    monkeypatch.setattr(Study, "resolved", lambda study: {**known(study), "trainer.of_a_later_version": None})
+    assert load_frozen(store.root).seeds == seeds
+    refuse_changes(parse(content), store.root)
+
+
 @pytest.mark.parametrize("environment", [None, {}], ids=["no environment", "no hash"])
 def test_a_study_frozen_by_a_version_without_hashes_loads(
     frozen: Path, tiny: Callable[..., Study], environment: dict[str, Any] | None
