@@ -110,10 +110,11 @@ class Noise:
 
     def __str__(self) -> str:
         """`s.d. 0.0031 nats over 3 seeds: 3 seeds detect 0.012, 8 would detect 0.005`."""
-        finer = max((d for d, seeds in self.seeds_for.items() if d < self.detectable and seeds > self.n), default=None)
+        n = self.pairs or self.n
+        finer = max((d for d, seeds in self.seeds_for.items() if d < self.detectable and seeds > n), default=None)
         more = f", {self.seeds_for[finer]:,} would detect {finer:g}" if finer else ""
         paired = f", {self.difference_sd:.2g} between {self.pairs} pairs" if self.pairs else ""
-        return f"s.d. {self.sd:.2g} nats over {self.n} seeds{paired}: {self.n} seeds detect {self.detectable:.2g}{more}"
+        return f"s.d. {self.sd:.2g} nats over {self.n} seeds{paired}: {n} seeds detect {self.detectable:.2g}{more}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

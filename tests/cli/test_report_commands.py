@@ -33,7 +33,7 @@ def test_status_counts_the_runs_of_a_study_and_names_the_unfinished(finished, co
     result = hpstudy("status", "tiny", "--runs", copied)
     assert ["search", "5", "5", "0", "0", "0", "0", "0"] in [line.split() for line in result.out.splitlines()]
     assert f"best of the search: val loss {losses[best]:.4f} ({best}, one seed)" in result.out
-    assert "No verdict: it takes two fresh seeds" in result.out
+    assert "No verdict: it takes 3 fresh seeds" in result.out
     (copied / "tiny" / worst / "result.json").unlink()
     result = hpstudy("status", finished.path, "--runs", copied)
     assert ["search", "5", "4", "0", "0", "0", "0", "1"] in [line.split() for line in result.out.splitlines()]

@@ -86,7 +86,7 @@ def test_run_prints_where_everything_is_and_what_comes_next(finished) -> None:
     files, page, wandb, following, longer = finished.result.out.splitlines()[-5:]
     assert files.split() == ["files", str(finished.runs / "tiny")]
     assert page.split() == ["report", str(finished.runs / "tiny" / "report" / "index.html")]
-    assert "No verdict: it takes two fresh seeds" in finished.result.out
+    assert "No verdict: it takes 3 fresh seeds" in finished.result.out
     assert wandb.startswith(f"W&B runs {finished.runs / 'tiny' / 'wandb'}")
     assert len(list((finished.runs / "tiny" / "wandb").glob("offline-run-*"))) == 5
     assert following.startswith("next ")
@@ -135,7 +135,7 @@ def test_seeds_added_to_a_finished_search_are_confirmed_and_noise_and_verdict_sh
     flags = ("--runs", runs, "--device", "cpu", "--wandb", "disabled", "--workers", 1)
     begun = tiny_file(replace=few, more="[confirm]\nseeds = []\nspeedup = true")
     assert "No verdict" in hpstudy("run", begun, *flags).out
-    path = tiny_file(replace=few, more="[confirm]\nseeds = [7, 8]\nspeedup = true")
+    path = tiny_file(replace=few, more="[confirm]\nseeds = [7, 8, 9]\nspeedup = true")
     result = hpstudy("confirm", path, *flags)
     assert result.code == 0
     results = load("tiny", runs)
@@ -143,13 +143,13 @@ def test_seeds_added_to_a_finished_search_are_confirmed_and_noise_and_verdict_sh
     assert " ".join(results.verdict().sentence.split()) in printed
     limit = f"up to {results.noise.one_seed:.2g} nats."
     assert f"~ marks differences that two seeds of one setting show too, {limit}" in printed
-    assert "confirm 8/8" in result.err
+    assert "confirm 12/12" in result.err
     again = hpstudy("run", path, *flags)
     assert again.out == result.out
-    assert "confirm: 8 of 8 are done from an earlier session" in again.err
+    assert "confirm: 12 of 12 are done from an earlier session" in again.err
     assert f"noise: {results.noise}" in hpstudy("status", "tiny", "--runs", runs).out
     checked = hpstudy("check", path, "--runs", runs, "--device", "cpu").out
     assert f"noise    {results.noise}" in checked
-    # 2 trials; the baseline and the winner on two seeds, each 20 steps; and the winner at 10 and 15 steps
-    assert "cost     10 runs of up to 20 steps, 43,520 tokens in all" in checked
-    assert "2 search, 2 baseline, 6 confirm" in checked
+    # 2 trials; the baseline and the winner on three seeds, each 20 steps; and the winner at 10 and 15 steps
+    assert "cost     14 runs of up to 20 steps, 60,160 tokens in all" in checked
+    assert "2 search, 3 baseline, 9 confirm" in checked

@@ -237,6 +237,14 @@ def test_a_candidate_that_measures_nothing_has_had_every_run(raced: Make) -> Non
     assert looks.runs[-1] == every
 
 
+def test_two_seeds_train_every_run_though_they_give_no_verdict(tiny: Make) -> None:
+    looks = Looks(tiny(more="[confirm]\nseeds = [1, 2]\nspeedup = true\n"), ["search-0001"])
+    sides = ("baseline-s{}", "confirm-0001-s{}", "confirm-0001-s{}-t50", "confirm-0001-s{}-t75")
+    every = [side.format(seed) for seed in (1, 2) for side in sides]
+    assert looks.train() == every
+    assert looks.runs[-1] == every
+
+
 def test_winner_and_tuned_lr_train_on_while_the_difference_between_them_is_open(raced: Make) -> None:
     """Both are decided against the baseline, which trains no more."""
     beside = LOSSES | {"tuned-lr-0003": [loss + 0.012 + gap for loss, gap in zip(FAR, GAPS, strict=True)]}
