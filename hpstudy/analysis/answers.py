@@ -22,7 +22,8 @@ class Relative:
     ratio: float
     low: float  # 95% interval, adjusted for the candidates
     high: float
-    p: float  # two-sided, for a ratio of 1, Holm-adjusted over the candidates
+    p: float  # two-sided, for a ratio of 1, adjusted for the candidates
+    comparisons: int  # candidates for which it is adjusted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class Contrast:
     p_equivalent: float  # of a difference of the margin or more, adjusted likewise
     margin: float  # nats; smaller differences do not matter
     sd: float  # nats, of one seed's difference
+    comparisons: int  # of the study, for all of which p values and intervals are adjusted
     looks: int  # seeds a side that the race would have trained at most
     design: Design
     correlation: float | None  # over shared seeds; never decides

@@ -192,7 +192,8 @@ class FreshRuns:
         found = self.race.findings.get((candidate, BASELINE))
         seeds = found.seeds if found else self.race.seeds
         expected = [*self._run_ids(candidate, seeds), *self._run_ids(BASELINE, seeds)]
-        outcomes = dict.fromkeys(expected, "not run") | dict(zip(full["run"], known, strict=True))
+        found_outcomes = dict(zip(full["run"], known, strict=True))
+        outcomes = {run: found_outcomes.get(run, "not run") for run in expected}
         diverged = tuple(run for run, outcome in outcomes.items() if outcome == Outcome.DIVERGED)
         return diverged, tuple(f"{run} ({outcome})" for run, outcome in outcomes.items() if outcome not in MEASURED)
 

@@ -64,14 +64,14 @@ def largest_between_two(sd: float, df: float) -> float:
     return float(sd * stats.t.ppf(1 - ALPHA / 2, df))
 
 
-def seeds_for_width(half_width: float, sd: float, df: float, seeds: int) -> int | None:
-    """The seeds that give a 95% interval of that half width, if one seed's difference has `sd`.
+def seeds_for_width(half_width: float, sd: float, df: float, seeds: int, level: float = ALPHA) -> int | None:
+    """The seeds that give an interval of that half width and `level`, if one seed's difference has `sd`.
 
     `sd` is measured by `seeds` seeds with `df` degrees of freedom.
     """
     per_seed = df / (seeds - 1)
     return _fewest(
-        2, lambda n: bool(stats.t.ppf(1 - ALPHA / 2, per_seed * (n - 1)) * sd / np.sqrt(n) <= half_width * (1 + 1e-9))
+        2, lambda n: bool(stats.t.ppf(1 - level / 2, per_seed * (n - 1)) * sd / np.sqrt(n) <= half_width * (1 + 1e-9))
     )
 
 

@@ -42,12 +42,12 @@ def cautions(studies: Sequence[StudyResults]) -> Iterator[str]:
     answers = [
         deciding(results.verdict().contrasts[0], results.study) for results in studies if results.verdict().contrasts
     ]
-    decided = sum(answer is not Answer.UNDECIDED for answer in answers)
+    decided = sum(answer not in (Answer.UNDECIDED, Answer.EQUIVALENT) for answer in answers)
     if len(answers) > 1:
         yield (
             f"Each verdict alone errs with a chance of {ALPHA:.0%}: if nothing differed anywhere, about "
-            f"{ALPHA * len(answers):.2g} of these {len(answers)} would still claim something ({decided} do). The last "
-            "column is adjusted for all of them."
+            f"{ALPHA * len(answers):.2g} of these {len(answers)} would still claim a difference ({decided} do). The "
+            "last column is adjusted for all of them."
         )
     baselines = defaultdict(list)
     for results in studies:

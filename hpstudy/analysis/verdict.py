@@ -24,7 +24,7 @@ from hpstudy.analysis.answers import (
 )
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.wording import sentences
-from hpstudy.statistics.difference import difference, holm
+from hpstudy.statistics.difference import difference
 from hpstudy.statistics.levels import overall
 from hpstudy.statistics.race import BASELINE, Answer, Finding, Rules
 from hpstudy.study import Study
@@ -45,7 +45,7 @@ def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
     nothing later adjusts, so the sentence says how large it is in all.
 
     If tokens per second are an objective, a candidate is also faster, slower or undecided, by the same test of their
-    logarithms, Holm-adjusted among themselves. If they are the only objective, that is the answer.
+    logarithms, adjusted among themselves. If they are the only objective, that is the answer.
     The first contrast answers the question: the candidate of lowest loss (or most tokens per second) among those proven
     better (or faster), or among all if none is.
     """
@@ -100,12 +100,12 @@ def _relatives(fresh: FreshRuns, names: Iterable[str], of: Callable[[str], pd.Se
     measured = {name: pair for name, pair in both.items() if min(map(len, pair)) >= LEAST_LOOK}
     rules = Rules.of(fresh.study)
     tests = [difference(np.log(a), np.log(b), design=rules.design) for a, b in measured.values()]
-    adjusted = holm([overall(float(test.p), rules.looks) for test in tests])
     found = {}
-    for name, test, p in zip(measured, tests, adjusted, strict=True):
+    for name, test in zip(measured, tests, strict=True):
+        p = min(1.0, len(tests) * overall(float(test.p), rules.looks))
         ends = test.interval(rules.level(len(tests)))
         ratio, low, high = (math.exp(log) for log in (test.mean, *ends))
-        found[name] = Relative(ratio=ratio, low=low, high=high, p=float(p))
+        found[name] = Relative(ratio=ratio, low=low, high=high, p=p, comparisons=len(tests))
     return found
 
 
@@ -146,7 +146,7 @@ def noise(fresh: FreshRuns) -> Noise | None:
         n=n,
         difference_sd=difference_sd,
         pairs=pairs,
-        one_seed=stats.largest_between_two(difference_sd, df),
+        one_seed=stats.largest_between_two(sd * math.sqrt(2), n - 1),
         detectable=stats.detectable(difference_sd, pairs or n, sd_df=df),
         seeds_for={d: seeds for d, seeds in needed.items() if seeds is not None},
     )
@@ -160,7 +160,8 @@ def _contrast(fresh: FreshRuns, found: Finding) -> Contrast:
     other = None
     if paired:  # unpaired runs do not show what pairing would have saved
         unpaired_sd = math.hypot(ours.std(ddof=1), theirs.std(ddof=1))
-        other = stats.seeds_for_width((found.high - found.low) / 2, unpaired_sd, 2 * test.df, n)
+        level = Rules.of(study).level(found.comparisons)
+        other = stats.seeds_for_width((found.high - found.low) / 2, unpaired_sd, 2 * test.df, n, level)
     search_loss, baseline_loss = fresh.search_loss(candidate), fresh.search_loss(study.baseline_run_id)
     return Contrast(
         candidate=candidate,
@@ -179,6 +180,7 @@ def _contrast(fresh: FreshRuns, found: Finding) -> Contrast:
         p_equivalent=found.p_equivalent,
         margin=float(test.margin),
         sd=float(test.sd),
+        comparisons=found.comparisons,
         looks=Rules.of(study).looks[-1],
         design=study.confirm.design,
         correlation=stats.correlation(ours, theirs) if paired else None,

@@ -33,15 +33,13 @@ def sentences(
     if not contrasts:
         return [_no_verdict(fresh, noise, untested)]
     first, *others = contrasts
-    headline = _headline(first, study, len(contrasts) + len(additions))
+    headline = _headline(first, study)
     trials = fresh.num_trials
     parts = [_lead(first, study, reply, trials) + headline]
     if found_nothing(first, study) and trials:
         parts.append(_search_power(trials))
-    if first.answer is Answer.BETTER and not first.uneven:
-        parts.append(_tail(first))
     if first.uneven:
-        parts.append(f"Its runs are uneven: {first.uneven}. A few of them say little about others.")
+        parts.append(f"Its runs or the baseline's are uneven: {first.uneven}. A few of them say little about others.")
     if first.futile:
         parts.append(f"More seeds, up to {first.looks}, would hardly have decided it.")
     if study.spec.tokens is not None and (steps := _steps(first, fresh)):
@@ -57,12 +55,14 @@ def sentences(
         each = (f"{c.candidate} {deciding(c, study)} ({_short(c, study)})" for c in others)
         parts.append("Also: " + ", ".join(each) + ".")
     parts += map(_added, additions)
+    if seeds := [c.n for c in contrasts if c.answer is not Answer.UNDECIDED and not c.uneven]:
+        parts.append(_tail(min(seeds)))
     if sum(not c.is_opponent for c in contrasts) > study.confirm.top:
         parts.append("The search was extended after its winner was confirmed: the winners of both times are tested.")
     if selections > 1:
         parts.append(
-            f"Candidates were selected {selections} times, each time with its own chance to err: in all up to "
-            f"{1 - (1 - ALPHA) ** selections:.0%} where nothing differs."
+            f"Candidates or seeds were chosen {selections} times, each time with its own chance to err: in all up to "
+            f"{min(1.0, selections * ALPHA):.0%} where nothing differs."
         )
     if untested:
         parts.append(f"Not tested, because fewer than {LEAST_LOOK} seeds measured both sides: {', '.join(untested)}.")
@@ -112,13 +112,17 @@ def _added(addition: Addition) -> str:
     of_batch = trial_phase(addition.opponent) == "batch"
     tuned = "the batch" if of_batch else "lr"
     which = "which has GPT-3's values at its batch" if of_batch else "which tunes only lr"
+    against = f"{addition.opponent}, {which}: {measured}"
     match addition.answer:
         case Answer.EQUIVALENT:
-            return f"Tuning more than {tuned} adds nothing that matters over {addition.opponent}: {measured}."
+            return f"What {addition.candidate} tunes besides {tuned} adds nothing that matters over {against}."
         case Answer.UNDECIDED:
-            return f"Whether tuning more than {tuned} helps against {addition.opponent} is undecided: {measured}."
+            return (
+                f"Whether {addition.candidate} gains from tuning more than {tuned} is undecided: it differs from "
+                f"{addition.opponent}, {which}, by {measured}."
+            )
         case answer:
-            return f"{addition.candidate} is {answer} than {addition.opponent}, {which}: {measured}."
+            return f"{addition.candidate} is {answer} than {against}."
 
 
 def _opponent(study: Study) -> str:
@@ -131,9 +135,10 @@ def _short(c: Contrast, study: Study) -> str:
     return f"{c.speed.ratio:.2f}x" if by_speed(study) and c.speed else f"{c.difference:+.4f}"
 
 
-def _headline(c: Contrast, study: Study, comparisons: int) -> str:
+def _headline(c: Contrast, study: Study) -> str:
     paired = f"{c.n} paired seeds" + (f" of at most {c.looks}" if study.confirm.looks else "")
     seeds = paired if c.design == "paired" else f"{c.n} and {c.baseline_n} independent seeds"
+    comparisons = c.speed.comparisons if by_speed(study) and c.speed else c.comparisons
     adjusted = f", adjusted for {comparisons} comparisons" if comparisons > 1 else ""
     if by_speed(study):
         return _speed_headline(c, study, seeds, adjusted)
@@ -155,7 +160,7 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
         case Answer.UNDECIDED:
             return f"Undecided: {c.candidate} differs from {baseline} by {signed}, {level})."
         case _:
-            low, high = sorted((abs(c.low), abs(c.high)))
+            low, high = (c.low, c.high) if c.difference > 0 else (-c.high, -c.low)
             side = "lower" if c.answer is Answer.BETTER else "higher"
             return (
                 f"{c.candidate} is {c.answer} than {baseline}: val loss {side} by {abs(c.difference):.{digits}f} nats "
@@ -207,10 +212,10 @@ def _lead(first: Contrast, study: Study, reply: Reply | None, trials: int) -> st
     return f"{reply.capitalize()}: " if reply in ("yes", "no") else ""
 
 
-def _tail(c: Contrast) -> str:
+def _tail(seeds: int) -> str:
     """What runs that all went well do not exclude: the largest share of bad ones that shows none with 5% chance."""
-    share = 1 - ALPHA ** (1 / c.n)
-    return f"None of its {c.n} runs went badly wrong, which up to {share:.0%} of its runs may still do."
+    share = 1 - ALPHA ** (1 / seeds)
+    return f"No run went badly wrong; of {seeds} seeds, up to {share:.0%} of either side's further runs may still do."
 
 
 def _steps(c: Contrast, fresh: FreshRuns) -> str:

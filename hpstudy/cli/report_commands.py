@@ -154,7 +154,11 @@ def _print_runs(results: StudyResults) -> None:
     if noise := results.noise:
         console.print(f"noise: {noise}")
     resume = command("run", results.name, results.frames.runs)
+    fresh = trials["phase"].isin(["baseline", "confirm"]) & (trials["seed"] != results.study.spec.seed)
+    ahead = set(trials.loc[fresh, "run_id"]) - set(results.fresh.unfinished)  # trained for a look that was not needed
     for run_id in trials.loc[trials["outcome"].isna(), "run_id"]:
+        if run_id in ahead:
+            continue
         console.print(f"unfinished: {run_id}; `{resume}` resumes it", soft_wrap=True)
 
 

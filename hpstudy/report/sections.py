@@ -102,5 +102,5 @@ def _certainty(verdict: Verdict) -> str:
         f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.4f} nats ({noise.n} "
         f"seeds), the difference of two runs with {noise.difference_sd:.4f} ({measured}). {seeds} seeds "
         f"per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
-        f"A difference below the study's margin of {verdict.margin:g} nats counts as none."
+        + (f"A difference below the margin of {verdict.margin:.2g} nats counts as none." if verdict.margin else "")
     )

@@ -141,7 +141,7 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
         yield Table(title="Seeds per arm to see a difference", header=("nats", "seeds"), rows=rows, note=note)
     for added in verdict.additions:
         yield Table(
-            title=f"What the winner adds to {added.opponent}",
+            title=f"What {added.candidate} adds to {added.opponent}",
             header=("", added.candidate),
             rows=(
                 (f"difference to {added.opponent} [95%]", interval(added)),

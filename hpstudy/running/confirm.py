@@ -70,7 +70,7 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     if before is not None and before.candidates != now.candidates:
         say(
             f"confirm: after {now.trials} trials the choice is {_named(now)}, after {before.trials} it was "
-            f"{_named(before)}; all are confirmed, and Holm's adjustment covers all"
+            f"{_named(before)}; all are confirmed and tested together"
         )
     return selections
 
@@ -86,7 +86,7 @@ def select(study: Study, views: Sequence[RunView]) -> Selection:
         candidates += eligible(study, views, "tuned-lr")[:1]
     if "batch" in study.also:
         runs = {view.run_id: view.header.run for view in views}
-        controls = [batch_control(study, runs[name]) for name in candidates if runs[name].phase == "search"]
+        controls = [batch_control(study, runs[name]) for name in candidates[:1] if runs[name].phase == "search"]
         complete = {view.run_id for view in views if view.result and view.result.outcome is Outcome.COMPLETE}
         candidates += [run.run_id for run in controls if run is not None and run.run_id in complete]
     return Selection(
@@ -182,7 +182,7 @@ def planned(study: Study, trials: int | None) -> dict[Phase, list[float]]:
     searched, is_trial = num_trials(study, trials), study.baseline_proposal() is not None
     tuned = num_trials(tuned_lr(study), searched) if "tuned-lr" in study.also else 0
     seeds, candidates = most_seeds(study), min(study.confirm.top, searched - is_trial)
-    controls = candidates if "batch" in study.also else 0
+    controls = min(candidates, 1) if "batch" in study.also else 0
     shorter = list(SHORTER) if study.confirm.speedup and candidates else []
     plan: dict[Phase, list[float]] = {
         "search": [1.0] * searched,

@@ -15,10 +15,10 @@ from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import MachineError
 from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
-from hpstudy.records import Phase, Run, trial_run_id
+from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
 from hpstudy.running.capacity import num_workers
-from hpstudy.running.confirm import select, update_selections
+from hpstudy.running.confirm import eligible, update_selections
 from hpstudy.running.environment import inexact
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.opponents import TUNED_LR_JOURNAL, batch_control, tuned_lr
@@ -28,7 +28,7 @@ from hpstudy.running.run_queue import RunList, TrialQueue
 from hpstudy.running.worker import pinning_variables
 from hpstudy.search import JOURNAL, Search
 from hpstudy.statistics.race import Race
-from hpstudy.study import Study, refuse_changes
+from hpstudy.study import Study, refuse_changes, with_frozen_seeds
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_settings import resolve_mode
 from hpstudy.tracking.wandb_sink import sink_for
@@ -48,6 +48,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     store = RunStore(options.runs / study.name)
     store.create()
     with store.locked(on_lost=partial(_lost_to_another, store, progress, stop)):
+        study = with_frozen_seeds(study, store.root)
         refuse_changes(study, store.root)
         store.refuse_damage()
         try:
@@ -128,15 +129,19 @@ class _Driver:
             self._search_phase(tuned_lr(self._study), TUNED_LR_JOURNAL, trials, "tuned-lr")
 
     def batch_control(self) -> None:
-        """Trains the baseline at the batch of each candidate of the search that has another one."""
+        """Trains the baseline at the batch of the search's best trial, if it has another one."""
         if "batch" not in self._study.also:
             return
         views = self._store.runs()
         begun = {view.run_id: view.header.run for view in views}
-        controls = [batch_control(self._study, begun[name]) for name in select(self._study, views).candidates]
+        controls = [batch_control(self._study, begun[name]) for name in eligible(self._study, views, "search")[:1]]
         if runs := [run for run in controls if run is not None]:
             self._begin_phase("batch", runs)
             self._pool.train(RunList(runs))
+            for run in runs:
+                result = self._store.result(run.run_id)
+                if result is not None and result.outcome is not Outcome.COMPLETE:
+                    self._progress.say(f"{run.run_id}: {result.outcome}, so the winner's batch alone is not compared")
 
     def confirm(self) -> None:
         """Trains candidates and baseline again on fresh seeds."""
@@ -148,7 +153,7 @@ class _Driver:
         for found in race.findings.values():
             if found.seeds == max(each.seeds for each in race.findings.values()):
                 self._progress.say(described(found))
-        if race.findings and self._confirming:
+        if self._confirming:
             self._progress.grow(len(runs))
         elif runs:
             self._confirming = True

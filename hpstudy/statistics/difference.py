@@ -65,6 +65,7 @@ def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, mar
         if margin is None:
             limit = NOISE_MARGIN * np.sqrt(n)  # the noncentrality of a difference of the margin
             equivalent = special.nctdtr(df, limit, np.abs(t)) - special.nctdtr(df, limit, -np.abs(t))
+            equivalent = np.where(se > 0, equivalent, np.where(mean == 0, 0.0, 1.0))  # equal runs are equal
         else:
             equivalent = special.stdtr(df, (np.abs(mean) - margin) / se)
     return Difference(

@@ -1,8 +1,9 @@
 """Which candidates are decided, and which train more seeds: a group-sequential test of all comparisons of a study.
 
 After each look at n seeds every open comparison is tested at a level that keeps the whole race to ALPHA (levels.py),
-Holm-adjusted over all comparisons (Maurer & Bretz 2013, doi:10.1080/19466315.2013.807748). A fixed number of seeds is
-a race with one look.
+divided by the number of comparisons (Bonferroni). One comparison can make one kind of false claim, a difference that
+is not there or an equality that is not, so the level covers both. Claims and intervals have the same level: what is
+better or worse has an interval without zero. A fixed number of seeds is a race with one look.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from hpstudy.statistics.difference import ALPHA, Difference, Floats, difference, holm
+from hpstudy.statistics.difference import ALPHA, Difference, Floats, difference
 from hpstudy.statistics.levels import nominal, overall
 from hpstudy.study import Study
 from hpstudy.study.schema import LEAST_LOOK, Design
@@ -57,6 +58,7 @@ class Finding:
     """What one look said about one comparison."""
 
     comparison: Comparison
+    comparisons: int  # of the study, for all of which the levels are adjusted
     answer: Answer  # better, worse, equivalent or undecided
     seeds: int  # of the look, per side
     sides: tuple[Floats, Floats]  # the losses of both sides that count, pairs if the design is paired
@@ -105,60 +107,46 @@ class Rules:
                 break
             if any(run is None for pair in still for name in pair for run in _first(runs, name, n)):
                 return Race(findings=findings, open=still, seeds=n)
-            findings |= {found.comparison: found for found in self._look(comparisons, still, findings, runs, n)}
+            findings |= {found.comparison: found for found in self._look(len(comparisons), still, runs, n)}
             still = [pair for pair in still if pair not in findings or self._goes_on(findings[pair])]
         return Race(findings=findings, open=(), seeds=0)
 
-    def _look(
-        self,
-        comparisons: Sequence[Comparison],
-        still: Sequence[Comparison],
-        before: Mapping[Comparison, Finding],
-        runs: Runs,
-        n: int,
-    ) -> Iterator[Finding]:
-        """Tests the comparisons that are open. Those decided before count as rejected in Holm's adjustment."""
-        sides = {pair: self._sides(runs, pair, n) for pair in still}
-        tests = {
-            pair: difference(*both, design=self.design, margin=self.margin)
-            for pair, both in sides.items()
-            if min(map(len, both)) >= LEAST_LOOK
-        }
-        diverged = {pair for pair in tests if any(run and run.diverged for name in pair for run in runs[name][:n])}
-        decided = {pair: found.answer for pair, found in before.items() if pair not in still}
-        p, q = np.ones(len(comparisons)), np.ones(len(comparisons))
-        for place, pair in enumerate(comparisons):
-            if pair in tests:
-                p[place] = overall(float(tests[pair].p), self.looks)
-                if pair not in diverged:  # the loss of a uniform guess is no measurement of equality
-                    q[place] = overall(float(tests[pair].p_equivalent), self.looks)
-            elif decided.get(pair) is Answer.EQUIVALENT:
-                q[place] = 0.0
-            elif decided.get(pair) in (Answer.BETTER, Answer.WORSE):
-                p[place] = 0.0
-        p, q = holm(p), holm(q)
-        level = self.level(len(comparisons))
-        for place, pair in enumerate(comparisons):
-            if pair not in tests:
+    def _look(self, comparisons: int, still: Sequence[Comparison], runs: Runs, n: int) -> Iterator[Finding]:
+        """Tests the open comparisons of so many in all."""
+        for pair in still:
+            sides, design = self._sides(runs, pair, n), self._design(pair)
+            if min(map(len, sides)) < LEAST_LOOK:
                 continue
-            test, uneven = tests[pair], "a run diverged" if pair in diverged else _uneven(*sides[pair])
-            low, high = test.interval(level)
-            answer = decide(difference=test.mean, p=p[place], p_equivalent=q[place])
+            test = difference(*sides, design=design, margin=self.margin)
+            diverged = any(run and run.diverged for name in pair for run in runs[name][:n])
+            uneven = "a run diverged" if diverged else _uneven(*sides)
+            p = min(1.0, comparisons * overall(float(test.p), self.looks))
+            q = min(1.0, comparisons * overall(float(test.p_equivalent), self.looks))
+            if diverged or (uneven and self.margin is None):
+                q = 1.0  # the loss of a uniform guess measures no equality, and stray runs widen a margin made of noise
+            answer = decide(difference=test.mean, p=p, p_equivalent=q)
             if uneven and n < TAIL_SEEDS and n < self.looks[-1]:
                 answer = Answer.UNDECIDED
+            level = self.level(comparisons)
+            low, high = test.interval(level)
             yield Finding(
                 comparison=pair,
+                comparisons=comparisons,
                 answer=answer,
                 seeds=n,
-                sides=sides[pair],
+                sides=sides,
                 test=test,
-                p=float(p[place]),
-                p_equivalent=float(q[place]),
+                p=p,
+                p_equivalent=q,
                 low=float(low),
                 high=float(high),
                 uneven=uneven,
                 futile=answer is Answer.UNDECIDED and not uneven and self._is_futile(test, n, level),
             )
+
+    def _design(self, pair: Comparison) -> Design:
+        """Candidates share their seeds, so they are always compared in pairs."""
+        return self.design if BASELINE in pair else "paired"
 
     def _goes_on(self, found: Finding) -> bool:
         return found.answer is Answer.UNDECIDED and not found.futile
@@ -166,7 +154,7 @@ class Rules:
     def _sides(self, runs: Runs, pair: Comparison, n: int) -> tuple[Floats, Floats]:
         """The losses that count of both sides' first n seeds."""
         ours, theirs = ([run.loss if run else None for run in _first(runs, name, n)] for name in pair)
-        if self.design == "paired":
+        if self._design(pair) == "paired":
             both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
             return np.array([a for a, _ in both]), np.array([b for _, b in both])
         return np.array([a for a in ours if a is not None]), np.array([b for b in theirs if b is not None])
@@ -186,13 +174,20 @@ class Rules:
 
 
 def comparisons(searched: Mapping[str, float], opponents: Mapping[str, float]) -> list[Comparison]:
-    """What a study tests: every candidate against the baseline, and the best of the search against each opponent.
+    """What a study tests: every candidate against the baseline, and the best of the search against other opponents.
 
-    Both hold candidates with their losses in their searches, on which no fresh seed has had a say.
+    Both hold candidates with their losses in their searches, on which no fresh seed has had a say. A control of a
+    trial's batch is compared with that trial.
     """
     against_baseline = [(name, BASELINE) for name in [*searched, *opponents]]
     best = min(searched, key=lambda name: (math.isnan(searched[name]), searched[name]), default=None)
-    return against_baseline + [(best, opponent) for opponent in opponents if best is not None]
+    among: list[Comparison] = []
+    for opponent in opponents:
+        of_batch = opponent.startswith("batch-")
+        candidate = opponent.replace("batch-", "search-", 1) if of_batch else best
+        if candidate is not None and candidate in searched:
+            among.append((candidate, opponent))
+    return against_baseline + among
 
 
 def decide(*, difference: float, p: float, p_equivalent: float) -> Answer:

@@ -10,11 +10,12 @@ from typing import Any
 
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command, json_object, read_json
-from hpstudy.study.load import parse_study
+from hpstudy.study.load import parse_study, with_seeds
 from hpstudy.study.study import GROWING, Study, study_sha256
 
 STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
 ANOTHER_STUDY = "put the values back, or copy the file under another name for another study"
+FORMAT_DEFAULTS = {"[confirm] seeds", "[confirm] margin", "[trainer] confirm_val"}  # differ between the formats
 PLAINEST = """
 question = "What are the defaults?"
 format = 1
@@ -39,8 +40,19 @@ def load_frozen(root: Path) -> Study:
         study = parse_study(text, name=root.name, path=path)
     except UserError as error:
         raise UserError(f"{error.problems[0]}; {repair}") from error
+    study = with_frozen_seeds(study, root)
     refuse_changes(study, root, repair)
     return study
+
+
+def with_frozen_seeds(study: Study, root: Path) -> Study:
+    """The study on the seeds that it began with in the run folder `root`, if its file states none.
+
+    Another version, or another name of the folder, would derive others.
+    """
+    frozen = read_json(root / STUDY_VALUES, json_object) if study.derives_seeds else None
+    seeds = (frozen or {}).get("confirm.seeds")
+    return with_seeds(study, seeds) if isinstance(seeds, list) and seeds else study
 
 
 def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> None:
@@ -62,7 +74,14 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
             f"{root / STUDY_VALUES}: was edited after the study began (its hash must be {noted}); put back what was "
             "edited, or start again with another --runs folder"
         )
-    if changes := changed_keys(frozen, study.resolved()):
+    changes = changed_keys(frozen, study.resolved())
+    if {line.partition(":")[0] for line in changes} >= FORMAT_DEFAULTS:
+        listed = ", ".join(sorted(FORMAT_DEFAULTS))
+        raise UserError(
+            f"{study.path}: changed after its study began: with another format come other defaults ({listed}); put the "
+            "format back, or copy the file under another name for another study"
+        )
+    if changes:
         raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
 
 

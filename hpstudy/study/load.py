@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def parse_study(text: str, *, name: str, path: Path) -> Study:
         raise UserError(f"{path}: {problem}" for problem in [*problems[:MAX_PROBLEMS], *more])
     study = _resolve(file, name=name, path=path)
     if study.confirm.seeds is None:
-        study = replace(study, confirm=study.confirm.model_copy(update={"seeds": _derived_seeds(study)}))
+        study = replace(with_seeds(study, _derived_seeds(study)), derives_seeds=True)
     return replace(study, warnings=tuple(_warnings(study)))
 
 
@@ -146,6 +146,11 @@ def _confirm(file: StudyFile) -> Confirm:
     if confirm.looks is None and confirm.seeds is None and can_race:
         return confirm.model_copy(update={"looks": LOOKS})
     return confirm
+
+
+def with_seeds(study: Study, seeds: Sequence[int]) -> Study:
+    """The study on other fresh seeds."""
+    return replace(study, confirm=study.confirm.model_copy(update={"seeds": tuple(seeds)}))
 
 
 def _derived_seeds(study: Study) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec
 CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file states none
 LEAST_LOOK = 3  # two seeds agree by chance too often where losses come in two clusters
+MAX_LOOKS = 20  # each costs a tenth of a second in every command that shows a verdict
 FORMAT = 2
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
@@ -281,7 +282,7 @@ class Budget(Table):
 class Confirm(Table):
     """The runs on fresh seeds, which alone make a verdict."""
 
-    looks: Annotated[tuple[Look, ...], Field(min_length=1, max_length=MAX_LISTED), BeforeValidator(_tuple)] | None = (
+    looks: Annotated[tuple[Look, ...], Field(min_length=1, max_length=MAX_LOOKS), BeforeValidator(_tuple)] | None = (
         _key(
             None,
             "a race: after so many seeds a side, each time, decided candidates stop. Needs the paired design and "
@@ -296,7 +297,7 @@ class Confirm(Table):
         "share them",
         [101, 102, 103, 104, 105],
     )
-    top: Count = _key(1, "how many of the best trials are confirmed; Holm's adjustment covers them all", le=MAX_LISTED)
+    top: Count = _key(1, "how many of the best trials are confirmed; the levels are adjusted for all", le=MAX_LISTED)
     margin: Annotated[float, Field(ge=0)] | None = _key(
         None, "a smaller difference does not matter, so that it counts as equivalent", 0.01, unit="nats"
     )

@@ -83,6 +83,7 @@ class Study:
     warnings: tuple[str, ...]  # what is legal but probably not meant
     yes: tuple[Yes, ...] = ()  # the answers that mean yes; empty: the verdict says neither yes nor no
     also: tuple[Opponent, ...] = ()
+    derives_seeds: bool = False  # whether the file states no seeds, so that they follow from its name and values
     micro_batch_limit: int = GPT3.micro_batch  # if no key states one; with AUTO, what was measured on the device
 
     @property
