@@ -82,10 +82,7 @@ class FreshRuns:
         """Each side's seeds that count: of its looks, those of the look that is under way included."""
         judged: dict[str, int] = {}
         for pair in self._comparisons:
-            found = self.race.findings.get(pair)
-            looked = found.seeds if found else Rules.of(self.study).looks[-1]  # at all, if too few runs had a loss
-            needed = self.race.seeds if pair in self.race.open else looked
-            judged |= {side: max(needed, judged.get(side, 0)) for side in pair}
+            judged |= {side: max(self.race.needed(pair), judged.get(side, 0)) for side in pair}
         everything: dict[str, Collection[int]] = {
             side: set(self._all.loc[self._all["candidate"] == side, "seed"]) for side in self._seeds
         }

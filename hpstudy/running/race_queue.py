@@ -67,8 +67,7 @@ class RaceQueue(RunList):
         )
         seeds = {side: self._rules.looks[0] if side == BASELINE else 0 for side in self._runs}
         for pair in self._comparisons:
-            needed = race.seeds if pair in race.open else race.findings[pair].seeds if pair in race.findings else 0
-            seeds |= {side: max(seeds[side], needed) for side in pair}
+            seeds |= {side: max(seeds[side], race.needed(pair)) for side in pair}
         wanted = self._in_order(seeds)
         if (race.seeds, race.open) != self._told:
             self._told = race.seeds, race.open

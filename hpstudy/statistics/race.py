@@ -78,6 +78,13 @@ class Race:
     findings: Mapping[Comparison, Finding]  # the last look of each that at least LEAST_LOOK seeds measured
     open: Sequence[Comparison]  # still to be decided
     seeds: int  # per side that the open ones need for their next look; 0 if none is open
+    most: int  # seeds of the last look
+
+    def needed(self, pair: Comparison) -> int:
+        """The seeds per side that a comparison has needed so far; all, if too few of them had a loss."""
+        if pair in self.open:
+            return self.seeds
+        return self.findings[pair].seeds if pair in self.findings else self.most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +113,10 @@ class Rules:
             if not still:
                 break
             if any(run is None for pair in still for name in pair for run in _first(runs, name, n)):
-                return Race(findings=findings, open=still, seeds=n)
+                return Race(findings=findings, open=still, seeds=n, most=self.looks[-1])
             findings |= {found.comparison: found for found in self._look(len(comparisons), still, runs, n)}
             still = [pair for pair in still if pair not in findings or self._goes_on(findings[pair])]
-        return Race(findings=findings, open=(), seeds=0)
+        return Race(findings=findings, open=(), seeds=0, most=self.looks[-1])
 
     def _look(self, comparisons: int, still: Sequence[Comparison], runs: Runs, n: int) -> Iterator[Finding]:
         """Tests the open comparisons of so many in all."""

@@ -60,7 +60,7 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
 
     Also if the frozen values do not have the hash that was noted when the study began. `remedy` ends each line.
     """
-    frozen = read_json(root / STUDY_VALUES, json_object)
+    study, frozen = with_frozen_seeds(study, root), read_json(root / STUDY_VALUES, json_object)
     noted = (read_json(root / ENVIRONMENT, json_object) or {}).get("study_sha256")
     if frozen is None:
         if noted not in (None, study_sha256(study.resolved())):

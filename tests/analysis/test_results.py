@@ -117,7 +117,7 @@ def test_noise_and_verdict_are_computed_once(tiny: Tiny, confirmed: Build, monke
 def test_the_verdict_counts_the_selections_of_the_store(tiny: Tiny, confirmed: Build) -> None:
     results = confirmed(tiny(more=CONFIRM))
     assert results.store is not None
-    later = "Candidates were selected 2 times"
+    later = "Candidates or seeds were chosen 2 times"
     assert later not in results.verdict().sentence
     selection = {"trials": 5, "seeds": [101, 102, 103], "candidates": ["search-0001"]}
     (results.store.root / "confirm.json").write_text(to_json([selection, selection | {"trials": 10}]))

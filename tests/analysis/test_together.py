@@ -45,7 +45,7 @@ def test_the_verdicts_that_are_expected_to_be_false_are_counted(results: MakeRes
     first, *others = cautions([results("lower"), results("noisy", NOISY)])
     assert first == (
         "Each verdict alone errs with a chance of 5%: if nothing differed anywhere, about 0.1 of these 2 would still "
-        "claim something (1 do). The last column is adjusted for all of them."
+        "claim a difference (1 do). The last column is adjusted for all of them."
     )
     assert others == ["lower and noisy have the same baseline on the same seeds, so their errors go together."]
 

@@ -102,8 +102,8 @@ def test_what_the_winner_adds_has_a_table_for_each_other_opponent(tiny: Tiny, tm
         ends |= {f"{repeat}-s{seed}": loss + wobble for seed, wobble in zip(SEEDS, WOBBLE, strict=True)}
     _, *added, _ = certainty(results_of(tiny(more=CONFIRM), stored(tmp_path, ends), tmp_path).verdict())
     assert [(table.title, table.header[1]) for table in added] == [
-        ("What the winner adds to batch-0003", "search-0003"),
-        ("What the winner adds to tuned-lr-0004", "search-0003"),
+        ("What search-0003 adds to batch-0003", "search-0003"),
+        ("What search-0003 adds to tuned-lr-0004", "search-0003"),
     ]
     assert all(cells(table)["paired seeds"] == ["3"] for table in added)
     assert {table.note for table in added} == {"Adjusted together with the verdict's own comparisons."}

@@ -147,8 +147,8 @@ def test_an_extended_search_adds_its_winner_and_an_unchanged_one_adds_nothing(ti
         (3, ("search-0002",)),
     ]
     assert lines == [
-        "confirm: after 3 trials the choice is search-0002, after 2 it was search-0001; all are confirmed, and "
-        "Holm's adjustment covers all"
+        "confirm: after 3 trials the choice is search-0002, after 2 it was search-0001; all are confirmed and "
+        "tested together"
     ]
     begun = {view.run_id: view.header.run for view in found}
     assert list(sides(study, selections, begun)) == ["baseline", "search-0001", "search-0002"]

@@ -13,7 +13,6 @@ from hpstudy import load
 from hpstudy.analysis.results import StudyResults
 from hpstudy.errors import MachineError
 from hpstudy.records import Run
-from hpstudy.statistics.difference import holm
 from hpstudy.statistics.levels import overall
 from hpstudy.statistics.race import Answer
 from hpstudy.tracking.store import RunStore
@@ -75,7 +74,7 @@ def test_the_verdict_is_scipys_on_the_recorded_losses(confirmed_runs):
     tests.append(stats.ttest_rel(winner, tuned))
     assert [added.low, added.high] == pytest.approx([*tests[-1].confidence_interval(1 - 0.05 / 3)], abs=1e-10)
     ps = [*(c.p for c in verdict.contrasts), added.p]
-    assert ps == pytest.approx([*holm([test.pvalue for test in tests])], abs=1e-10)
+    assert ps == pytest.approx([min(1, len(ps) * test.pvalue) for test in tests], abs=1e-10)
     assert results.noise.sd == pytest.approx(stats.tstd(baseline))
     assert set(results.confirmed["fraction"]) == {0.5, 0.75, 1.0}
     assert results.halflives.loc[0, "beta1_halflife_tokens"] == pytest.approx(256 * 6.5788, rel=1e-4)  # ln .5 / ln .9

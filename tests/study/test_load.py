@@ -108,7 +108,10 @@ def test_the_same_study_has_the_same_seeds_however_it_is_spelled_and_however_far
     assert derived(trainer__seed=0, confirm__design="paired", confirm__looks=[3, 5, 8, 12, 20]) == derived()
 
 
-@given(st.text("abc", min_size=1, max_size=9), st.lists(st.integers(3, 60), min_size=1, unique=True).map(sorted))
+@given(
+    st.text("abc", min_size=1, max_size=9),
+    st.lists(st.integers(3, 60), min_size=1, max_size=20, unique=True).map(sorted),
+)
 def test_derived_seeds_have_six_digits_and_are_as_many_as_the_last_look_needs(name: str, looks: list[int]) -> None:
     seeds = derived(name, confirm__looks=looks)
     assert len(seeds) == len(set(seeds)) == looks[-1]
