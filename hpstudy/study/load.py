@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import LEAST_LOOK, LOOKS, ChoicesTable, Confirm, RangeTable, SamplerName, StudyFile
-from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value, study_sha256
+from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
 FIXED_SEEDS = 5  # if a study can have no race and states no seeds
+_NO_SAY_IN_SEEDS: Any = {
+    "wandb": True,
+    "search": True,
+    "baseline": {"overrides"},
+    "budget": {"trials", "hang_seconds", "pack"},
+    "confirm": {"seeds", "looks"},
+}
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
 MAX_PROBLEMS = 50  # that are listed; the others are counted
@@ -75,7 +83,7 @@ def parse_study(text: str, *, name: str, path: Path) -> Study:
         raise UserError(f"{path}: {problem}" for problem in [*problems[:MAX_PROBLEMS], *more])
     study = _resolve(file, name=name, path=path)
     if study.confirm.seeds is None:
-        study = replace(with_seeds(study, _derived_seeds(study)), derives_seeds=True)
+        study = replace(with_seeds(study, _derived_seeds(file, study)), derives_seeds=True)
     return replace(study, warnings=tuple(_warnings(study)))
 
 
@@ -153,10 +161,17 @@ def with_seeds(study: Study, seeds: Sequence[int]) -> Study:
     return replace(study, confirm=study.confirm.model_copy(update={"seeds": tuple(seeds)}))
 
 
-def _derived_seeds(study: Study) -> tuple[int, ...]:
-    """Seeds of six digits that follow from the study's name and its fixed values."""
+def _derived_seeds(file: StudyFile, study: Study) -> tuple[int, ...]:
+    """Seeds of six digits that follow from the study's name and what its file states besides defaults.
+
+    So they are the same in every version of hpstudy, and stay when a search is extended.
+    """
     count = study.confirm.looks[-1] if study.confirm.looks else FIXED_SEEDS
-    key, seeds = f"{study.name} {study_sha256(study.resolved())}", [study.spec.seed]  # the search's is not fresh
+    dumped = file.model_dump(mode="json", exclude_defaults=True, exclude=_NO_SAY_IN_SEEDS)
+    stated = {key: value for key, value in dumped.items() if value != {}}
+    space = {key: asdict(dimension) for key, dimension in study.space.items()}
+    values = {**stated, "search": space, "hparams": study.hparams, "overrides": study.overrides}
+    key, seeds = f"{study.name} {json.dumps(values, sort_keys=True)}", [study.spec.seed]  # the search's is not fresh
     for place in itertools.count():
         number = int.from_bytes(hashlib.sha256(f"{key} {place}".encode()).digest()[:8])
         if (seed := 100_000 + number % 900_000) not in seeds:
