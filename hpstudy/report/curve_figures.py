@@ -140,7 +140,7 @@ def differences(verdict: Verdict, study: Study) -> Figure:
     plot.update_xaxes(range=[first, last], nticks=5)
     plot.update_yaxes(visible=False, range=[-len(verdict.contrasts) + 0.2, 0.8])
     side = "right" if timed else "left"
-    shaded = f" Shaded: the margin of {margin:g} nats." if margin else ""
+    shaded = f" Shaded: the margin of {margin:.2g} nats." if margin else ""
     caption = f"Dot and 95% interval on fresh seeds; {side} of the dashed line beats the baseline.{shaded}"
     return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="side")
 

@@ -71,6 +71,10 @@ def summary(results: StudyResults) -> Table:
     medians = (_step_median(results, runs, "train/update_to_weight") for runs in columns.values())
     rows.append(("update / weight, median step", *medians))
     note = "Losses in nats on fresh seeds, mean ± standard error (runs); differences with their 95% interval."
+    if len({c.baseline_n for c in verdict.contrasts}) > 1:
+        note += (
+            " The baseline's mean is over the first candidate's seeds; each difference is of a candidate's own pairs."
+        )
     if not measured:
         note = "One seed, that of the search: a reference point and no result."
     return Table(title="Result", header=("", *columns), rows=tuple(rows), note=note)
