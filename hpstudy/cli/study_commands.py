@@ -49,7 +49,10 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cost = estimate(study, device, shares, Path(folder) / "worker.log", say)
     _print_cost(console, study, cost, corpus.num_train_tokens)
-    console.print(f"         {', '.join(f'{len(phase)} {name}' for name, phase in plan.items())}")
+    counts = [f"{len(phase)} {name}" for name, phase in plan.items()]
+    if looks := study.confirm.looks:
+        counts[-1] += f"; the race stops after {looks[0]} to {looks[-1]} seeds a side"
+    console.print(f"         {', '.join(counts)}", soft_wrap=True)
     if begun := begun_studies(runs):
         from hpstudy.analysis.together import pooled_noise  # scipy takes a second to import
         from hpstudy.cli.report_commands import readable
@@ -195,9 +198,10 @@ def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -
             f"{timed.eval_seconds:.2f} s an evaluation",
             markup=False,
         )
+    upper = "up to " if study.confirm.looks else ""
     most = "up to " if cost.tokens < cost.runs * cost.run_tokens else ""
     console.print(
-        f"cost     {cost.runs} runs of {most}{cost.steps:,} steps, {cost.tokens:,} tokens in all, "
+        f"cost     {upper}{cost.runs} runs of {most}{cost.steps:,} steps, {cost.tokens:,} tokens in all, "
         f"about {duration(cost.seconds)} on one worker",
         markup=False,
     )

@@ -22,6 +22,7 @@ from hpstudy.study import Study
 from hpstudy.study.schema import LEAST_LOOK, Design
 
 TAIL_SEEDS = 12  # a comparison whose runs look uneven is not decided by fewer, if the race has more
+CLEAR = 5.0  # standard deviations of the wider side, beyond which uneven runs do not matter
 UNEVEN = 0.01  # level of the tests that call runs uneven
 LUCK = 0.1  # a comparison stops as futile if even the luck of one in ten would leave it undecided at the last look
 
@@ -221,9 +222,12 @@ def _first(runs: Runs, name: str, n: int) -> Sequence[Fresh | None]:
 def _uneven(ours: Floats, theirs: Floats) -> str:
     """Why the losses look like draws from more than one cluster, or from two very different ones; else empty.
 
+    Empty too if the sides are so far apart that what makes them uneven would have to be CLEAR times larger to matter.
     The tests are an F test of the variances and Grubbs' test for an outlier (1969, doi:10.2307/1266761).
     """
     variances = [float(np.var(side, ddof=1)) for side in (ours, theirs)]
+    if abs(ours.mean() - theirs.mean()) > CLEAR * max(variances) ** 0.5:
+        return ""
     if min(variances) > 0:
         ratio = max(variances) / min(variances)
         if 2 * special.fdtrc(len(ours) - 1, len(theirs) - 1, ratio) <= UNEVEN:

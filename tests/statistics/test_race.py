@@ -240,13 +240,19 @@ def test_the_loss_of_a_uniform_guess_is_never_equivalent() -> None:
 
 
 def test_a_side_that_spreads_much_further_postpones_a_decision_and_says_why() -> None:
-    wide = THEIRS - 5 + 20 * NOISE
+    wide = THEIRS - 0.9 + 20 * NOISE
     race = RULES.race([A], runs(a=wide[:5], baseline=THEIRS[:5]))
     ratio = wide[:5].std(ddof=1) / THEIRS[:5].std(ddof=1)
     assert race.findings[A].uneven == f"one side's losses spread {ratio:.2g} times as far as the other's"
     assert race.findings[A].test.p < nominal(0.05, LOOKS)
     assert (race.findings[A].answer, race.seeds) == (Answer.UNDECIDED, 8)
     assert only(RULES.race([A], runs(a=wide))).answer is Answer.BETTER
+
+
+def test_sides_far_apart_are_decided_however_uneven_their_runs() -> None:
+    """Five standard deviations of the wider side: it would have to be five times as uneven to turn the answer."""
+    found = only(RULES.race([A], runs(a=THEIRS - 5 + 20 * NOISE)))
+    assert (found.answer, found.seeds, found.uneven) == (Answer.BETTER, 3, "")
 
 
 def test_one_loss_far_from_the_others_of_its_side_postpones_a_decision() -> None:

@@ -104,6 +104,13 @@ def test_seeds_follow_from_the_studys_name_and_values_so_that_no_two_studies_sha
     assert not any(shared)  # 20 of 900,000: by chance in 1% of 21 pairs
 
 
+def test_no_release_changes_the_seeds_of_a_study() -> None:
+    """As version 0.2.0 derives them: whoever began a study then resumes it on the same seeds."""
+    assert derived()[:3] == (303320, 650370, 417957)
+    other = derived("y", search={"eps": {"choices": [1e-8, 1e-6]}}, hparams__lr=1e-3, confirm__design="independent")
+    assert other == (185513, 942849, 698399, 960626, 161080)
+
+
 def test_the_same_study_has_the_same_seeds_however_it_is_spelled_and_however_far_it_has_grown() -> None:
     assert derived(budget__trials=99) == derived(budget__trials=8) == derived()
     assert derived(trainer__seed=0, confirm__design="paired", confirm__looks=[3, 5, 8, 12, 20]) == derived()
