@@ -110,7 +110,7 @@ def _repeats(trainer: Trainer, run: Run) -> bool:
     def figures(record: StepRecord) -> tuple[float, ...]:
         return record.loss, record.grad_norm, record.update_to_weight
 
-    first, again = ([figures(record) for _, record in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
+    first, again = ([figures(record) for record in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
     return first == again
 
 

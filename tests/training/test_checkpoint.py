@@ -102,7 +102,7 @@ def test_the_names_of_what_a_run_repeats_do_not_change_its_fingerprint() -> None
 
 def test_the_fingerprint_has_a_spec_that_need_not_repeat_and_none_of_its_default() -> None:
     assert fingerprint(replace(SMALL, deterministic=False), RUN, ENVIRONMENT) != fingerprint(SMALL, RUN, ENVIRONMENT)
-    fixed = {key: value for key, value in asdict(SMALL).items() if key not in ("val", "deterministic")}
+    fixed = {key: value for key, value in asdict(SMALL).items() if key not in ("val", "deterministic", "confirm_val")}
     trained = {key: value for key, value in asdict(RUN).items() if key not in ("of", "fraction")}
     machine = {key: ENVIRONMENT[key] for key in MACHINE}
     text = json.dumps([fixed, trained, machine], sort_keys=True, default=repr)  # as before the key
