@@ -154,7 +154,7 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
         case Answer.EQUIVALENT:
             real = "; measurable, but too little to matter" if c.p <= ALPHA else ""
             return (
-                f"{c.candidate} and {baseline} are equivalent within {_margin(c, study)}: "
+                f"{c.candidate} and {baseline} are equivalent {_margin(c, study)}: "
                 f"val loss differs by {signed}, {level}){real}."
             )
         case Answer.UNDECIDED:
@@ -169,11 +169,14 @@ def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
 
 
 def _margin(c: Contrast, study: Study) -> str:
-    """The margin in nats and in standard deviations of a seed's difference."""
+    """How small a difference is shown to be, in nats and in standard deviations of a seed's difference."""
     if study.confirm.margin is None:
-        return f"{c.margin:.2g} nats, one standard deviation of a seed's difference"
+        return (
+            "relative to the noise, as they differ by less than one standard deviation of a seed's difference "
+            f"(measured: {c.margin:.2g} nats)"
+        )
     sds = f", {c.margin / c.sd:.2g} standard deviations of a seed's difference" if c.sd else ""
-    return f"the margin of {c.margin:g} nats{sds}"
+    return f"within the margin of {c.margin:g} nats{sds}"
 
 
 def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:

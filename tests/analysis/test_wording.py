@@ -107,7 +107,8 @@ def test_a_margin_that_was_measured_is_in_nats_and_named_as_the_noise(race: Make
     runs = {**on_seeds("baseline", BASELINE[:3], SEEDS[:3]), **repeated("search-0003", BASELINE[:3] + gaps, SEEDS[:3])}
     found = verdict(fresh_runs(tmp_path, runs, race()))
     assert found.headline.startswith(
-        f"search-0003 and {OPPONENT} are equivalent within 0.01 nats, one standard deviation of a seed's difference: "
+        f"search-0003 and {OPPONENT} are equivalent relative to the noise, as they differ by less than one standard "
+        "deviation of a seed's difference (measured: 0.01 nats): "
     )
 
 
