@@ -217,4 +217,4 @@ def _warnings(study: Study) -> Iterator[str]:
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
     if 0 < len(study.seeds) < LEAST_LOOK:
-        yield f"[confirm] seeds: a verdict takes {LEAST_LOOK} fresh seeds, but {len(study.seeds)} are stated"
+        yield f"[confirm] seeds: a verdict takes {LEAST_LOOK} fresh seeds, but the file states {len(study.seeds)}"

@@ -151,7 +151,7 @@ def test_a_search_of_the_micro_batch_for_the_loss_is_a_warning() -> None:
 def test_more_evaluations_than_steps_and_fewer_than_three_seeds_are_warnings() -> None:
     assert parse(text(trainer__tokens=40_960, confirm__seeds=[7])).warnings == (
         "[trainer] evals: 20 evaluations, but the baseline has 10 steps",
-        "[confirm] seeds: a verdict takes 3 fresh seeds, but 1 are stated",
+        "[confirm] seeds: a verdict takes 3 fresh seeds, but the file states 1",
     )
     assert len(parse(text(confirm__seeds=[7, 8])).warnings) == 1
     assert parse(text(confirm__seeds=[7, 8, 9])).warnings == parse(text(confirm__seeds=[])).warnings == ()
