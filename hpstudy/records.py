@@ -215,6 +215,11 @@ def bounded_loss(loss: float | None, vocab_size: int) -> float:
     return ceiling if loss is None or not math.isfinite(loss) else min(loss, ceiling)
 
 
+def counted_loss(outcome: str | None, loss: float | None, vocab_size: int) -> float | None:
+    """The bounded loss of a run that measured one; None for any other outcome."""
+    return bounded_loss(loss, vocab_size) if outcome in MEASURED else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkFigures:
     """How fast a set of hyperparameters trains beside the device's fastest matrix product."""

@@ -13,12 +13,12 @@ import pandas as pd
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.records import (
     MEASURED,
-    OPPONENTS,
     Outcome,
     Phase,
     baseline_run_id,
     bounded_loss,
     confirm_run_id,
+    counted_loss,
     trial_phase,
 )
 from hpstudy.statistics.race import BASELINE, Comparison, Fresh, Race, Rules, comparisons
@@ -52,9 +52,14 @@ class FreshRuns:
         trials["candidate"] = trials["of"]
         fresh_baseline = (trials["phase"] == "baseline") & (trials["seed"] != self.study.spec.seed)
         trials.loc[fresh_baseline, "candidate"] = BASELINE
-        bounded = trials["val_loss"].map(lambda loss: bounded_loss(loss, self.study.vocab_size))
-        trials["loss"] = bounded.where(trials["outcome"].isin(MEASURED))
+        ends = zip(trials["outcome"], trials["val_loss"], strict=True)
+        trials["loss"] = np.array([counted_loss(*end, self.study.vocab_size) for end in ends], float)
         return trials[trials["candidate"].notna()].reset_index(drop=True)
+
+    @property
+    def ahead(self) -> set[str]:
+        """The ids of the runs that trained ahead of a look that was not needed. They do not count."""
+        return set(self._all["run"]) - set(self.table["run"])
 
     @cached_property
     def candidates(self) -> list[str]:
@@ -68,9 +73,7 @@ class FreshRuns:
 
     @cached_property
     def _comparisons(self) -> list[Comparison]:
-        losses = {name: self.search_loss(name) for name in self.candidates}
-        opponents = {name: loss for name, loss in losses.items() if self.phase(name) in OPPONENTS}
-        return comparisons({name: loss for name, loss in losses.items() if name not in opponents}, opponents)
+        return comparisons({name: self.search_loss(name) for name in self.candidates})
 
     @cached_property
     def _seeds(self) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,6 @@ from hpstudy.analysis.answers import (
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.wording import sentences
 from hpstudy.statistics.difference import difference
-from hpstudy.statistics.levels import overall
 from hpstudy.statistics.race import BASELINE, Answer, Finding, Rules
 from hpstudy.study import Study
 from hpstudy.study.schema import LEAST_LOOK
@@ -39,8 +38,8 @@ def verdict(fresh: FreshRuns, *, selections: int = 1) -> Verdict:
 
     There is none while a comparison is open.
 
-    The rules keep a false better or worse to 5% of the studies in which nothing differs, and a false equivalent to 5%
-    of those in which all differ by the margin or more. That holds for one selection of candidates. `selections` counts
+    The rules keep any false claim of difference or equality to 5% of studies, whichever candidates differ. That holds
+    for runs that vary normally and for one selection of candidates. `selections` counts
     the selections so far, as of a search that was extended after its verdict. Each had its own chance to err, for which
     nothing later adjusts, so the sentence says how large it is in all.
 
@@ -102,7 +101,7 @@ def _relatives(fresh: FreshRuns, names: Iterable[str], of: Callable[[str], pd.Se
     tests = [difference(np.log(a), np.log(b), design=rules.design) for a, b in measured.values()]
     found = {}
     for name, test in zip(measured, tests, strict=True):
-        p = min(1.0, len(tests) * overall(float(test.p), rules.looks))
+        p = rules.adjusted(test.p, len(tests))
         ends = test.interval(rules.level(len(tests)))
         ratio, low, high = (math.exp(log) for log in (test.mean, *ends))
         found[name] = Relative(ratio=ratio, low=low, high=high, p=p, comparisons=len(tests))

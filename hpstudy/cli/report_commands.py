@@ -154,11 +154,8 @@ def _print_runs(results: StudyResults) -> None:
     if noise := results.noise:
         console.print(f"noise: {noise}")
     resume = command("run", results.name, results.frames.runs)
-    fresh = trials["phase"].isin(["baseline", "confirm"]) & (trials["seed"] != results.study.spec.seed)
-    ahead = set(trials.loc[fresh, "run_id"]) - set(results.fresh.unfinished)  # trained for a look that was not needed
-    for run_id in trials.loc[trials["outcome"].isna(), "run_id"]:
-        if run_id in ahead:
-            continue
+    wanted = trials["outcome"].isna() & ~trials["run_id"].isin(results.fresh.ahead)
+    for run_id in trials.loc[wanted, "run_id"]:
         console.print(f"unfinished: {run_id}; `{resume}` resumes it", soft_wrap=True)
 
 

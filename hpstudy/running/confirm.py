@@ -85,15 +85,20 @@ def select(study: Study, views: Sequence[RunView]) -> Selection:
     if "tuned-lr" in study.also:
         candidates += eligible(study, views, "tuned-lr")[:1]
     if "batch" in study.also:
-        runs = {view.run_id: view.header.run for view in views}
-        controls = [batch_control(study, runs[name]) for name in candidates[:1] if runs[name].phase == "search"]
         complete = {view.run_id for view in views if view.result and view.result.outcome is Outcome.COMPLETE}
-        candidates += [run.run_id for run in controls if run is not None and run.run_id in complete]
+        if (control := control_of_best(study, views)) is not None and control.run_id in complete:
+            candidates.append(control.run_id)
     return Selection(
         trials=sum(view.header.run.phase == "search" for view in views),
         seeds=study.seeds,
         candidates=tuple(candidates),
     )
+
+
+def control_of_best(study: Study, views: Sequence[RunView]) -> Run | None:
+    """The baseline at the batch of the search's best trial; None without such a trial, or if it has the baseline's."""
+    best = eligible(study, views, "search")[:1]
+    return next((batch_control(study, view.header.run) for view in views if view.run_id in best), None)
 
 
 def eligible(study: Study, views: Sequence[RunView], phase: Literal["search", "tuned-lr"]) -> list[str]:

@@ -18,10 +18,10 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
 from hpstudy.running.capacity import num_workers
-from hpstudy.running.confirm import eligible, update_selections
+from hpstudy.running.confirm import control_of_best, update_selections
 from hpstudy.running.environment import inexact
 from hpstudy.running.interface import Options, Progress, StopRequest
-from hpstudy.running.opponents import TUNED_LR_JOURNAL, batch_control, tuned_lr
+from hpstudy.running.opponents import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.race_queue import RaceQueue, described
 from hpstudy.running.run_queue import RunList, TrialQueue
@@ -119,8 +119,7 @@ class _Driver:
             tokens=tokens,
             hparams=self._study.baseline_hparams(tokens),
         )
-        self._begin_phase("baseline", [run])
-        self._pool.train(RunList([run]))
+        self._train_alone("baseline", run)
 
     def tuned_lr(self) -> None:
         """Searches the lr of the tuned-lr opponent, in as many trials as the search has."""
@@ -132,16 +131,12 @@ class _Driver:
         """Trains the baseline at the batch of the search's best trial, if it has another one."""
         if "batch" not in self._study.also:
             return
-        views = self._store.runs()
-        begun = {view.run_id: view.header.run for view in views}
-        controls = [batch_control(self._study, begun[name]) for name in eligible(self._study, views, "search")[:1]]
-        if runs := [run for run in controls if run is not None]:
-            self._begin_phase("batch", runs)
-            self._pool.train(RunList(runs))
-            for run in runs:
-                result = self._store.result(run.run_id)
-                if result is not None and result.outcome is not Outcome.COMPLETE:
-                    self._progress.say(f"{run.run_id}: {result.outcome}, so the winner's batch alone is not compared")
+        if (run := control_of_best(self._study, self._store.runs())) is None:
+            return
+        self._train_alone("batch", run)
+        result = self._store.result(run.run_id)
+        if result is not None and result.outcome is not Outcome.COMPLETE:
+            self._progress.say(f"{run.run_id}: {result.outcome}, so the winner's batch alone is not compared")
 
     def confirm(self) -> None:
         """Trains candidates and baseline again on fresh seeds."""
@@ -207,6 +202,11 @@ class _Driver:
                 f"{', '.join(lost.values())}: the search has used the result, but the run store lacks it; trained again"
             )
         return list(lost)
+
+    def _train_alone(self, phase: Phase, run: Run) -> None:
+        """Trains the only run of a phase."""
+        self._begin_phase(phase, [run])
+        self._pool.train(RunList([run]))
 
     def _begin_phase(self, phase: Phase, runs: Sequence[Run]) -> None:
         results = ((run, self._store.result(run.run_id)) for run in runs)

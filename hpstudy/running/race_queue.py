@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from hpstudy.records import MEASURED, OPPONENTS, Outcome, Run, RunResult, bounded_loss
+from hpstudy.records import Outcome, Run, RunResult, counted_loss
 from hpstudy.running.confirm import Selection, fresh_run, shorter_runs, sides, winners
 from hpstudy.running.run_queue import RunList
 from hpstudy.statistics.race import BASELINE, Answer, Finding, Fresh, Race, Rules, comparisons
@@ -31,18 +31,16 @@ class RaceQueue(RunList):
         """`on_look` is called with the race and the runs of its looks so far, at the start and after each look."""
         begun = {view.run_id: view.header.run for view in views}
         repeated = sides(study, selections, begun)
-        losses = {view.run_id: _loss(study, view.result) or math.inf for view in views if view.result}
-        opponents = {name: losses[name] for name, run in repeated.items() if run.phase in OPPONENTS}
-        searched = {name: losses[name] for name in repeated if name not in (BASELINE, *opponents)}
-        self._comparisons = comparisons(searched, opponents)
+        results = {view.run_id: view.result for view in views if view.result is not None}
+        self._ended = {run_id: fresh(study, result) for run_id, result in results.items()}
+        losses = {name: self._ended[name].loss for name in repeated if name != BASELINE}
+        self._comparisons = comparisons({name: math.nan if loss is None else loss for name, loss in losses.items()})
         self._study, self._rules, self._on_look = study, Rules.of(study), on_look
         self._runs = {
             side: [fresh_run(study, side, run, place) for place in range(self._rules.looks[-1])]
             for side, run in repeated.items()
         }
         self._winners = winners(study, selections, begun)
-        results = {view.run_id: view.result for view in views if view.result is not None}
-        self._ended = {run_id: fresh(study, result) for run_id, result in results.items()}
         self._given = set(results)
         self._told: object = None
         super().__init__(self._next_runs())
@@ -90,11 +88,8 @@ class RaceQueue(RunList):
 
 def fresh(study: Study, result: RunResult) -> Fresh:
     """How a run on a fresh seed counts in the race."""
-    return Fresh(loss=_loss(study, result), diverged=result.outcome is Outcome.DIVERGED)
-
-
-def _loss(study: Study, result: RunResult) -> float | None:
-    return bounded_loss(result.val_loss, study.vocab_size) if result.outcome in MEASURED else None
+    loss = counted_loss(result.outcome, result.val_loss, study.vocab_size)
+    return Fresh(loss=loss, diverged=result.outcome is Outcome.DIVERGED)
 
 
 def described(found: Finding) -> str:

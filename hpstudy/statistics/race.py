@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from hpstudy.records import OPPONENTS, trial_phase
 from hpstudy.statistics.difference import ALPHA, Difference, Floats, difference
 from hpstudy.statistics.levels import nominal, overall
 from hpstudy.study import Study
@@ -71,6 +72,11 @@ class Finding:
     uneven: str = ""  # what makes a few seeds too few for these runs
     futile: bool = False  # more seeds would hardly have decided it
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next look tests the comparison again."""
+        return self.answer is Answer.UNDECIDED and not self.futile
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
@@ -106,6 +112,10 @@ class Rules:
         """The level of each of so many intervals that all hold with a chance of 95%, whenever the race stops."""
         return nominal(ALPHA / comparisons, self.looks)
 
+    def adjusted(self, p: float, comparisons: int) -> float:
+        """A p value of one look at one of so many comparisons, adjusted for all looks and all comparisons."""
+        return min(1.0, comparisons * overall(float(p), self.looks))
+
     def race(self, comparisons: Sequence[Comparison], runs: Runs) -> Race:
         """The decisions on the runs that have ended. More runs never change what an earlier look has decided."""
         findings: dict[Comparison, Finding] = {}
@@ -116,7 +126,7 @@ class Rules:
             if any(run is None for pair in still for name in pair for run in _first(runs, name, n)):
                 return Race(findings=findings, open=still, seeds=n, most=self.looks[-1])
             findings |= {found.comparison: found for found in self._look(len(comparisons), still, runs, n)}
-            still = [pair for pair in still if pair not in findings or self._goes_on(findings[pair])]
+            still = [pair for pair in still if pair not in findings or findings[pair].goes_on]
         return Race(findings=findings, open=(), seeds=0, most=self.looks[-1])
 
     def _look(self, comparisons: int, still: Sequence[Comparison], runs: Runs, n: int) -> Iterator[Finding]:
@@ -128,8 +138,7 @@ class Rules:
             test = difference(*sides, design=design, margin=self.margin)
             diverged = any(run and run.diverged for name in pair for run in runs[name][:n])
             uneven = "a run diverged" if diverged else _uneven(*sides)
-            p = min(1.0, comparisons * overall(float(test.p), self.looks))
-            q = min(1.0, comparisons * overall(float(test.p_equivalent), self.looks))
+            p, q = self.adjusted(test.p, comparisons), self.adjusted(test.p_equivalent, comparisons)
             if diverged or (uneven and self.margin is None):
                 q = 1.0  # the loss of a uniform guess measures no equality, and stray runs widen a margin made of noise
             answer = decide(difference=test.mean, p=p, p_equivalent=q)
@@ -156,9 +165,6 @@ class Rules:
         """Candidates share their seeds, so they are always compared in pairs."""
         return self.design if BASELINE in pair else "paired"
 
-    def _goes_on(self, found: Finding) -> bool:
-        return found.answer is Answer.UNDECIDED and not found.futile
-
     def _sides(self, runs: Runs, pair: Comparison, n: int) -> tuple[Floats, Floats]:
         """The losses that count of both sides' first n seeds."""
         ours, theirs = ([run.loss if run else None for run in _first(runs, name, n)] for name in pair)
@@ -181,17 +187,19 @@ class Rules:
         return not bool(shows_difference or shows_equivalence)
 
 
-def comparisons(searched: Mapping[str, float], opponents: Mapping[str, float]) -> list[Comparison]:
+def comparisons(losses: Mapping[str, float]) -> list[Comparison]:
     """What a study tests: every candidate against the baseline, and the best of the search against other opponents.
 
-    Both hold candidates with their losses in their searches, on which no fresh seed has had a say. A control of a
-    trial's batch is compared with that trial.
+    `losses` holds all of them by id, with the loss in their search, on which no fresh seed has had a say. A control of
+    a trial's batch is compared with that trial.
     """
+    opponents = [name for name in losses if trial_phase(name) in OPPONENTS]
+    searched = {name: loss for name, loss in losses.items() if name not in opponents}
     against_baseline = [(name, BASELINE) for name in [*searched, *opponents]]
     best = min(searched, key=lambda name: (math.isnan(searched[name]), searched[name]), default=None)
     among: list[Comparison] = []
     for opponent in opponents:
-        of_batch = opponent.startswith("batch-")
+        of_batch = trial_phase(opponent) == "batch"
         candidate = opponent.replace("batch-", "search-", 1) if of_batch else best
         if candidate is not None and candidate in searched:
             among.append((candidate, opponent))

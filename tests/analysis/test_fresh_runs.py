@@ -152,6 +152,8 @@ def test_runs_that_trained_ahead_of_a_decided_look_do_not_count(race: MakeStudy,
     assert list(fresh.losses("search-0003")) == pytest.approx(LOWER[:3])
     assert list(fresh.complete_losses("baseline")) == pytest.approx(BASELINE[:3])
     assert fresh.unfinished == []
+    both = ("baseline-s104", "baseline-s105", "confirm-0003-s104", "confirm-0003-s105-t50")
+    assert fresh.ahead == set(both)  # and none of the shorter runs on a seed that counts
 
 
 def test_all_runs_of_a_fixed_number_of_seeds_count(study: MakeStudy, tmp_path: Path) -> None:

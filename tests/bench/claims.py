@@ -180,9 +180,9 @@ def _study(scenario: Scenario, rng: np.random.Generator) -> tuple[bool | int, ..
         )
     }
     first = dict(list(losses.items())[: scenario.top])
-    races = [rules.race(comparisons(first, dict.fromkeys(opponents, 0.0)), runs)]
+    races = [rules.race(comparisons({**first, **dict.fromkeys(opponents, 0.0)}), runs)]
     if scenario.extended:
-        races.append(rules.race(comparisons(losses, dict.fromkeys(opponents, 0.0)), runs))
+        races.append(rules.race(comparisons({**losses, **dict.fromkeys(opponents, 0.0)}), runs))
     false = [found for race in races for found in race.findings.values() if _is_false(found, scenario)]
     headline = _headline(races[-1])
     return (

@@ -350,19 +350,19 @@ def test_nothing_is_futile_at_the_last_look_nor_while_runs_look_uneven() -> None
 
 def test_a_study_compares_its_candidates_with_the_baseline_and_its_best_with_the_tuned_lr() -> None:
     searched = {"search-0001": 3.1, "search-0002": 3.0}
-    assert comparisons(searched, {"tuned-lr-0004": 3.05}) == [
+    assert comparisons({**searched, "tuned-lr-0004": 3.05}) == [
         ("search-0001", BASELINE),
         ("search-0002", BASELINE),
         ("tuned-lr-0004", BASELINE),
         ("search-0002", "tuned-lr-0004"),
     ]
-    assert comparisons({}, {"tuned-lr-0004": 3.05}) == [("tuned-lr-0004", BASELINE)]
-    assert comparisons({}, {}) == []
+    assert comparisons({"tuned-lr-0004": 3.05}) == [("tuned-lr-0004", BASELINE)]
+    assert comparisons({}) == []
 
 
 def test_the_best_of_the_search_against_the_tuned_lr_is_of_one_family_with_the_others() -> None:
     searched, opponents = {"a": 3.0}, {"b": 3.1}
-    tested = comparisons(searched, opponents)
+    tested = comparisons({**searched, **opponents})
     sides = {"a": THEIRS[:5] - 0.001 + 0.3 * NOISE[:5], "b": NEAR[:5], "baseline": THEIRS[:5]}
     race = rules(5, margin=0.001).race(tested, runs(**sides))
     alone = [stats.ttest_rel(sides[x], sides[y]).pvalue for x, y in tested]
