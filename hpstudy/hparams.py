@@ -122,6 +122,12 @@ GPT3 = HParams(
 )
 
 
+def unused(hparams: HParams) -> frozenset[str]:
+    """The keys that have no effect beside the others: grad_clip without clipping, a ramp's start without a ramp."""
+    idle = {"grad_clip": hparams.clip_mode == "none", "batch_ramp_start": hparams.batch_ramp_fraction == 0}
+    return frozenset(key for key, is_idle in idle.items() if is_idle)
+
+
 def scaled_warmup_fraction(tokens: int | None, batch_tokens: int) -> float:
     """GPT-3's warm-up as a fraction of a run of `tokens` tokens, at least 10 steps and 1% of the run.
 

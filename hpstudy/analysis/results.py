@@ -14,6 +14,7 @@ from hpstudy.analysis import frames
 from hpstudy.analysis.answers import Noise, Verdict
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.fresh_runs import FreshRuns
+from hpstudy.analysis.tuned import Tuned, tuned
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
@@ -101,6 +102,22 @@ class StudyResults:
     @cached_property
     def _verdict(self) -> Verdict:
         return verdict(self.fresh, selections=len(read_selections(self.store)) if self.store else 1)
+
+    @cached_property
+    def tuned(self) -> Tuned | None:
+        """The values of the verdict's first candidate or, before a verdict, of the search's best trial.
+
+        None while no trial but the baseline is complete.
+        """
+        contrasts = self.verdict().contrasts
+        ranked = self.ranked()
+        names = [c.candidate for c in contrasts[:1]] or [
+            name for name in ranked["run_id"].astype("str") if name != self.study.baseline_run_id
+        ]
+        rows = self.trials[self.trials["run_id"].isin(names[:1])]
+        if not len(rows):
+            return None
+        return tuned(self.study, names[0], rows.to_dict("records")[0], confirmed=bool(contrasts))
 
     @property
     def halflives(self) -> pd.DataFrame:

@@ -75,6 +75,11 @@ def seeds_for_width(half_width: float, sd: float, df: float, seeds: int, level: 
     )
 
 
+def sd_from_interval(half_width: float, seeds: int, comparisons: int) -> float:
+    """The standard deviation of one pair's difference whose 95% interval, adjusted for comparisons, is that wide."""
+    return float(half_width / stats.t.ppf(1 - ALPHA / 2 / comparisons, seeds - 1) * np.sqrt(seeds))
+
+
 def _plausible(sd: float, df: float | None) -> Floats:
     """Equally likely values of the true standard deviation, if `sd` was measured with `df` degrees of freedom."""
     return np.array([sd]) if df is None else sd * np.sqrt(df / stats.chi2.ppf(QUANTILES, df))

@@ -25,8 +25,7 @@ from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
 from hpstudy.running.replay import replay as train_again
-from hpstudy.search import num_trials
-from hpstudy.study import Choices, Study, load_frozen, load_study, seeds_of_others, study_name
+from hpstudy.study import Choices, Study, load_frozen, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_sink import whereabouts
 

@@ -1,31 +1,10 @@
-"""The axis of a searched hyperparameter: the search's scale, its ticks, and values near its ends."""
+"""The axis of a searched hyperparameter: its ticks, and how they are written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 
-from hpstudy.study import Choices, Dimension, Study
-
-NEAR = 0.05  # of the range
-
-
-def position(dimension: Dimension, value: float | str) -> float:
-    """A value's position between low (0) and high (1) on the search's scale; choices are placed in order."""
-    if isinstance(dimension, Choices):
-        return dimension.values.index(value) / (len(dimension.values) - 1)
-    scaled, low, high = (_scaled(dimension.scale, float(v)) for v in (value, dimension.low, dimension.high))
-    return (scaled - low) / (high - low)
-
-
-def _scaled(scale: str, value: float) -> float:
-    match scale:
-        case "log":
-            return math.log(value)
-        case "log1m":
-            return -math.log1p(-value)
-        case _:
-            return value
+from hpstudy.study import Choices, Dimension
 
 
 def ticks(dimension: Dimension, most: int) -> list[float | str]:
@@ -50,17 +29,3 @@ def ticks(dimension: Dimension, most: int) -> list[float | str]:
 def tick_text(value: float | str) -> str:
     """A tick's label: 0.001 and 3e-05, a choice as it is."""
     return value if isinstance(value, str) else f"{value:.6g}"
-
-
-def near_ends(study: Study, best: Mapping[str, float | str]) -> Iterator[str]:
-    """A warning for each range in which the best trial is within NEAR of an end: the optimum may be outside."""
-    for key, dimension in study.space.items():
-        if isinstance(dimension, Choices):
-            continue
-        where = position(dimension, best[key])
-        if min(where, 1 - where) <= NEAR:
-            side, end = ("lower", dimension.low) if where < 0.5 else ("upper", dimension.high)
-            yield (
-                f"{key}: the best trial's {best[key]:.4g} is within {NEAR:.0%} of the {side} end of its range, "
-                f"{end:g}; a wider range may hold a better one"
-            )

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
 from hpstudy.hparams import RULES
 from hpstudy.records import LOST
 from hpstudy.report.curves import objective_column, spread
-from hpstudy.report.scales import position, tick_text, ticks
+from hpstudy.report.scales import tick_text, ticks
 from hpstudy.report.style import ACCENT, FAINT, INK, MUTED, UNITS, Figure, empty_plot
 from hpstudy.study import Choices
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.departures import departures_sentence
+from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import shown_runs
-from hpstudy.report.scales import near_ends
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
 
@@ -34,9 +34,8 @@ def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Se
     study, verdict, trials = results.study, results.verdict(), results.trials
     shown, ranked = shown_runs(results), results.ranked()
     winner = verdict.contrasts[0].candidate if verdict.contrasts else None
-    best = ranked[ranked["run_id"] == winner] if winner else ranked
     lost = tables.lost_trials(results)
-    warnings = tuple(near_ends(study, {key: best.iloc[0][key] for key in study.space})) if len(best) else ()
+    warnings = tuple(map(str, at_ends(study, results.tuned.hparams))) if results.tuned else ()
     hyperparameters = tuple(search_figures.hyperparameter_panels(results, winner)) if len(ranked) else ()
     together = [search_figures.importance_bars(importances)] if importances else []
     if len(study.space) > 1 and len(ranked):

@@ -12,9 +12,8 @@ from hpstudy.files import read_json, to_json
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, baseline_run_id, confirm_run_id
 from hpstudy.running.opponents import batch_control, tuned_lr
-from hpstudy.search import num_trials
 from hpstudy.statistics.race import BASELINE, Rules
-from hpstudy.study import MetricName, Study
+from hpstudy.study import MetricName, Study, num_trials
 from hpstudy.study.ranking import Score, best_first, front
 from hpstudy.tracking.store import RunStore, RunView
 

@@ -18,27 +18,16 @@ MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memo
 FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
 
 
-def is_grid(study: Study) -> bool:
-    """Whether the search is a fixed list of points. An empty space counts, with its single point."""
-    return study.budget.sampler.name == "grid" or not study.space
-
-
 def first_proposals(study: Study) -> list[dict[str, Value]]:
     """The proposals made without a sampler: the baseline, if the space holds it, then a grid's other points."""
     baseline = study.baseline_proposal()
     first = [] if baseline is None else [baseline]
-    if not is_grid(study):
+    if not study.is_grid:
         return first
     sides = [dimension.values for dimension in study.space.values() if isinstance(dimension, Choices)]
     assert len(sides) == len(study.space), "a grid needs choices in every dimension"
     points = (dict(zip(study.space, point, strict=True)) for point in product(*sides))
     return first + [point for point in points if point != baseline]
-
-
-def num_trials(study: Study, asked: int | None) -> int:
-    """Trials of the search: `asked`, or what the file says. A grid has no more than its points."""
-    wanted = study.trials if asked is None else asked
-    return min(wanted, len(first_proposals(study))) if is_grid(study) else wanted
 
 
 class SamplerView:

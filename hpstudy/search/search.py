@@ -21,11 +21,10 @@ from hpstudy.search.sampling import (
     SamplerView,
     first_proposals,
     is_infeasible,
-    num_trials,
     running_trial,
 )
 from hpstudy.search.space import decode, encode
-from hpstudy.study import Study, Value
+from hpstudy.study import Study, Value, num_trials
 
 TrialState = Literal["running", "complete", "infeasible", "pruned", "failed"]
 

@@ -7,7 +7,7 @@ schema.py holds the tables and keys, parse.py reads them, checks.py has the rule
 from hpstudy.study.frozen import changed_keys, load_frozen, refuse_changes, seeds_of_others, with_frozen_seeds
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
-from hpstudy.study.study import GROWING, Choices, Dimension, FloatRange, Study, Value, study_sha256
+from hpstudy.study.study import GROWING, Choices, Dimension, FloatRange, Study, Value, num_trials, study_sha256
 
 __all__ = [
     "GROWING",
@@ -25,6 +25,7 @@ __all__ = [
     "list_studies",
     "load_frozen",
     "load_study",
+    "num_trials",
     "parse_study",
     "refuse_changes",
     "seeds_of_others",

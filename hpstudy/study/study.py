@@ -103,6 +103,11 @@ class Study:
         return self.budget.trials
 
     @property
+    def is_grid(self) -> bool:
+        """Whether the search is a fixed list of points. An empty space counts, with its single point."""
+        return self.budget.sampler.name == "grid" or not self.space
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The candidates' fresh seeds, as many as any of them may train."""
         assert self.confirm.seeds is not None, "load.py fills it in"
@@ -187,6 +192,13 @@ class Study:
             scaled = scaled_warmup_fraction(tokens, values["batch_tokens"])
             values["warmup_fraction"] = min(scaled, values["decay_fraction"])
         return HParams(**values)
+
+
+def num_trials(study: Study, asked: int | None = None) -> int:
+    """Trials of the search: `asked`, or what the file says. A grid has no more than its points."""
+    wanted = study.trials if asked is None else asked
+    points = math.prod(len(values.values) for values in study.space.values() if isinstance(values, Choices))
+    return min(wanted, points) if study.is_grid else wanted
 
 
 def study_sha256(resolved: Mapping[str, Any]) -> str:

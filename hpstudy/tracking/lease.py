@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -38,6 +39,7 @@ class Lease:
     token: str  # of this driver alone, as pids return
     beat: int
     place: str = ""  # where pid is that process: two containers may have the same host name
+    since: str = ""  # ISO 8601, UTC; "" in leases of versions before 0.3
 
     def __str__(self) -> str:
         """The holder, for messages."""
@@ -103,7 +105,8 @@ def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Holding]:
     Raises UserError if another driver holds it.
     """
     path = folder / LEASE
-    mine = Lease(host=platform.node(), pid=os.getpid(), token=uuid.uuid4().hex, beat=0, place=_place())
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    mine = Lease(host=platform.node(), pid=os.getpid(), token=uuid.uuid4().hex, beat=0, place=_place(), since=since)
     if not _claim(path, mine):
         found = _read_soon(path)
         own = found is not None and found.is_dead
@@ -124,6 +127,22 @@ def leased(folder: Path, on_lost: Callable[[], None]) -> Iterator[Holding]:
         if (last := _read(path)) is not None and last.token == mine.token:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def holder(folder: Path) -> Lease | None:
+    """Who writes a study now, without waiting: None if nobody does, or if the holder has ended or gone silent.
+
+    On another host a holder counts as silent after LOST_SECONDS by this machine's clock.
+    """
+    found = _read(folder / LEASE)
+    if found is None or found.is_dead:
+        return None
+    if found.place and found.place == _place():
+        return found  # a live process of this host, also while it is suspended
+    with contextlib.suppress(OSError):
+        if abs(time.time() - (folder / LEASE).stat().st_mtime) < LOST_SECONDS:
+            return found
+    return None
 
 
 def _keep(path: Path, mine: Lease, done: threading.Event, holding: Holding) -> None:

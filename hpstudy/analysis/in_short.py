@@ -1,0 +1,104 @@
+"""A study's answer as a badge and one plain sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hpstudy.analysis.answers import Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.departures import departures
+from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
+from hpstudy.analysis.numbers import decimals
+from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.state import State
+from hpstudy.statistics.race import Answer
+from hpstudy.study import Study
+
+Tone = Literal["good", "bad", "open"]
+"""good: a yes, or better values; bad: a no; open: nothing is decided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InShort:
+    """The answer for whoever reads one line."""
+
+    badge: str
+    tone: Tone
+    sentence: str
+
+
+def opponent(study: Study) -> str:
+    """How tables name the baseline: GPT-3 if it has GPT-3's value of every searched key, else baseline."""
+    departed = {departure.key for departure in departures(study)}
+    return "baseline" if departed & set(study.space) else "GPT-3"
+
+
+def in_short(results: StudyResults, now: State) -> InShort:
+    """The answer so far. `now` is where the study stands."""
+    study, verdict = results.study, results.verdict()
+    baseline, best = measured(results)
+    if not study.space:
+        sentence = f"The baseline reaches {baseline} nats." if baseline.seeds else "The baseline has not been trained."
+        return InShort(badge="Reference", tone="open", sentence=sentence)
+    if not verdict.contrasts or best is None:
+        return InShort(badge=_interim(now), tone="open", sentence=_so_far(study, baseline, best))
+    first = verdict.contrasts[0]
+    answer = deciding(first, study)
+    badge = {"yes": "Yes", "no": "No", "undecided": "Undecided", "nothing better found": "Nothing better"}.get(
+        verdict.reply or "", str(answer).capitalize()
+    )
+    good = {"yes": True, "no": False}.get(verdict.reply or "", answer in (Answer.BETTER, Answer.FASTER))
+    tone: Tone = "open" if answer is Answer.UNDECIDED else "good" if good else "bad"
+    return InShort(badge=badge, tone=tone, sentence=_sentence(study, first, answer, baseline, best, results))
+
+
+def _interim(now: State) -> str:
+    return f"{now.trials} of {now.planned} trials" if now.trials < now.planned else "No verdict yet"
+
+
+def _so_far(study: Study, baseline: Measured, best: Measured | None) -> str:
+    name = opponent(study)
+    if best is None or best.val_loss is None:
+        return "No trial is complete yet."
+    if by_speed(study):
+        return f"The fastest trial so far trains {best.tok_per_sec or 0:,.0f} tokens a second; one seed, no verdict."
+    beside = f", {name}'s values {baseline}" if baseline.val_loss is not None else ""
+    return f"The best trial so far reaches {best} nats{beside}; one seed each, no verdict."
+
+
+def _sentence(
+    study: Study, c: Contrast, answer: Answer, baseline: Measured, best: Measured, results: StudyResults
+) -> str:
+    theirs = f"{opponent(study)}'s" if opponent(study) == "GPT-3" else "the baseline's"
+    if by_speed(study):
+        return _on_speed(c, answer, theirs)
+    digits = _shared_digits(baseline, best)
+    ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
+    size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
+    if found_nothing(c, study):
+        trials = results.fresh.num_trials
+        return f"The best of {trials} trials reaches {ours} nats where {theirs} values reach {reference}."
+    match answer:
+        case Answer.BETTER:
+            return f"Tuned values reach {ours} nats where {theirs} reach {reference}."
+        case Answer.WORSE:
+            return f"The other values reach {ours} nats where {theirs} reach {reference}."
+        case Answer.EQUIVALENT:
+            return f"Tuned values and {theirs} reach the same loss, {reference} nats, within {c.margin:.2g}."
+        case _:
+            return f"Tuned values and {theirs} are {size} nats apart, which {c.n} seeds cannot tell from noise."
+
+
+def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:
+    if c.speed is None:
+        return "Too few runs on fresh seeds measured their speed."
+    digits = decimals((c.speed.high - c.speed.low) / 2)
+    times = f"{c.speed.ratio:.{digits}f} times"
+    if answer is Answer.UNDECIDED:
+        return f"Tuned values train at {times} the speed of {theirs}, which {c.n} seeds cannot tell from noise."
+    return f"Tuned values train at {times} the speed of {theirs}."
+
+
+def _shared_digits(*sides: Measured) -> int:
+    """The digits that both errors allow."""
+    return min((decimals(side.se) for side in sides if side.se is not None), default=ONE_SEED_DIGITS)

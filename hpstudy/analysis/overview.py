@@ -1,0 +1,106 @@
+"""What a study is, how far it is, what it found and what comes next, as one JSON object for scripts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from hpstudy.analysis.answers import Contrast, Relative, deciding
+from hpstudy.analysis.departures import departures
+from hpstudy.analysis.measured import measured
+from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.state import state
+from hpstudy.records import Outcome
+from hpstudy.tracking.wandb_sink import whereabouts
+
+OVERVIEW: dict[str, str] = {
+    "study": "its name",
+    "question": "what it asks",
+    "stage": "running, stopped, undecided or done",
+    "holder": "who runs it now, with `host`, `pid` and `since` (UTC); null if nobody does",
+    "trials": "of the search: `ended` of `planned`, and how many ended in each outcome",
+    "reply": "yes, no, undecided, or nothing better found; null without a verdict, or if the file says no `yes`",
+    "answer": "better, worse, equivalent, faster, slower or undecided; null before a verdict",
+    "headline": "the answer in one sentence",
+    "sentence": "the headline, and what a reader must know besides",
+    "baseline": "`run_id`, `val_loss` (nats) with its standard error `se`, `seeds`, and the median `tok_per_sec`",
+    "tuned": "the same of the best values, with `confirmed`: whether fresh seeds compared them; null without any",
+    "difference": "of val loss, tuned minus baseline (nats): `value`, `low`, `high` (95%), `p`, `margin`; or null",
+    "speed": "tokens per second, tuned over baseline: `ratio`, `low`, `high`, `p`; null if speed is no objective",
+    "values": "per searched key: `key`, `baseline`, `tuned`, `ratio`, and half-life or timescale if it has one",
+    "departures": "per key in which the baseline is not GPT-3's: `key`, `value`, `gpt3`",
+    "runs": "all runs of the study that ended",
+    "tokens": "that they trained on",
+    "train_seconds": "that their steps took",
+    "device": "what they ran on, with `precision` and the `commit` of hpstudy",
+    "started": "when the first run began (UTC)",
+    "report": "path of the report; null until it is written",
+    "wandb": "where its W&B runs are",
+    "next": "`advice` and the `command` that follows it",
+}
+"""Key -> what it holds, for `overview`."""
+
+
+def overview(results: StudyResults) -> dict[str, Any]:
+    """The keys of OVERVIEW. Every value is plain JSON; a number that is not known is None."""
+    assert results.store is not None
+    study, verdict, trials, found = results.study, results.verdict(), results.trials, results.tuned
+    where, root = state(results), results.store.root
+    searched = trials.loc[trials["phase"] == "search", "outcome"].value_counts()
+    first = verdict.contrasts[0] if verdict.contrasts else None
+    baseline, best = measured(results)
+    page, ended = root / "report" / "index.html", trials[trials["outcome"].notna()]
+    made: dict[str, Any] = {
+        "study": study.name,
+        "question": study.question,
+        "stage": str(where.stage),
+        "holder": {key: getattr(where.holder, key) for key in ("host", "pid", "since")} if where.holder else None,
+        "trials": {
+            "ended": where.trials,
+            "planned": where.planned,
+            **{str(outcome): int(searched.get(outcome.value, 0)) for outcome in Outcome},
+        },
+        "reply": verdict.reply,
+        "answer": str(deciding(first, study)) if first else None,
+        "headline": verdict.headline,
+        "sentence": verdict.sentence,
+        "baseline": asdict(baseline),
+        "tuned": asdict(best) | {"confirmed": found.confirmed} if best and found else None,
+        "difference": _difference(first),
+        "speed": _speed(first.speed) if first and first.speed else None,
+        "values": [asdict(change) for change in found.changes] if found else [],
+        "departures": [{"key": d.key, "value": d.value, "gpt3": d.gpt3} for d in departures(study)],
+        "runs": len(ended),
+        "tokens": int(ended["tokens"].sum()),
+        "train_seconds": float(ended["train_seconds"].sum()),
+        "device": {
+            "name": results.environment.get("device_name"),
+            "precision": results.environment.get("precision"),
+            "commit": results.commit,
+        },
+        "started": trials["started"].min().isoformat() if len(trials) else None,
+        "report": str(page) if page.exists() else None,
+        "wandb": whereabouts(root, study.name),
+        "next": {"advice": where.advice, "command": where.command},
+    }
+    return {key: _finite(made[key]) for key in OVERVIEW}
+
+
+def _difference(c: Contrast | None) -> dict[str, Any] | None:
+    if c is None:
+        return None
+    return {"value": c.difference, "low": c.low, "high": c.high, "p": c.p, "margin": c.margin}
+
+
+def _speed(found: Relative) -> dict[str, Any]:
+    return {"ratio": found.ratio, "low": found.low, "high": found.high, "p": found.p}
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON knows it: numbers that are not finite are None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

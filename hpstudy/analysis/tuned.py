@@ -1,0 +1,86 @@
+"""The values that a study has found, beside its baseline's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpstudy.hparams import RULES, HParams, derived, unused
+from hpstudy.study import Study, Value
+
+MEASURES = {
+    "beta1": ("beta1_halflife_tokens", "half-life", "tokens"),
+    "beta2": ("beta2_halflife_tokens", "half-life", "tokens"),
+    "weight_decay": ("decay_timescale_steps", "timescale", "steps"),
+}
+"""Key -> its measure that compares across batches and learning rates: name in `derived`, short name, unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One searched key: the baseline's value and the found one."""
+
+    key: str
+    baseline: Value
+    tuned: Value
+    ratio: float | None  # tuned over baseline; None for text and for a baseline of 0
+    measure: str = ""  # half-life or timescale
+    unit: str = ""  # of the measure
+    baseline_measure: float | None = None
+    tuned_measure: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """The best set of values of a study so far."""
+
+    run_id: str  # of the trial
+    confirmed: bool  # whether fresh seeds have compared it with the baseline
+    hparams: HParams
+    changes: tuple[Change, ...]  # of the searched keys that have an effect, in the order of the study file
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The searched keys with an effect, and their values."""
+        return {change.key: change.tuned for change in self.changes}
+
+    def as_toml(self, study: Study) -> str:
+        """The [hparams] of a study file that trains with these values: what the study fixes, then what was found."""
+        values = {**study.hparams, **self.values}
+        return "\n".join(["[hparams]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
+
+
+def tuned(study: Study, run_id: str, row: Mapping[Any, Any], *, confirmed: bool) -> Tuned:
+    """The values of a trial, given as a row of `trials`, beside the baseline's.
+
+    The baseline's warm-up and the half-lives are those of a run of the study's budget.
+    """
+    ours, theirs = hparams_of(row), study.baseline
+    return Tuned(run_id=run_id, confirmed=confirmed, hparams=ours, changes=tuple(_changes(study.space, ours, theirs)))
+
+
+def hparams_of(row: Mapping[Any, Any]) -> HParams:
+    """The hyperparameters in a row of `trials`."""
+    values: dict[str, Any] = {key: rule.kind(row[key]) for key, rule in RULES.items()}
+    return HParams(**values)
+
+
+def _changes(space: Mapping[str, object], ours: HParams, theirs: HParams) -> Iterator[Change]:
+    now, before = (asdict(side) | derived(side) for side in (ours, theirs))
+    for key in space:
+        if key in unused(ours):
+            continue
+        is_number = RULES[key].kind is not str and before[key] != 0
+        name, measure, unit = MEASURES.get(key, ("", "", ""))
+        yield Change(
+            key=key,
+            baseline=before[key],
+            tuned=now[key],
+            ratio=now[key] / before[key] if is_number else None,
+            measure=measure,
+            unit=unit,
+            baseline_measure=before.get(name),
+            tuned_measure=now.get(name),
+        )
