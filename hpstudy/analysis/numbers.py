@@ -32,6 +32,11 @@ def decimals(width: float) -> int:
     return min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 6
 
 
+def with_sign(value: float, digits: int) -> str:
+    """A difference with its sign and so many decimals, with a real minus: −0.938."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def listed(words: list[str]) -> str:
     """`a, b and c`."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
