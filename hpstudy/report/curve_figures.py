@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -139,11 +139,11 @@ def _label_ends(
     ends: Mapping[str, tuple[float, float, str]],
     limits: tuple[float, float],
     styles: Mapping[str, Any],
-    sign: bool = False,
+    text: Callable[[float, int], str] = "{:.{}f}".format,
 ) -> None:
     """Writes each curve's name and last value at its end, each label at least LABEL_GAP above the one below.
 
-    `ends` holds (x, y, name) by role.
+    `ends` holds (x, y, name) by role; `text` writes a value with so many decimals.
     """
     (low, high), floor = limits, -np.inf
     digits = max(decimals((high - low) / 20), 2)
@@ -152,7 +152,7 @@ def _label_ends(
         _, value, name = ends[role]
         at = max(value, low, floor + LABEL_GAP * (high - low))
         floor = at
-        number = with_sign(value, digits) if sign else f"{value:.{digits}f}"
+        number = text(value, digits)
         texts[role] = f"{name} {number}"
         plot.add_annotation(
             x=1, xref="paper", y=min(at, high), text=f"{html.escape(name)} <b>{number}</b>", showarrow=False,
@@ -192,7 +192,7 @@ def difference_curve(results: StudyResults, shown: ShownRuns, runs: Evaluated) -
         pad = 0.08 * max(max(highs) - min(lows), 1e-3)
         limits = min(lows) - pad, max(highs) + pad
         plot.update_yaxes(range=list(limits))
-        _label_ends(plot, ends, limits, styles, sign=True)
+        _label_ends(plot, ends, limits, styles, with_sign)
     caption = "Below the dashed line is better. Bands: 95% interval at each evaluation alone; the last one decides."
     return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
 
@@ -212,7 +212,7 @@ def speed_curve(results: StudyResults, shown: ShownRuns) -> Figure:
                           float(speeds.median()), names[role])  # fmt: skip
     top = max((value for _, value, _ in ends.values()), default=1.0) * 1.15
     if ends:
-        _label_ends(plot, ends, (0.0, top), styles)
+        _label_ends(plot, ends, (0.0, top), styles, lambda value, _: f"{value:,.0f}")
     plot.update_yaxes(range=[0, top])
     caption = "Means of 50 windows of each run; the labels are medians over runs, which decide."
     return Figure(title="Speed", caption=caption, plot=plot, size="full")
@@ -253,16 +253,13 @@ def differences(results: StudyResults) -> Figure:
         hover = f"{name}<br>{text}<extra></extra>"
         dot = {"x": [value], "y": [-row], "mode": "markers", "marker": {"size": 12, "color": colour}}
         plot.add_trace(go.Scatter(**dot, error_x=arms, hovertemplate=hover))
-        side = inwards(value, first, last)
-        at, shift = {"left": (high, 10), "right": (low, -10), "center": (high, 10)}[side]
         plot.add_annotation(
-            x=at, y=-row, text=label, showarrow=False, xanchor="right" if side == "right" else "left", xshift=shift,
-            font={"color": colour, "size": 13.5},
+            x=value, y=-row, text=label, showarrow=False, xanchor=inwards(value, first, last), yshift=-16,
+            font={"color": colour, "size": 13},
         )  # fmt: skip
     plot.update_xaxes(range=[first, last], nticks=7)
     plot.update_yaxes(visible=False, range=[-len(contrasts) + 0.45, 0.55])
-    seeds = contrasts[0].n
-    rings_are = f"Rings: the {seeds} seed pairs. " if len(measured[0][2] if measured else ()) else ""
+    rings_are = "Rings: the seed pairs. " if any(len(pairs) for _, _, pairs in measured) else ""
     shaded = f" Shaded: as good as the baseline, within {margin:.2g}." if margin else ""
     better = "right" if timed else "left"
     caption = (

@@ -39,6 +39,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
     winner, searched = found.run_id if found else None, tables.trials_table(results)
     ends = tuple(map(str, at_ends(study, found.hparams))) if found else ()
     certain = [tables.sides(results), *tables.certainty(verdict), tables.speedups(results)]
+    reached = (tables.statistics(verdict),) if verdict.contrasts else ()
     panels = tuple(search_figures.hyperparameter_panels(results, winner))
     together = (search_figures.importance_bars(importances),) if importances else ()
     commit = results.commit
@@ -49,6 +50,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
             warnings=tuple(_warnings(results)),
             text=(verdict.headline, _certainty(verdict)),
             tables=tuple(table for table in certain if table),
+            folded=reached,
         ),
         Section(
             title="Hyperparameters",
@@ -68,13 +70,13 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
         Section(
             title="Reproduce",
             id="reproduce",
-            tables=(tables.cost(trials), tables.environment_table(results.environment)),
+            tables=(tables.cost(trials),),
             commands=(
                 *([f"git checkout {commit}"] if commit else []),
                 tables.command(results),
                 f"hpstudy report {study.name}",
             ),
-            folded=(tables.resolved_table(study),),
+            folded=(tables.environment_table(results.environment), tables.resolved_table(study)),
         ),
     ]
     return [part for part in parts if study.space or part.id not in ("hyperparameters", "search")]

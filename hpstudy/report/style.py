@@ -38,7 +38,7 @@ class Figure:
 def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure:
     """Axes with titles, in the style of all figures."""
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": FAINT, "automargin": True}
-    titles = ({**axis, "title": {"standoff": 10, "text": text}, "nticks": 6} for text in (x, y))
+    titles = ({**axis, "title": {"standoff": 10, "text": text, "font": {"size": 12.5}}, "nticks": 6} for text in (x, y))
     x_axis, y_axis = titles
     made: dict[str, Any] = {
         "template": "none",

@@ -110,7 +110,7 @@ def _losses(verdict: Verdict, study: Study, baseline: pd.DataFrame) -> Iterator[
         yield "speed over the baseline's [95%]", MISSING, *(relative(c.speed) for c in contrasts)
         yield "speed", MISSING, *(f"{c.pace} (p = {c.speed.p:.2g})" if c.speed else MISSING for c in contrasts)
     if any(c.updates for c in contrasts):
-        yield "updates over the baseline's [95%]", MISSING, *(relative(c.updates, digits=3) for c in contrasts)
+        yield "updates over the baseline's [95%]", MISSING, *(relative(c.updates) for c in contrasts)
 
 
 def mean_se(mean: float, se: float, n: int) -> str:
@@ -126,10 +126,11 @@ def interval(found: Contrast | Addition) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def relative(found: Relative | None, digits: int = 2) -> str:
+def relative(found: Relative | None) -> str:
     """A ratio to the baseline with its 95% interval."""
     if found is None:
         return MISSING
+    digits = decimals((found.high - found.low) / 2)
     return f"{found.ratio:.{digits}f}x [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
@@ -155,7 +156,7 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
 
 
 def certainty(verdict: Verdict) -> Iterator[Table]:
-    """The noise, and how each candidate's answer was reached."""
+    """The seeds that a difference takes, and what the winner adds to other opponents than the baseline."""
     if verdict.noise:
         seeds = verdict.noise.seeds_for
         rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items() if count <= MOST_SEEDS)
@@ -172,14 +173,17 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
             ),
             note="Adjusted together with the verdict's own comparisons.",
         )
-    if verdict.contrasts:
-        yield Table(
-            title="How each answer was reached",
-            header=("", *(c.candidate for c in verdict.contrasts)),
-            rows=told((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
-            note="Optimism is the difference to the baseline in the search less the one on fresh seeds: below 0, the "
-            "search flattered it.",
-        )
+
+
+def statistics(verdict: Verdict) -> Table:
+    """How each candidate's answer was reached."""
+    return Table(
+        title="How each answer was reached",
+        header=("", *(c.candidate for c in verdict.contrasts)),
+        rows=told((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
+        note="Optimism is the difference to the baseline in the search less the one on fresh seeds: below 0, the "
+        "search flattered it.",
+    )
 
 
 def speedups(results: StudyResults) -> Table | None:
