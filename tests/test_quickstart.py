@@ -61,10 +61,10 @@ def test_quickstart_ends_within_eight_minutes_and_beats_the_baseline(study, unin
 
 
 @in_a_browser
-def test_a_browser_shows_quickstarts_report(uninterrupted, tmp_path):
+def test_a_browser_shows_quickstarts_report(uninterrupted):
     results = load("quickstart", uninterrupted)
     page = uninterrupted / "quickstart" / "report" / "index.html"
-    dom = html.unescape(opened(page, tmp_path / "profile"))
+    dom = html.unescape(opened(page))
     verdict = results.verdict()
     assert f"<h1>{verdict.headline}</h1>" in dom
     assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == page.read_text().count('<div class="plot"')

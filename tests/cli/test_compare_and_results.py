@@ -76,8 +76,8 @@ def test_stdout_ends_with_the_path_of_a_page_with_its_figures(compare):
 
 @pytest.mark.usefixtures("two")
 @in_a_browser
-def test_a_browser_draws_the_page_without_network_or_error(compare, tmp_path: Path):
-    dom = opened(Path(compare("sure", "unsure").out.splitlines()[-1]), tmp_path / "profile")
+def test_a_browser_draws_the_page_without_network_or_error(compare):
+    dom = opened(Path(compare("sure", "unsure").out.splitlines()[-1]))
     assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == 3
 
 

@@ -123,7 +123,7 @@ def test_a_browser_shows_verdict_figures_and_table_without_network_or_error(
 ):
     results = confirmed(tiny(more=CONFIRM))
     page = report(results, importances=IMPORTANCES).html
-    dom = opened(tmp_path / "report" / "index.html", tmp_path / "profile")
+    dom = opened(tmp_path / "report" / "index.html")
     verdict = results.verdict()
     assert html.escape(verdict.headline, quote=False) in dom.replace("&#39;", "'")
     assert html.escape(verdict.sentence.removeprefix(verdict.headline).strip(), quote=False) in dom
@@ -144,7 +144,7 @@ def test_a_page_has_every_figure(tiny: Tiny, confirmed: Build, report: Report):
 @in_a_browser
 def test_a_hostile_question_is_shown_and_never_run(tiny: Tiny, confirmed: Build, report: Report, tmp_path: Path):
     report(confirmed(tiny(replace={"Does the smallest study there is run?": HOSTILE}, more=CONFIRM)))
-    dom = opened(tmp_path / "report" / "index.html", tmp_path / "profile")
+    dom = opened(tmp_path / "report" / "index.html")
     assert html.escape(HOSTILE, quote=False) in dom
     assert "<script>alert" not in dom
     assert "<img" not in re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
