@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from hpstudy.analysis.answers import Contrast, by_speed, deciding
-from hpstudy.analysis.in_short import opponent
+from hpstudy.analysis.in_short import found_name, opponent
 from hpstudy.analysis.numbers import decimals, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.records import GLOSSARY, Outcome
@@ -67,8 +67,7 @@ def _styles(shown: ShownRuns) -> dict[str, tuple[dict[str, Any], str]]:
 
 def role_names(results: StudyResults, shown: ShownRuns) -> dict[str, str]:
     """What figures call each role: GPT-3, tuned or best so far, and other candidates by their id."""
-    first = "tuned" if results.verdict().contrasts else "best so far"
-    names = {name: name for name in shown.candidates} | dict.fromkeys(list(shown.candidates)[:1], first)
+    names = {name: name for name in shown.candidates} | dict.fromkeys(list(shown.candidates)[:1], found_name(results))
     return {BASELINE: opponent(results.study), **names}
 
 
@@ -107,9 +106,11 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
         plot.update_yaxes(range=[low, high])
         ends = {role: (float(mean.iloc[-1][x]), float(mean.iloc[-1]["mean"])) for role, mean in means.items()}
         _label_ends(plot, {role: (*end, names[role]) for role, end in ends.items()}, (low, high), _styles(shown))
-    caption = f"{_in_front(results, shown)} Grey: {len(shown.faint)} trials of the search, one seed each"
-    dotted = any(ends_of_search[name] != Outcome.COMPLETE for name in shown.faint)
-    caption += "; dotted ones did not end complete." if dotted else "."
+    caption = _in_front(results, shown)
+    if shown.faint:
+        dotted = any(ends_of_search[name] != Outcome.COMPLETE for name in shown.faint)
+        caption += f" Grey: {len(shown.faint)} trials of the search, one seed each"
+        caption += "; dotted ones did not end complete." if dotted else "."
     return Figure(title="Validation loss", caption=caption, plot=plot, size="full")
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from hpstudy.analysis.answers import by_speed
 from hpstudy.analysis.departures import departures_sentence
-from hpstudy.analysis.in_short import InShort, in_short, opponent
+from hpstudy.analysis.in_short import InShort, found_name, in_short, opponent
 from hpstudy.analysis.numbers import plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
@@ -22,6 +22,11 @@ from hpstudy.report.tables import interval, relative
 from hpstudy.tracking.store import delivery
 from hpstudy.tracking.wandb_sink import whereabouts
 
+HEADINGS = {
+    "tuned": "What to change",
+    "best found": "The best values found",
+    "best so far": "The best so far, one seed",
+}
 MARKS = re.compile(r"\((R|TM)\)| Processor| CPU\b")  # in the names of devices
 X_AXES: tuple[curve_figures.XAxis, ...] = ("tokens", "steps", "seconds")
 
@@ -59,14 +64,14 @@ class FirstScreen:
 def first_screen(results: StudyResults, shown: ShownRuns) -> FirstScreen:
     """The first screen of a study in any state."""
     study, verdict, found, now = results.study, results.verdict(), results.tuned, state(results)
-    decided = bool(verdict.contrasts)
+    decided, name = bool(verdict.contrasts), found_name(results)
     caveats = verdict.sentence.removeprefix(verdict.headline).strip() if decided else ""
     return FirstScreen(
         short=in_short(results, now),
         evidence=tuple(_evidence(results)),
         tabs=tuple(_tabs(results, shown)),
-        heading="What to change" if decided else "The best so far, one seed",
-        columns=(opponent(study), "tuned" if decided else "best so far"),
+        heading=HEADINGS[name],
+        columns=(opponent(study), name),
         changes=tuple(_changes(results)),
         toml=found.as_toml(study) if found else "",
         departures=departures_sentence(study),
@@ -98,6 +103,8 @@ def _evidence(results: StudyResults) -> Iterator[str]:
         timed = by_speed(study) and first.speed
         measured = relative(first.speed) if timed else interval(first)
         yield measured.replace(" [", " speed [95% " if timed else " nats [95% ")
+        if first.speed and not timed:
+            yield relative(first.speed).replace(" [", " speed [95% ")
         yield f"{first.n} fresh seed {'pairs' if first.design == 'paired' else 'runs a side'}"
         p = first.speed.p if timed and first.speed else first.level
         yield "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"

@@ -54,6 +54,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["coded"] = coded
     script, style = (_source(environment, name) for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
         name=name,
@@ -69,6 +70,12 @@ def render(
         data=_data,
         version=__version__,
     )
+
+
+def coded(text: str) -> Markup:
+    """A sentence whose commands and keys, between backticks, are set as code."""
+    parts = (Markup("<code>{}</code>" if odd % 2 else "{}").format(part) for odd, part in enumerate(text.split("`")))
+    return Markup("").join(parts)
 
 
 def _source(environment: Environment, name: str) -> str:

@@ -65,6 +65,7 @@ class Table:
     words: bool = False  # whether its cells are prose rather than numbers
     id: str = ""  # in the page
     sortable: bool = False
+    prose: str = ""  # the column whose cells are prose
 
 
 def told(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
@@ -239,7 +240,7 @@ def trials_table(results: StudyResults) -> Table:
     if len(ranked) + len(others) > MOST_TRIALS:
         note += f" The first {MOST_TRIALS} of {len(ranked) + len(others):,}; trials.csv has all."
     note += "".join(f" {sentence}" for sentence in _common_values(others, ranked, study))
-    return Table(title="Trials", header=header, rows=tuple(rows), note=note, id="trials", sortable=True)
+    return Table(title="Trials", header=header, rows=tuple(rows), note=note, id="trials", sortable=True, prose="ended")
 
 
 def _gap(difference: float, noise: Noise | None, digits: int) -> str:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.helpers.browser import browsing, all_drawn, tab
+from tests.helpers.browser import all_drawn, browsing, tab
 
 WIDTHS = (1400, 1024, 500)
 
@@ -28,6 +28,7 @@ def take_shots(path: Path, folder: Path) -> None:
             all_drawn(shown.page)
             shown.page.screenshot(path=folder / "dark.png", full_page=True)
         with tab(browser, path) as shown:
+            all_drawn(shown.page)
             shown.page.pdf(path=folder / "print.pdf", format="A4")
     if converter := shutil.which("pdftoppm"):
         subprocess.run([converter, "-png", "-r", "60", folder / "print.pdf", folder / "print"], check=True)
