@@ -25,7 +25,7 @@ def test_report_md_shows_svg_files_that_are_there(gallery, tmp_path: Path) -> No
 
 
 def test_without_kaleido_report_md_has_no_figures(gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(images_module, "find_spec", lambda _: None)
     write_report(gallery("decided"), tmp_path, images=True)
     assert "![" not in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "figures").exists()
