@@ -43,6 +43,11 @@ class Run:
     of: str | None = None  # phase confirm: the id of the trial that this run repeats
     fraction: float = 1.0  # of the study's full budget; below 1 in the runs that measure a speed-up
 
+    @property
+    def candidate(self) -> str:
+        """The trial whose values it trains, or "baseline". Runs that differ only in seed or budget share it."""
+        return self.of or ("baseline" if self.trial is None else self.run_id)
+
 
 def baseline_run_id(seed: int) -> str:
     """The id of a run of the baseline that is not a trial: baseline-s101."""

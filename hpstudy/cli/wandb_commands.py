@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpstudy.cli.common import err, out
 from hpstudy.errors import MachineError
@@ -12,7 +13,10 @@ from hpstudy.study import load_frozen, study_name
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_settings import require_login, resolve_project
 from hpstudy.tracking.wandb_sink import sink_for, whereabouts
-from hpstudy.tracking.wandb_views import build, default_entity
+from hpstudy.tracking.wandb_views import Shown, build, default_entity
+
+if TYPE_CHECKING:
+    from hpstudy.analysis.results import StudyResults
 
 SYNC_SECONDS = 24 * 3600.0
 
@@ -45,16 +49,10 @@ def workspace(name: str, runs: Path, save: bool) -> None:
     if save:
         require_login("--save: ")
     project, entity = resolve_project(study.project, study.entity)
-    trials = loaded.trials
-    reference = trials["run_id"] == study.baseline_run_id
-    baselines = [
-        *trials.loc[reference, "wandb_id"],
-        *trials.loc[~reference & (trials["phase"] == "baseline"), "wandb_id"],
-    ]
     views = build(
         study,
         sentence=loaded.verdict().sentence,
-        baselines=baselines,
+        shown=_shown(loaded),
         project=project,
         entity=entity or (default_entity() if save else ""),
     )
@@ -64,4 +62,17 @@ def workspace(name: str, runs: Path, save: bool) -> None:
     else:
         out().print(json.dumps(views.spec(), indent=2), soft_wrap=True)
         save_it = command("workspace", name, runs, "--save")
-        err().print(f"not saved: `{save_it}` sends both to W&B, in the project {project}", soft_wrap=True)
+        err().print(f"not saved: `{save_it}` sends them to W&B, in the project {project}", soft_wrap=True)
+
+
+def _shown(results: StudyResults) -> Shown:
+    """The baseline's runs, the one on the search's seed first, and those of the winner or else of the best trial."""
+    trials, found = results.trials, results.tuned
+    ids = trials["wandb_id"]
+    reference = trials["run_id"] == results.study.baseline_run_id
+    winner = found.run_id if found else None
+    return Shown(
+        baselines=[*ids[reference], *ids[~reference & (trials["phase"] == "baseline")]],
+        winner=winner,
+        winners=[*ids[trials["run_id"] == winner], *ids[trials["of"] == winner]] if winner else [],
+    )

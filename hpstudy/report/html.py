@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,8 +19,13 @@ from hpstudy.report.markdown import report_markdown
 from hpstudy.report.sections import Section, sections
 from hpstudy.report.style import DARK, Figure
 
+if TYPE_CHECKING:
+    from hpstudy.search.importance import Importance
 
-def write_report(results: StudyResults, directory: Path, *, importances: Mapping[str, float] | None = None) -> Path:
+
+def write_report(
+    results: StudyResults, directory: Path, *, importances: Mapping[str, Importance] | None = None
+) -> Path:
     """Writes `index.html` and `report.md` atomically, and returns the path of the page.
 
     importances: each searched key's share, the largest first. Raises MachineError if the folder cannot be written.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from hpstudy.report.curves import objective_column, spread
 from hpstudy.report.scales import tick_text, ticks
 from hpstudy.report.style import ACCENT, FAINT, INK, MUTED, UNITS, Figure, empty_plot
 from hpstudy.study import Choices
+
+if TYPE_CHECKING:
+    from hpstudy.search.importance import Importance
 
 
 def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator[Figure]:
@@ -85,11 +88,11 @@ def _scale_note(dimension: Any) -> str:
     return {"log": " (log)", "log1m": " (log of 1 − value)"}.get(scale or "", "")
 
 
-def importance_bars(importances: Mapping[str, float]) -> Figure:
+def importance_bars(importances: Mapping[str, Importance]) -> Figure:
     """Each key's share as a bar."""
     keys = list(importances)[::-1]
     plot = empty_plot("share of the importance", "", height=max(170, 60 + 34 * len(keys)))
-    shares = [importances[key] for key in keys]
+    shares = [importances[key].share for key in keys]
     plot.add_trace(
         go.Bar(
             x=shares,

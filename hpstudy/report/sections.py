@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.departures import departures_sentence
@@ -13,6 +14,9 @@ from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import shown_runs
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
+
+if TYPE_CHECKING:
+    from hpstudy.search.importance import Importance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,7 @@ class Section:
     commands: tuple[str, ...] = ()
 
 
-def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Section]:
+def sections(results: StudyResults, importances: Mapping[str, Importance]) -> list[Section]:
     """The parts of a study's report."""
     study, verdict, trials = results.study, results.verdict(), results.trials
     shown, ranked = shown_runs(results), results.ranked()

@@ -22,6 +22,7 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.cli.report_commands import report_page
 from hpstudy.errors import MachineError, UserError
 from hpstudy.report import results_markdown, write_report
+from hpstudy.search.importance import Importance
 from hpstudy.study import Study
 from tests.bench.scale import write
 from tests.helpers.browser import in_a_browser, opened
@@ -29,6 +30,11 @@ from tests.helpers.stores import begun, results_of
 
 HOSTILE = "Is <script>alert(1)</script> | **safe** <img src=x onerror=alert(2)>?"
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
+
+IMPORTANCES = {
+    "lr": Importance(share=0.7, low=0.5, high=0.8),
+    "beta2": Importance(share=0.3, low=0.2, high=0.5),
+}
 
 Build, Tiny = Callable[[Study], StudyResults], Callable[..., Study]
 Report = Callable[..., Any]
@@ -110,7 +116,7 @@ def test_a_browser_shows_verdict_figures_and_table_without_network_or_error(
     tiny: Tiny, confirmed: Build, report: Report, tmp_path: Path
 ):
     results = confirmed(tiny(more=CONFIRM))
-    page = report(results, importances={"lr": 0.7, "beta2": 0.3}).html
+    page = report(results, importances=IMPORTANCES).html
     dom = opened(tmp_path / "report" / "index.html", tmp_path / "profile")
     verdict = results.verdict()
     assert f"<h1>{html.escape(verdict.headline, quote=False)}</h1>" in dom.replace("&#39;", "'")
@@ -123,7 +129,7 @@ def test_a_browser_shows_verdict_figures_and_table_without_network_or_error(
 
 
 def test_a_page_has_every_figure(tiny: Tiny, confirmed: Build, report: Report):
-    page = report(confirmed(tiny(more=CONFIRM)), importances={"lr": 0.7, "beta2": 0.3}).html
+    page = report(confirmed(tiny(more=CONFIRM)), importances=IMPORTANCES).html
     assert page.count('<div class="plot"') == 2 + 2 + 2 + 1 + 6  # result, panels, together, best so far, training
 
 
@@ -143,7 +149,7 @@ def test_a_hostile_question_is_escaped(tiny: Tiny, searched: Build, report: Repo
 
 
 def test_a_figure_cannot_end_the_element_that_holds_its_data(tiny: Tiny, searched: Build, report: Report):
-    page = report(searched(tiny()), importances={"</script><b>": 1.0}).html
+    page = report(searched(tiny()), importances={"</script><b>": Importance(share=1.0, low=1.0, high=1.0)}).html
     assert "</script><b>" not in page
 
 
