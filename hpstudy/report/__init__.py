@@ -5,8 +5,17 @@ of scales.py. tables.py words the tables, sections.py puts all parts in order, a
 compare.py write them.
 """
 
+import plotly.graph_objects as go
+
+from hpstudy.analysis.results import StudyResults
 from hpstudy.report.compare import Finding, finding, side_by_side, write_side_by_side
 from hpstudy.report.html import write_report
 from hpstudy.report.markdown import results_markdown
+from hpstudy.report.sections import sections
 
-__all__ = ["Finding", "finding", "results_markdown", "side_by_side", "write_report", "write_side_by_side"]
+__all__ = ["Finding", "figures", "finding", "results_markdown", "side_by_side", "write_report", "write_side_by_side"]
+
+
+def figures(results: StudyResults) -> dict[str, go.Figure]:
+    """The figures of a study's report, by title."""
+    return {figure.title: figure.plot for section in sections(results, {}) for figure in section.figures}
