@@ -11,7 +11,7 @@ from typing import Any
 
 from hpstudy.errors import UserError
 from hpstudy.hparams import MEASURES
-from hpstudy.records import GLOSSARY
+from hpstudy.records import BASELINE, GLOSSARY
 from hpstudy.study import Choices, MetricName, Study
 from hpstudy.tracking.wandb_read import answered
 
@@ -73,7 +73,7 @@ class Shown:
     @property
     def candidates(self) -> dict[str, str]:
         """Candidate -> colour, for runs that are grouped."""
-        return {"baseline": BLACK} | ({self.winner: ACCENT} if self.winner else {})
+        return {BASELINE: BLACK} | ({self.winner: ACCENT} if self.winner else {})
 
 
 def default_entity() -> str:

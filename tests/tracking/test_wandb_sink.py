@@ -64,6 +64,10 @@ def test_an_offline_run_holds_every_step_of_the_store(home: Path, capfd: pytest.
         "result/tok_per_sec": 409_600,
         "result/train_seconds": 0.22,
         "result/clipped_share": 0.05,
+        "tokens": {"last": 22 * 4096},
+        "train/loss": {"last": "Infinity"},
+        "train/tok_per_sec": {"last": 409_600},
+        "val/loss": {"last": 5},
     }
     assert capfd.readouterr() == ("", "")
 
@@ -104,8 +108,10 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     assert (created["groupName"], created["jobType"], created["displayName"]) == (
         "quickstart",
         "baseline",
-        "baseline-s101",
+        "quickstart/baseline-s101",
     )
+    assert server.runs["a"].tags == ["search", "complete"]
+    assert server.runs["b"].tags == ["baseline", "failed"]
     config = server.runs["b"].config
     assert {key: config.get(key) for key in ("study", "run_id", "phase", "trial", "seed", "corpus", "wandb_id")} == {
         "study": "quickstart",
@@ -315,8 +321,8 @@ def test_runs_under_an_agents_environment_stay_two_runs_with_their_own_identity(
     assert all(same(own_keys(run.history), STEPS) for run in server.runs.values())
     created = [run.upserts[0] for run in server.runs.values()]
     assert [(c["groupName"], c["jobType"], c["displayName"]) for c in created] == [
-        ("quickstart", "search", "search-0007"),
-        ("quickstart", "search", "search-0008"),
+        ("quickstart", "search", "quickstart/search-0007"),
+        ("quickstart", "search", "quickstart/search-0008"),
     ]
     (line,) = messages
     assert line.startswith("W&B: WANDB_RUN_ID, WANDB_SWEEP_ID, ")
