@@ -102,7 +102,7 @@ def test_the_page_cannot_change_the_study(study: Study, journal: Path, path: str
 def test_to_show_a_study_writes_no_file(study: Study, journal: Path) -> None:
     before = journal.read_bytes()
     served = Served(study, journal)
-    for path in ("/api/studies", "/api/studies/0", "/api/studies/0/param_importances"):
+    for path in ("/api/studies", "/api/studies/0", "/api/meta"):
         assert served(path)[0] == "200 OK"
     assert journal.read_bytes() == before
     assert list(journal.parent.glob("*.lock*")) == []
