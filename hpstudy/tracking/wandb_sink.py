@@ -279,9 +279,10 @@ class WandbSink:
         if header is None:
             return
         self._begin(header, trains=False)
-        when = datetime.fromisoformat(header.started).timestamp()
+        when = _began(header)
         for record in view.records():  # as if it had not been interrupted, because only the start is recorded
-            when += record.step_seconds + (record.eval_seconds or 0.0)
+            if when is not None:
+                when += record.step_seconds + (record.eval_seconds or 0.0)
             self._log(view.run_id, record, when)
         self._finish(view.run_id, view.result)
 
@@ -351,6 +352,14 @@ def _end_service() -> None:
         process.wait()
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown(exit_code=1)
+
+
+def _began(header: RunHeader) -> float | None:
+    """When the run began, in seconds since 1970; None if its header says it in another form."""
+    try:
+        return datetime.fromisoformat(header.started).timestamp()
+    except ValueError:
+        return None
 
 
 def _config(header: RunHeader) -> dict[str, Any]:
