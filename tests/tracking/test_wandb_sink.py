@@ -350,3 +350,30 @@ def test_a_run_that_wandb_opens_elsewhere_is_not_marked_and_goes_offline(
     sink.close(30)
     assert "search-0007 was to go to p/id, but W&B opened p/other" in messages[0]
     assert json.loads((home / "search-0007" / "wandb.json").read_text())["mode"] == "offline"
+
+
+def test_the_load_of_the_machine_is_sampled_while_a_run_trains_and_not_when_it_is_written_later(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    init, sampled = wandb.init, {}
+
+    def noting(**asked: object) -> object:
+        sampled[asked["id"]] = not asked["settings"].x_disable_stats
+        return init(**asked)
+
+    monkeypatch.setattr(wandb, "init", noting)
+    store, messages = RunStore(home / "store"), list[str]()
+    store.create()
+    writer = store.begin(header(wandb_id="later"))
+    writer.finish(result(steps=0))
+    sink = new_sink(store.root, "offline", messages)
+    sink.begin(header(wandb_id="now"))
+    sink.finish("search-0007", result(steps=0))
+    sink.drain(lambda: None)
+    (view,) = store.runs()
+    (view.folder / "wandb.json").unlink()  # as if it had never been written
+    sink.replay(view)
+    sink.close(30)
+    assert (sampled, messages) == ({"now": True, "later": False}, [])
