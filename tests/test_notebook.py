@@ -18,6 +18,7 @@ from hpstudy.errors import UserError
 from hpstudy.hparams import GPT3
 from hpstudy.notebook import LoadedStudy
 from hpstudy.study import Study
+from tests.helpers.command_line import run_python
 
 Tiny, Build = Callable[..., Study], Callable[[Study], StudyResults]
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
@@ -136,3 +137,8 @@ def test_an_unknown_study_is_refused_with_the_whole_path(tmp_path: Path, monkeyp
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'laod'"):
         hpstudy.laod  # noqa: B018
+
+
+def test_a_notebook_completes_the_name_before_its_first_use() -> None:
+    done = run_python("import hpstudy, sys; print('load' in dir(hpstudy), 'pandas' in sys.modules)", check=True)
+    assert done.stdout == "True False\n"
