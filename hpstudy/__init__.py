@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpstudy.analysis.results import StudyResults
+    from hpstudy.notebook import load as load
 
 __version__ = "0.2.0"
 __all__ = ["load"]
 
 
-def load(name: str, runs: str | Path = "runs") -> StudyResults:
-    """A study's runs for pandas: `.trials`, `.steps`, `.verdict()`, `.confirmed`, `.noise`, `.halflives`.
+def __getattr__(name: str) -> Any:
+    """`hpstudy.load`, imported on first use: pandas and pyarrow take a second."""
+    if name == "load":
+        from hpstudy.notebook import load
 
-    `name` is a study in the folder `runs`, or "wandb:ENTITY/PROJECT/STUDY" for the same tables from W&B.
-    Raises UserError for an unknown study, MachineError if W&B's rows are not complete.
-    """
-    from hpstudy.analysis import results  # here: pandas and pyarrow take a second to import
+        return load
+    raise AttributeError(f"module 'hpstudy' has no attribute {name!r}")
 
-    return results.load(name, runs)
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

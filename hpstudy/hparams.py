@@ -164,3 +164,11 @@ def derived(hparams: HParams) -> dict[str, float]:
         "beta2_halflife_tokens": halflife_tokens(hparams.beta2, hparams.batch_tokens),
         "decay_timescale_steps": decay_timescale_steps(hparams.lr, hparams.weight_decay),
     }
+
+
+MEASURES = {
+    "beta1": ("beta1_halflife_tokens", "half-life", "tokens"),
+    "beta2": ("beta2_halflife_tokens", "half-life", "tokens"),
+    "weight_decay": ("decay_timescale_steps", "timescale", "steps"),
+}
+"""Key -> its measure that compares across batches and learning rates: name in `derived`, short name, unit."""

@@ -13,6 +13,7 @@ from hpstudy.hparams import HParams
 Phase = Literal["search", "baseline", "confirm", "tuned-lr", "batch"]
 OPPONENTS: tuple[Phase, ...] = ("tuned-lr", "batch")  # whose trials are no candidates of the search
 PHASES: tuple[Phase, ...] = get_args(Phase)
+BASELINE = "baseline"  # the candidate that the others are compared with
 
 
 class Outcome(enum.StrEnum):
@@ -42,6 +43,11 @@ class Run:
     hparams: HParams
     of: str | None = None  # phase confirm: the id of the trial that this run repeats
     fraction: float = 1.0  # of the study's full budget; below 1 in the runs that measure a speed-up
+
+    @property
+    def candidate(self) -> str:
+        """The trial whose values it trains, or "baseline". Runs that differ only in seed or budget share it."""
+        return self.of or (BASELINE if self.trial is None else self.run_id)
 
 
 def baseline_run_id(seed: int) -> str:

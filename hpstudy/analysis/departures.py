@@ -19,7 +19,7 @@ class Departure:
     unit: str
 
     def __str__(self) -> str:
-        """`batch_tokens 2.05k tokens (GPT-3: 524k)`."""
+        """`batch_tokens 2,048 tokens (GPT-3: 524,288)`."""
         unit = f" {self.unit}" if self.unit else ""
         return f"{self.key} {plain(self.value)}{unit} (GPT-3: {plain(self.gpt3)})"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -25,8 +26,8 @@ def plain(value: Any) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    if isinstance(value, int) and abs(value) < 1e6:
-        return f"{value:,}"
+    if isinstance(value, Integral) and abs(int(value)) < 1e6:
+        return f"{int(value):,}"
     if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
         return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
     return short(value) if math.isfinite(value) else "infinite"

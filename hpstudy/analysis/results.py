@@ -14,13 +14,14 @@ from hpstudy.analysis import frames
 from hpstudy.analysis.answers import Noise, Verdict
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.fresh_runs import FreshRuns
-from hpstudy.analysis.tuned import Tuned, tuned
+from hpstudy.analysis.tuned import Tuned, hparams_of, tuned
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
+from hpstudy.hparams import RULES
 from hpstudy.records import Outcome
 from hpstudy.running.confirm import read_selections
 from hpstudy.running.environment import accepted_changes
-from hpstudy.study import MetricName, Study, load_frozen
+from hpstudy.study import MetricName, Study, Value, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.ranking import Score, best_first, front
 from hpstudy.tracking.store import RunStore
@@ -118,6 +119,20 @@ class StudyResults:
         if not len(rows):
             return None
         return tuned(self.study, names[0], rows.to_dict("records")[0], confirmed=bool(contrasts))
+
+    @property
+    def best(self) -> dict[str, Value]:
+        """The tuned values by key, as plain numbers; empty while no trial but the baseline is complete.
+
+        Of tables from W&B: the keys that vary between trials, as in the trial of lowest loss.
+        """
+        if self.store is not None:
+            return self.tuned.values if self.tuned else {}
+        searched, ranked = self.trials[self.trials["phase"] == "search"], best_by_loss(self.trials)
+        if not len(ranked):
+            return {}
+        values = hparams_of(ranked.to_dict("records")[0])
+        return {key: getattr(values, key) for key in RULES if searched[key].nunique() > 1}
 
     @property
     def halflives(self) -> pd.DataFrame:

@@ -8,15 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpstudy.analysis.numbers import short
-from hpstudy.hparams import RULES, HParams, derived, unused
+from hpstudy.hparams import MEASURES, RULES, HParams, derived, unused
 from hpstudy.study import Study, Value
-
-MEASURES = {
-    "beta1": ("beta1_halflife_tokens", "half-life", "tokens"),
-    "beta2": ("beta2_halflife_tokens", "half-life", "tokens"),
-    "weight_decay": ("decay_timescale_steps", "timescale", "steps"),
-}
-"""Key -> its measure that compares across batches and learning rates: name in `derived`, short name, unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
 
+from hpstudy.analysis.dashboard import study_note, trial_attributes
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import load as load_frames
@@ -18,9 +20,9 @@ from hpstudy.records import Outcome
 from hpstudy.search import JOURNAL, Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
-from hpstudy.study import list_studies, study_name
+from hpstudy.study import list_studies, load_frozen, study_name
 from hpstudy.study.ranking import ranks_by_loss
-from hpstudy.tracking.store import begun_studies
+from hpstudy.tracking.store import RunStore, begun_studies
 
 OUTCOMES = tuple(Outcome)
 WORDS = ("study", "winner", "answer")  # columns of text
@@ -96,13 +98,20 @@ def results(names: Sequence[str], runs: Path) -> None:
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     """Serves optuna-dashboard until Ctrl-C."""
-    study = study_name(name)
-    journal = runs / study / JOURNAL
+    store = RunStore(runs / study_name(name))
+    journal = store.root / JOURNAL
     if not journal.exists():
         raise UserError(f"{journal}: no search has begun; start it with `{command('run', name, runs)}`")
     err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
     try:
-        serve(journal, host, port)
+        serve(
+            load_frozen(store.root),
+            journal,
+            host,
+            port,
+            note=partial(study_note, store),
+            attributes=partial(trial_attributes, store),
+        )
     except OSError as error:
         raise UserError(
             f"--host {host} --port {port}: must be an address that is free here, but got: {error.strerror}; "

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,7 +23,9 @@ from hpstudy.report.images import write_images
 from hpstudy.report.markdown import report_markdown
 from hpstudy.report.sections import Section, sections
 from hpstudy.report.style import DARK, Figure
-from hpstudy.search.importance import Importance
+
+if TYPE_CHECKING:
+    from hpstudy.search.importance import Importance  # Optuna takes half a second to import
 
 
 def write_report(

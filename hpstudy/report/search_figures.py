@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,11 @@ from hpstudy.report.curves import objective_column
 from hpstudy.report.endings import ending, not_complete
 from hpstudy.report.scales import tick_text, ticks
 from hpstudy.report.style import ACCENT, FAINT, INK, MUTED, UNITS, Figure, empty_plot
-from hpstudy.search.importance import Importance
 from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Choices
+
+if TYPE_CHECKING:
+    from hpstudy.search.importance import Importance  # Optuna takes half a second to import
 
 IMPORTANCE_CAPTION = (
     "PED-ANOVA over complete trials: what sets the best tenth apart, with the middle 90% over resampled trials. A "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.ranges import at_ends
@@ -13,7 +14,9 @@ from hpstudy.report.curves import ShownRuns
 from hpstudy.report.parallel import parallel_coordinates
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
-from hpstudy.search.importance import Importance
+
+if TYPE_CHECKING:
+    from hpstudy.search.importance import Importance  # Optuna takes half a second to import
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from hpstudy.records import BASELINE as BASELINE
 from hpstudy.records import OPPONENTS, trial_phase
 from hpstudy.statistics.difference import ALPHA, Difference, Floats, difference
 from hpstudy.statistics.levels import nominal, overall
@@ -27,7 +28,6 @@ CLEAR = 5.0  # standard deviations of the wider side, beyond which uneven runs d
 UNEVEN = 0.01  # level of the tests that call runs uneven
 LUCK = 0.1  # a comparison stops as futile if even the luck of one in ten would leave it undecided at the last look
 
-BASELINE = "baseline"
 Comparison = tuple[str, str]
 """(candidate, opponent): the candidate's losses minus the opponent's."""
 

@@ -13,13 +13,15 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpstudy.errors import MachineError
-from hpstudy.files import command, spelled, to_json, write_atomic
-from hpstudy.records import BROKEN, GLOSSARY, RunHeader, RunResult, StepRecord, as_row
+from hpstudy.files import command, json_object, read_json, spelled, to_json, write_atomic
+from hpstudy.records import BASELINE, BROKEN, GLOSSARY, Run, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
+from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import DELIVERED, RunView, delivery
 from hpstudy.tracking.wandb_receipt import missing, read_back
 from hpstudy.tracking.wandb_settings import Mode, drop_redirects, resolve_project, study_config
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     import wandb
 
 MAX_ID = 128  # characters of a W&B run id
+LAST = frozenset(GLOSSARY[key].name for key in ("loss", "val_loss", "tokens", "tok_per_sec"))
+"""Metrics whose last value the table of runs shows while a run trains."""
+RECORDED = {"precision": "precision", "device": "device", "device_name": "device_name", "git_commit": "commit"}
+"""Key of the environment -> entry of a run's config."""
 MAX_SENDINGS = 9  # of one run under ids of its own, each after one that W&B lost a part of
 
 
@@ -56,6 +62,7 @@ def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -
         entity=entity,
         directory=root,
         extra=study_config(study),
+        baseline=study.baseline_run_id,
         say=say,
         live=mode == "online",
     )
@@ -79,16 +86,21 @@ class WandbSink:
         directory: Path,
         extra: dict[str, Any],
         say: Callable[[str], None],
+        baseline: str = "",
         live: bool = True,
         patience: float = 20.0,
     ) -> None:
-        """`directory` is the study's run folder, `extra` joins each config, `patience` is the seconds per answer."""
+        """`directory` is the study's run folder, `extra` joins each config, `patience` is the seconds per answer.
+
+        `baseline` is the id of the baseline's run on the search's seed.
+        """
         self.live = live and mode != "disabled"
         """Whether steps are sent as they come; otherwise `replay` sends whole runs from the store."""
         self._hurried = False
         self._mode: Mode = mode
         self._project, self._entity = project, entity
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
+        self._baseline = baseline
         self._open: dict[str, wandb.Run] = {}  # by run id; only the thread uses it
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -172,18 +184,18 @@ class WandbSink:
             with contextlib.suppress(Exception):  # the run store has the run, and a replay sends it
                 self._abandon(run_id)
 
-    def _begin(self, header: RunHeader) -> None:
+    def _begin(self, header: RunHeader, *, trains: bool = True) -> None:
         while self._mode != "disabled":
             try:
-                run = self._init(header)
+                run = self._init(header, trains)
             except Exception as error:
                 self._degrade(error)  # and try again in the weaker mode
             else:
                 self._open[header.run.run_id] = run
                 return
 
-    def _init(self, header: RunHeader) -> wandb.Run:
-        """Opens the run under the header's `wandb_id`."""
+    def _init(self, header: RunHeader, trains: bool) -> wandb.Run:
+        """Opens the run under the header's `wandb_id`. If it trains now, W&B samples the machine's load beside it."""
         import wandb
 
         for fragment in (self._directory / "wandb").glob(f"*run-*-{header.wandb_id}*"):
@@ -195,10 +207,12 @@ class WandbSink:
             entity=self._entity,
             dir=str(self._directory),
             id=header.wandb_id,
-            name=header.run.run_id,
+            name=f"{header.study}/{header.run.run_id}",
             group=header.study,
             job_type=header.run.phase,
-            config=spelled(self._extra | _config(header)),
+            tags=self._tags(header.run),
+            notes=self._extra.get("question"),
+            config=spelled(self._extra | self._environment() | _config(header)),
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(
@@ -207,7 +221,7 @@ class WandbSink:
                 symlink=False,
                 disable_git=True,
                 disable_code=True,
-                x_disable_stats=True,
+                x_disable_stats=not trains,
                 x_save_requirements=False,
                 init_timeout=self._patience,
                 finish_timeout=self._patience,
@@ -220,20 +234,36 @@ class WandbSink:
         if given != asked:
             run.finish(exit_code=1)
             raise MachineError(f"{header.run.run_id} was to go to {'/'.join(asked)}, but W&B opened {'/'.join(given)}")
-        for metric in GLOSSARY.values():  # summary="none": a single NaN would spoil an automatic minimum for good
-            run.define_metric(metric.name, step_metric=None if metric.name == "tokens" else "tokens", summary="none")
+        for metric in GLOSSARY.values():  # no automatic minimum: a single NaN would spoil it for good
+            step_metric = None if metric.name == "tokens" else "tokens"
+            run.define_metric(metric.name, step_metric=step_metric, summary="last" if metric.name in LAST else "none")
         return run
 
-    def _log(self, run_id: str, record: StepRecord) -> None:
+    def _tags(self, run: Run) -> list[str]:
+        """The phase, and "baseline" for runs of its values. The outcome joins them at the end."""
+        is_baseline = run.run_id == self._baseline or run.candidate == BASELINE
+        return list(dict.fromkeys([run.phase, *([BASELINE] if is_baseline else [])]))
+
+    def _environment(self) -> dict[str, Any]:
+        """The precision, device and commit that the study began with, as far as they are recorded."""
+        try:
+            found: dict[str, Any] = read_json(self._directory / ENVIRONMENT, json_object) or {}
+        except MachineError:  # the driver refuses a damaged file itself
+            return {}
+        return {name: found[key] for key, name in RECORDED.items() if key in found}
+
+    def _log(self, run_id: str, record: StepRecord, when: float | None = None) -> None:
+        """Adds a row, as of now or of `when`, in seconds since 1970."""
         run = self._open.get(run_id)
         if run and record.step >= run.starting_step:  # a resumed run starts after the server's last step
-            run.log(as_row(record), step=record.step)
+            run.log(as_row(record) | ({} if when is None else {"_timestamp": when}), step=record.step)
 
     def _finish(self, run_id: str, result: RunResult) -> None:
         run = self._open.pop(run_id, None)
         if run:
             figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
             run.summary.update({f"result/{key}": spelled(v) for key, v in figures.items() if v not in (None, "")})
+            run.tags = (*(run.tags or ()), result.outcome.value)
             run.finish(exit_code=int(result.outcome in BROKEN))  # red on W&B
             lacks = self._mode == "online" and missing(self._path(run.id, run.entity), result, self._patience)
             if lacks:
@@ -248,9 +278,12 @@ class WandbSink:
         header = self._settle(view, verify) if self._mode == "online" else view.header
         if header is None:
             return
-        self._begin(header)
-        for record in view.records():
-            self._log(view.run_id, record)
+        self._begin(header, trains=False)
+        when = _began(header)
+        for record in view.records():  # as if it had not been interrupted, because only the start is recorded
+            if when is not None:
+                when += record.step_seconds + (record.eval_seconds or 0.0)
+            self._log(view.run_id, record, when)
         self._finish(view.run_id, view.result)
 
     def _settle(self, view: RunView, verify: bool) -> RunHeader | None:
@@ -321,6 +354,14 @@ def _end_service() -> None:
         wandb.teardown(exit_code=1)
 
 
+def _began(header: RunHeader) -> float | None:
+    """When the run began, in seconds since 1970; None if its header says it in another form."""
+    try:
+        return datetime.fromisoformat(header.started).timestamp()
+    except ValueError:
+        return None
+
+
 def _config(header: RunHeader) -> dict[str, Any]:
     run = header.run
     return {
@@ -332,6 +373,7 @@ def _config(header: RunHeader) -> dict[str, Any]:
         "seed": run.seed,
         "phase": run.phase,
         "of": run.of,
+        "candidate": run.candidate,
         "fraction": run.fraction,
         "budget_tokens": run.tokens,
         "num_params": header.num_params,

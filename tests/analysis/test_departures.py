@@ -49,7 +49,7 @@ def test_the_scaled_warm_up_of_a_short_run_is_a_departure(tiny: Tiny) -> None:
     ]
     assert departures_sentence(study) == (
         "The baseline is GPT-3's except for warmup_fraction 0.5 of the run's tokens (GPT-3: 0.00125), "
-        "batch_tokens 256 tokens (GPT-3: 524k)."
+        "batch_tokens 256 tokens (GPT-3: 524,288)."
     )
 
 
@@ -113,7 +113,7 @@ def test_the_headline_and_the_report_name_the_same_keys(
     page = write_report(results, tmp_path / "report")
     sentence = (
         "The baseline is GPT-3's except for lr 0.0025 (GPT-3: 0.0006), beta2 0.99 (GPT-3: 0.95), "
-        "warmup_fraction 0.5 of the run's tokens (GPT-3: 0.00125), batch_tokens 256 tokens (GPT-3: 524k)."
+        "warmup_fraction 0.5 of the run's tokens (GPT-3: 0.00125), batch_tokens 256 tokens (GPT-3: 524,288)."
     )
     assert departures_sentence(results.study) == sentence
     assert sentence.replace("'", "&#39;") in page.read_text()

@@ -30,7 +30,7 @@ def test_check_prints_space_baseline_departures_and_cost_and_writes_no_file(tiny
     # warm-up: 10 steps of 20
     sentence = (
         "The baseline is GPT-3's except for warmup_fraction 0.5 of the run's tokens (GPT-3: 0.00125), batch_tokens 256 "
-        "tokens (GPT-3: 524k)."
+        "tokens (GPT-3: 524,288)."
     )
     assert sentence in " ".join(result.out.split())
     # vocabulary 256 x 16, positions 16 x 16, block 12 x 16^2 + 13 x 16, last norm 2 x 16

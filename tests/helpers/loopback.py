@@ -40,6 +40,11 @@ class ServerRun:
         return ["", *(upsert["groupName"] for upsert in self.upserts if upsert.get("groupName"))][-1]
 
     @property
+    def tags(self) -> list[str]:
+        """The last tags."""
+        return [[], *(upsert["tags"] for upsert in self.upserts if upsert.get("tags") is not None)][-1]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The last config, without wandb's own entry."""
         sent = [json.loads(upsert["config"]) for upsert in self.upserts if upsert.get("config")]
@@ -126,7 +131,7 @@ class Loopback:
             "name": name,
             "state": {None: "running", 0: "finished"}.get(run.exitcode, "failed"),
             "group": run.group,
-            "tags": [],
+            "tags": run.tags,
             "description": "",
             "notes": "",
             "displayName": name,

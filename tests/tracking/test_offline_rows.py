@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ def test_a_config_holds_hyperparameters_and_the_runs_identity(offline: Offline) 
             "seed": run.seed,
             "phase": run.phase,
             "of": run.of,
+            "candidate": "baseline" if run.phase == "baseline" else view.run_id,
             "fraction": run.fraction,
             "question": "Does the smallest study there is run?",
             "corpus": "asv",
@@ -76,19 +78,48 @@ def test_a_config_holds_hyperparameters_and_the_runs_identity(offline: Offline) 
         assert {key: config[key] for key in expected} == expected
 
 
-def test_runs_are_grouped_by_study_and_typed_by_phase(offline: Offline) -> None:
+def test_runs_are_named_grouped_typed_and_tagged(offline: Offline) -> None:
+    tags = {
+        "search-0000": ["search", "complete"],
+        "search-0001": ["search", "complete"],
+        "baseline-s0": ["baseline", "complete"],
+    }
     for view in offline.store.runs():
-        (run,) = (line["run"] for line in offline.files[view.run_id] if line["type"] == "run")
+        run = [line["run"] for line in offline.files[view.run_id] if line["type"] == "run"][-1]
         found = {key: run[key] for key in ("run_group", "job_type", "display_name", "run_id", "project")}
         assert found == {
             "run_group": "tiny",
             "job_type": view.header.run.phase,
-            "display_name": view.run_id,
+            "display_name": f"tiny/{view.run_id}",
             "run_id": view.header.wandb_id,
             "project": "hpstudy",
         }
+        assert run["tags"] == tags[view.run_id]
+        assert run["notes"] == "Does the smallest study there is run?"
+
+
+def test_rows_that_are_written_after_the_training_have_the_time_of_the_training(offline: Offline) -> None:
+    for view in offline.store.runs():
+        items = [line["history"]["item"] for line in offline.files[view.run_id] if line["type"] == "history"]
+        began = datetime.fromisoformat(view.header.started).timestamp()
+        took = [record.step_seconds + (record.eval_seconds or 0) for record in view.records()]
+        expected = [began + sum(took[: step + 1]) for step in range(len(took))]
+        assert [item["_timestamp"] for item in items] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_config_holds_what_the_runs_trained_on(offline: Offline) -> None:
+    environment = offline.store.read_json("environment.json")
+    for lines in offline.files.values():
+        config = config_of(lines)
+        found = {key: config.get(key) for key in ("precision", "device", "device_name", "commit")}
+        assert found == {
+            "precision": environment["precision"],
+            "device": "cpu",
+            "device_name": environment["device_name"],
+            "commit": environment["git_commit"],
+        }
+        assert found["precision"] != "auto"
 
 
 def config_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    (run,) = (line["run"] for line in lines if line["type"] == "run")
-    return run["config"]["update"]
+    return next(line["run"]["config"]["update"] for line in lines if line["type"] == "run")

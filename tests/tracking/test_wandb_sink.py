@@ -64,6 +64,10 @@ def test_an_offline_run_holds_every_step_of_the_store(home: Path, capfd: pytest.
         "result/tok_per_sec": 409_600,
         "result/train_seconds": 0.22,
         "result/clipped_share": 0.05,
+        "tokens": {"last": 22 * 4096},
+        "train/loss": {"last": "Infinity"},
+        "train/tok_per_sec": {"last": 409_600},
+        "val/loss": {"last": 5},
     }
     assert capfd.readouterr() == ("", "")
 
@@ -104,8 +108,10 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     assert (created["groupName"], created["jobType"], created["displayName"]) == (
         "quickstart",
         "baseline",
-        "baseline-s101",
+        "quickstart/baseline-s101",
     )
+    assert server.runs["a"].tags == ["search", "complete"]
+    assert server.runs["b"].tags == ["baseline", "failed"]
     config = server.runs["b"].config
     assert {key: config.get(key) for key in ("study", "run_id", "phase", "trial", "seed", "corpus", "wandb_id")} == {
         "study": "quickstart",
@@ -315,8 +321,8 @@ def test_runs_under_an_agents_environment_stay_two_runs_with_their_own_identity(
     assert all(same(own_keys(run.history), STEPS) for run in server.runs.values())
     created = [run.upserts[0] for run in server.runs.values()]
     assert [(c["groupName"], c["jobType"], c["displayName"]) for c in created] == [
-        ("quickstart", "search", "search-0007"),
-        ("quickstart", "search", "search-0008"),
+        ("quickstart", "search", "quickstart/search-0007"),
+        ("quickstart", "search", "quickstart/search-0008"),
     ]
     (line,) = messages
     assert line.startswith("W&B: WANDB_RUN_ID, WANDB_SWEEP_ID, ")
@@ -344,3 +350,30 @@ def test_a_run_that_wandb_opens_elsewhere_is_not_marked_and_goes_offline(
     sink.close(30)
     assert "search-0007 was to go to p/id, but W&B opened p/other" in messages[0]
     assert json.loads((home / "search-0007" / "wandb.json").read_text())["mode"] == "offline"
+
+
+def test_the_load_of_the_machine_is_sampled_while_a_run_trains_and_not_when_it_is_written_later(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    init, sampled = wandb.init, {}
+
+    def noting(**asked: object) -> object:
+        sampled[asked["id"]] = not asked["settings"].x_disable_stats
+        return init(**asked)
+
+    monkeypatch.setattr(wandb, "init", noting)
+    store, messages = RunStore(home / "store"), list[str]()
+    store.create()
+    writer = store.begin(header(wandb_id="later"))
+    writer.finish(result(steps=0))
+    sink = new_sink(store.root, "offline", messages)
+    sink.begin(header(wandb_id="now"))
+    sink.finish("search-0007", result(steps=0))
+    sink.drain(lambda: None)
+    (view,) = store.runs()
+    (view.folder / "wandb.json").unlink()  # as if it had never been written
+    sink.replay(view)
+    sink.close(30)
+    assert (sampled, messages) == ({"now": True, "later": False}, [])
