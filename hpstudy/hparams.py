@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 ClipMode = Literal["global", "per_tensor", "none"]
+Scale = Literal["linear", "log", "log1m"]
 
 GPT3_TOKENS = 300_000_000_000  # the run that GPT-3's schedule is stated for
 MIN_WARMUP_STEPS = 10
@@ -27,6 +28,7 @@ class Rule:
     low_open: bool = False
     high_open: bool = False
     zero: str = ""  # what to write instead of a 0 that is not legal
+    scale: Scale = "linear"  # on which a range is searched, if its file states none; log1m is the log of 1 - value
 
     def problem(self, value: object) -> str | None:
         """Why a value is not legal, or None if it is."""
@@ -62,21 +64,28 @@ def _key(unit: str, doc: str, kind: type[float | int | str] = float, **limits: A
 class HParams:
     """Everything a trial may change. Each field's metadata holds its unit, range and meaning."""
 
-    lr: float = field(metadata=_key("", "peak learning rate", low_open=True))
+    lr: float = field(metadata=_key("", "peak learning rate", low_open=True, scale="log"))
     beta1: float = field(
-        metadata=_key("", "AdamW's decay of the gradient average", low_open=True, high=1, high_open=True)
+        metadata=_key("", "AdamW's decay of the gradient average", low_open=True, high=1, high_open=True, scale="log1m")
     )
     beta2: float = field(
-        metadata=_key("", "AdamW's decay of the squared-gradient average", low_open=True, high=1, high_open=True)
+        metadata=_key(
+            "", "AdamW's decay of the squared-gradient average", low_open=True, high=1, high_open=True, scale="log1m"
+        )
     )
-    eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low=1e-37))  # fp32 makes less to 0
-    weight_decay: float = field(metadata=_key("", "decoupled weight decay of tensors of two or more dimensions"))
+    eps: float = field(
+        metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low=1e-37, scale="log")
+    )  # fp32 makes less to 0
+    weight_decay: float = field(
+        metadata=_key("", "decoupled weight decay of tensors of two or more dimensions", scale="log")
+    )
     grad_clip: float = field(
         metadata=_key(
             "",
             "gradient norm above which gradients are scaled down",
             low_open=True,
             zero='clip_mode = "none" does not clip',
+            scale="log",
         )
     )
     clip_mode: ClipMode = field(

@@ -17,6 +17,7 @@ from hpstudy.study.schema import (
     ChoicesTable,
     RangeTable,
     StudyFile,
+    natural_scale,
     nearest,
     other_seed,
     shown,
@@ -99,7 +100,7 @@ def _dimensions(file: StudyFile) -> Iterator[Finding]:
             continue
         if key in file.hparams:
             yield f"search.{key}", f"[search] {key}: also in [hparams]; a key is searched or fixed, remove one of them"
-        sentences = _choices(key, dimension) if isinstance(dimension, ChoicesTable) else _range(key, dimension)
+        sentences = _choices(key, dimension) if isinstance(dimension, ChoicesTable) else _range(file, key, dimension)
         for sentence in sentences:
             yield f"search.{key}", f"[search] {key}: {sentence}"
 
@@ -108,8 +109,9 @@ def _unknown(key: str) -> str:
     return f'unknown key "{key}"' + (nearest(key, RULES) or f"; known are {', '.join(RULES)}")
 
 
-def _range(key: str, dimension: RangeTable) -> Iterator[str]:
-    low, high, scale, rule = dimension.low, dimension.high, dimension.scale, RULES[key]
+def _range(file: StudyFile, key: str, dimension: RangeTable) -> Iterator[str]:
+    low, high, rule = dimension.low, dimension.high, RULES[key]
+    scale = dimension.scale or natural_scale(key, file.version)
     if rule.kind is not float:
         example = '["global", "none"]' if rule.kind is str else "[8, 16, 32]"
         yield f"has no continuous range; search it with {{ choices = {example} }}"
@@ -120,7 +122,8 @@ def _range(key: str, dimension: RangeTable) -> Iterator[str]:
     if not low < high:
         yield f"`low < high` must hold, but got low={low:g}, high={high:g}"
     if scale == "log" and low == 0 and rule.allows(low):
-        yield 'scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'
+        natural = "" if dimension.scale else f", which is the default of {key},"
+        yield f'scale "log"{natural} needs low > 0, but got low=0; raise low or use scale = "linear"'
     if scale == "log1m" and key not in BETAS:
         yield 'scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'
 

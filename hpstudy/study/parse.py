@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hpstudy.errors import UserError, did_you_mean
-from hpstudy.study.schema import FORMAT, MAX_INTEGER, TABLES, StudyFile, nearest, shown
+from hpstudy.study.schema import MAX_INTEGER, TABLES, StudyFile, nearest, shown
 
 MAX_CHARACTERS = 1_000_000
 MAX_DOTS = 64  # of a key; the reader of TOML takes seconds for thousands
@@ -23,7 +23,6 @@ Finding = tuple[str, str]
 
 _MISSING = {
     "question": '; say what the study asks, as in `question = "Are GPT-3\'s betas right here?"`',
-    "format": f"; add `format = {FORMAT}`",
     "search": "; a study of the baseline alone has an empty [search]",
     "trainer": "; it needs at least a model and tokens or seconds",
 }
@@ -64,7 +63,7 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
         if name not in wrong
     }
     trainer = {"model": "gpt-2x64", **sound.get("trainer", {})}
-    stand_in = {"question": "?", "format": FORMAT, "search": {}, **sound, "trainer": trainer}
+    stand_in = {"question": "?", "search": {}, **sound, "trainer": trainer}
     return StudyFile.model_validate(stand_in), findings
 
 

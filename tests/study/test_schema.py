@@ -25,10 +25,9 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"wandb__x": 1}, '[wandb] unknown key "x"; known are project, entity'),
     ({"trainer__model": None}, "[trainer] model: missing"),
     ({"search__lr": {"low": 1e-4}}, "[search] lr.high: missing"),
-    ({"format": None}, "format: missing; add `format = 2`"),
     ({"search": None}, "[search] missing; a study of the baseline alone has an empty [search]"),
     # types
-    ({"format": 3}, "format: must be 1 or 2, but got 3"),
+    ({"format": 4}, "format: must be 1, 2 or 3, but got 4"),
     ({"question": ""}, 'question: must have at least 1 character, but got ""'),
     ({"question": 3}, "question: must be a valid string, but got 3"),
     ({"budget": 3}, "[budget] must be a table, but got 3"),
