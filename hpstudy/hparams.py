@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -12,7 +13,24 @@ Scale = Literal["linear", "log", "log1m"]
 
 GPT3_TOKENS = 300_000_000_000  # the run that GPT-3's schedule is stated for
 MIN_WARMUP_STEPS = 10
+SPELLED = re.compile(
+    r"\s*(?P<number>-?[0-9][0-9_,]*(\.[0-9]*)?(e[+-]?[0-9]{1,3})?)\s*(?P<suffix>[kmbgt%]?)\s*", re.IGNORECASE
+)
+SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "%": 0.01}
 MIN_WARMUP_FRACTION = 0.01
+
+
+def number_hint(value: object, *, whole: bool) -> str:
+    """`; write 1_000_000` for a number that is spelled as text or as a float, such as "1M"; else an empty string."""
+    if isinstance(value, str) and (match := SPELLED.fullmatch(value)):
+        number = float(match["number"].replace(",", "")) * SUFFIXES[match["suffix"].lower()]
+    elif isinstance(value, float):
+        number = value
+    else:
+        return ""
+    if not math.isfinite(number) or (whole and not number.is_integer()):
+        return ""
+    return f"; write {int(number):_}" if whole else f"; write {number:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +54,15 @@ class Rule:
             return None if value in self.choices else f"must be one of {', '.join(self.choices)}, but got {value!r}"
         accepted = int if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, accepted):
-            return f"must be {'a whole number' if self.kind is int else 'a number'}, but got {value!r}"
+            rule = "a whole number" if self.kind is int else "a number"
+            return f"must be {rule}, but got {value!r}{number_hint(value, whole=self.kind is int)}"
         return None if self.allows(value) else f"must be in {self}, but got {value!r}{self._hint(value)}"
 
     def _hint(self, value: float) -> str:
-        if self.unit.startswith("of ") and value > self.high:
-            return f"; it is a share {self.unit}"
+        if value > self.high or (self.high_open and value == self.high):
+            percent = f"; write {value / 100:g}" if 2 <= value < 100 else ""
+            share = f"; it is a share {self.unit}" if self.unit.startswith("of ") else "; such as 0.9 or 0.95"
+            return share + percent if self.unit or not percent else percent
         return f"; {self.zero}" if value == 0 and self.zero else ""
 
     def allows(self, value: float) -> bool:
@@ -144,6 +165,14 @@ def scaled_warmup_fraction(tokens: int | None, batch_tokens: int) -> float:
     """
     ten_steps = MIN_WARMUP_STEPS * batch_tokens / tokens if tokens else 0.0
     return min(max(GPT3.warmup_fraction, MIN_WARMUP_FRACTION, ten_steps), GPT3.decay_fraction)
+
+
+def fitting_batch(tokens: float, unit: int) -> int:
+    """A batch in tokens for a run of `tokens`: `unit` times a power of two, near 0.58 * tokens^0.571.
+
+    Source: Li et al. 2025, arXiv:2503.04715.
+    """
+    return unit << max(round(math.log2(0.58 * max(tokens, 1) ** 0.571 / unit)), 0)
 
 
 def halflife_tokens(beta: float, tokens_per_step: int) -> float:

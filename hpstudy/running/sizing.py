@@ -17,10 +17,11 @@ from statistics import mean
 
 from hpstudy.data.corpus import load_corpus
 from hpstudy.errors import HpstudyError, MachineError, UserError
+from hpstudy.hparams import fitting_batch
 from hpstudy.running.capacity import trainings_at_once, trainings_per_device
 from hpstudy.running.messages import Setup, Timed, TimeSteps
 from hpstudy.running.worker import Worker, stop_all
-from hpstudy.spec import PRESETS, ModelShape, flops_per_token, vocab_size
+from hpstudy.spec import PRESETS, ModelShape, fitting_tokenizer, flops_per_token, vocab_size
 from hpstudy.study import parse_study
 from hpstudy.study.template import CHINCHILLA, LOOKS, MAX_EPOCHS, Sizes, study_text
 
@@ -78,7 +79,7 @@ def _surely_enough(timed: Sizes, names: list[str]) -> int:
     known = flops_per_token(PRESETS[timed.model], timed.tokenizer, timed.context)
     enough = [0]
     for place, name in enumerate(names):
-        shape, tokenizer, context = PRESETS[name], tokenizer_for(PRESETS[name]), context_for(PRESETS[name])
+        shape, tokenizer, context = PRESETS[name], fitting_tokenizer(PRESETS[name]), context_for(PRESETS[name])
         tokens = timed.tokens * known / flops_per_token(shape, tokenizer, context)
         if tokens >= CHINCHILLA * shape.num_params(vocab_size(tokenizer), context):
             enough.append(place)
@@ -88,7 +89,7 @@ def _surely_enough(timed: Sizes, names: list[str]) -> int:
 def _timed_sizes(model: str, corpus: str, minutes: float, device: str, say: Callable[[str], None]) -> Sizes:
     """The sizes for one model, from its speed on this machine."""
     shape = PRESETS[model]
-    tokenizer = tokenizer_for(shape) if corpus == "asv" or corpus.startswith("text:") else "gpt2"
+    tokenizer = fitting_tokenizer(shape) if corpus == "asv" or corpus.startswith("text:") else "gpt2"
     say(f"timing {model} on {corpus}, read with {tokenizer}")
     num_tokens = load_corpus(corpus, tokenizer, 1).num_train_tokens + 2
     context = context_for(shape)
@@ -217,27 +218,16 @@ def too_small(corpus: str, num_tokens: int) -> UserError:
 
 
 def batch_for(tokens: float, context: int) -> int:
-    """The batch in tokens for a run of `tokens` tokens: a power of two of sequences, with at least LEAST_STEPS steps.
-
-    Near 0.58 · tokens^0.571; source: Li et al. 2025, arXiv:2503.04715.
-    """
-    wanted = 0.58 * max(tokens, 1.0) ** 0.571 / context
-    sequences = max(1 << max(round(math.log2(wanted)), 0), LEAST_SEQUENCES)
-    while sequences > LEAST_SEQUENCES and tokens < LEAST_STEPS * sequences * context:
-        sequences //= 2
-    return sequences * context
+    """The batch in tokens for a run of `tokens` tokens; small enough for LEAST_STEPS steps, if one can be."""
+    batch = fitting_batch(tokens, LEAST_SEQUENCES * context)
+    while batch > LEAST_SEQUENCES * context and tokens < LEAST_STEPS * batch:
+        batch //= 2
+    return batch
 
 
 def passes(batch_tokens: int, context: int, kind: str) -> int | None:
     """Sequences of one forward pass on a GPU, a divisor of the batch; None on a CPU, where the default is fast."""
     return None if kind == "cpu" else min(batch_tokens, max(PASS_TOKENS, context)) // context
-
-
-def tokenizer_for(shape: ModelShape) -> str:
-    """GPT-2's first N ranks, N a power of two, so that token embeddings are at most a quarter of the parameters."""
-    blocks = shape.num_params(0, 0)
-    most = blocks / 3 / shape.width
-    return "gpt2" if most >= 32_768 else f"gpt2:{1 << int(math.log2(most))}"
 
 
 def context_for(shape: ModelShape) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
-from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
+from hpstudy.spec import ModelShape, TrainerSpec, embedding_share, fitting_tokenizer, vocab_size
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import (
@@ -42,6 +42,7 @@ _NO_SAY_IN_SEEDS: Any = {
 FORMAT_OF_SEEDS = 3  # whose default scales count in derived seeds, also of later formats
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
+MOST_EMBEDDINGS = 2 / 3  # of a model's parameters, above which a smaller vocabulary is advised
 MAX_PROBLEMS = 50  # that are listed; the others are counted
 LOCAL = Path("studies")
 PACKAGE = Path(__file__).parents[1]
@@ -243,5 +244,17 @@ def _warnings(study: Study) -> Iterator[str]:
     batch = study.baseline.batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
+    context, fitting = spec.context, fitting_tokenizer(spec.model)
+    if spec.tokens is not None and (steps := spec.tokens // batch) < checks.LEAST_STEPS:
+        yield (
+            f"[hparams] batch_tokens: the baseline has {steps} step{'s' if steps > 1 else ''} of {batch:,} tokens, too "
+            f"few to learn in; take e.g. {checks.batch_example(spec.tokens, context)}"
+        )
+    share = embedding_share(spec.model, study.vocab_size, context)
+    if share > MOST_EMBEDDINGS and spec.corpus.startswith(("asv", "text:")):
+        yield (
+            f'[trainer] tokenizer: the embeddings of "{spec.tokenizer}" are {share:.0%} of the model\'s '
+            f'{spec.model.num_params(study.vocab_size, context):,} parameters; take fewer, such as "{fitting}"'
+        )
     if 0 < len(study.seeds) < LEAST_LOOK:
         yield f"[confirm] seeds: a verdict takes {LEAST_LOOK} fresh seeds, but the file states {len(study.seeds)}"

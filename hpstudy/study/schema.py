@@ -22,7 +22,7 @@ from pydantic import (
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
 from hpstudy.hparams import RULES, Scale
-from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, vocab_size
+from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, corpus_hint, vocab_size
 from hpstudy.study.hints import hint
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
@@ -86,7 +86,8 @@ def _corpus(name: str) -> str:
         return name
     if kind in CORPUS_KINDS:
         raise ValueError(f'"{kind}:" must be followed by a {"path" if kind == "text" else "glob"}, but got "{name}"')
-    near = did_you_mean(kind + colon, ("asv", "fineweb-edu", *(f"{kind}:" for kind in CORPUS_KINDS)))
+    words = ("asv", "fineweb-edu", *(f"{kind}:" for kind in CORPUS_KINDS))
+    near = corpus_hint(name) or did_you_mean(kind + colon, words)
     raise ValueError(
         f'unknown corpus "{name}"{near}; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'
     )

@@ -126,12 +126,11 @@ looks = [{looks}]                     # seeds a side at which the race is judged
 
 def _heading(sizes: Sizes) -> str:
     """What the sizes are made for, as comments."""
-    workers = f"{sizes.workers} worker{'s' if sizes.workers > 1 else ''}"
-    expected = _number(sizes.study_seconds / 60)
+    speed = f"{sizes.workers} worker{'s' if sizes.workers > 1 else ''} of {sizes.tok_per_sec:,.0f} tokens/s"
+    minutes, expected = _number(sizes.minutes), _number(sizes.study_seconds / 60)
     return (
-        f"# Written by `hpstudy new` for {_number(sizes.minutes)} minutes here. Expected are {expected} minutes for search, baseline\n"
-        f"# and a race of {LOOKS[0]} to {LOOKS[1]} seeds a side, on {workers} with {sizes.tok_per_sec:,.0f} tokens/s each.\n"
-        "# All keys: `hpstudy reference`."
+        f"# Written by `hpstudy new` for {minutes} minutes. A search and a race of {LOOKS[0]} to {LOOKS[1]} seeds\n"
+        f"# a side take about {expected} on {speed}. All keys: `hpstudy reference`."
     )
 
 

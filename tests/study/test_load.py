@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpstudy.errors import UserError
 from hpstudy.study import FloatRange, list_studies, load_study, parse_study
-from tests.helpers.study_files import parse, problems_of, text
+from tests.helpers.study_files import BASE, parse, problems_of, text
 
 SHIPPED = Path(__file__).parents[2] / "studies"
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
@@ -211,10 +211,23 @@ def test_a_search_of_the_micro_batch_for_the_loss_is_a_warning() -> None:
 def test_more_evaluations_than_steps_and_fewer_than_three_seeds_are_warnings() -> None:
     assert parse(text(trainer__tokens=40_960, confirm__seeds=[7])).warnings == (
         "[trainer] evals: 20 evaluations, but the baseline has 10 steps",
+        "[hparams] batch_tokens: the baseline has 10 steps of 4,096 tokens, too few to learn in; take e.g. 256 (160 "
+        "steps)",
         "[confirm] seeds: a verdict takes 3 fresh seeds, but the file states 1",
     )
     assert len(parse(text(confirm__seeds=[7, 8])).warnings) == 1
     assert parse(text(confirm__seeds=[7, 8, 9])).warnings == parse(text(confirm__seeds=[])).warnings == ()
+
+
+def test_a_vocabulary_that_is_most_of_the_model_is_a_warning_with_one_that_fits() -> None:
+    (warning,) = parse(text(trainer__tokenizer="gpt2")).warnings
+    assert warning == (
+        '[trainer] tokenizer: the embeddings of "gpt2" are 97% of the model\'s 3,324,736 parameters; take fewer, '
+        'such as "gpt2:512"'
+    )
+    assert parse(text(trainer__tokenizer="gpt2:512")).warnings == ()
+    assert parse(text(trainer={**BASE["trainer"], "tokenizer": "gpt2", "model": "gpt-125m"})).warnings == ()
+    assert parse(text(trainer__tokenizer="gpt2", trainer__corpus="shards:*.bin")).warnings == ()  # theirs is fixed
 
 
 # Names and files
