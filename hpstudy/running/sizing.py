@@ -25,7 +25,7 @@ from hpstudy.spec import PRESETS, ModelShape, fitting_tokenizer, flops_per_token
 from hpstudy.study import parse_study
 from hpstudy.study.template import CHINCHILLA, LOOKS, MAX_EPOCHS, Sizes, study_text
 
-LEAST_STEPS = 200
+LEAST_STEPS = 200  # of a run
 LEAST_SEQUENCES = 2  # of a batch
 FIRST_TOKENS = {"cpu": 2048, "cuda": 32_768}  # of the batch that is timed before the run's tokens are known
 PASS_TOKENS = 32_768  # of one forward pass on a GPU
@@ -55,32 +55,36 @@ def size_study(corpus: str, *, minutes: float, device: str, model: str | None, s
     Raises UserError if the corpus is too small or the time too short, MachineError if nothing can be timed.
     """
     names, found = list(PRESETS), list[Sizes]()
-    place = names.index(model) if model else 0
-    while place < len(names):
+    place, end = names.index(model) if model else 0, len(names)
+    while place < end:
         try:
             sizes = _timed_sizes(names[place], corpus, minutes, device, say)
         except HpstudyError:
             if not found:
                 raise
-            break  # a larger model is too slow or too large
+            end, place = place, place - 1  # too large or too slow: the one before it, unless it was timed
+            if names[place] == found[-1].model:
+                break
+            continue
         found.append(sizes)
         say(
             f"{sizes.model}: {sizes.tok_per_sec:,.0f} tokens/s a worker, so {sizes.tokens:,} tokens a run, "
             f"{sizes.tokens_per_param:.2g} per parameter"
         )
-        if model or sizes.tokens_per_param <= CHINCHILLA or sizes.limit == "text":
+        if model or sizes.tokens_per_param <= CHINCHILLA:
             break
-        place = max(place + 1, _surely_enough(sizes, names))
+        place = max(place + 1, _surely_enough(sizes, names[:end]))
     return min(found, key=lambda sizes: abs(math.log(sizes.tokens_per_param / CHINCHILLA)))
 
 
 def _surely_enough(timed: Sizes, names: list[str]) -> int:
     """The place of the largest model that gets Chinchilla's tokens if it does no more FLOP a second than the timed."""
-    known = flops_per_token(PRESETS[timed.model], timed.tokenizer, timed.context)
+    seconds = (1 - EVAL_SHARE) * 60 * timed.minutes / runs_in_a_row(timed.trials, timed.workers)
+    flops = seconds * timed.tok_per_sec * flops_per_token(PRESETS[timed.model], timed.tokenizer, timed.context)
     enough = [0]
     for place, name in enumerate(names):
         shape, tokenizer, context = PRESETS[name], fitting_tokenizer(PRESETS[name]), context_for(PRESETS[name])
-        tokens = timed.tokens * known / flops_per_token(shape, tokenizer, context)
+        tokens = min(flops / flops_per_token(shape, tokenizer, context), MAX_EPOCHS * timed.train_tokens)
         if tokens >= CHINCHILLA * shape.num_params(vocab_size(tokenizer), context):
             enough.append(place)
     return max(enough)

@@ -129,8 +129,8 @@ def _heading(sizes: Sizes) -> str:
     speed = f"{sizes.workers} worker{'s' if sizes.workers > 1 else ''} of {sizes.tok_per_sec:,.0f} tokens/s"
     minutes, expected = _number(sizes.minutes), _number(sizes.study_seconds / 60)
     return (
-        f"# Written by `hpstudy new` for {minutes} minutes. A search and a race of {LOOKS[0]} to {LOOKS[1]} seeds\n"
-        f"# a side take about {expected} on {speed}. All keys: `hpstudy reference`."
+        f"# Written by `hpstudy new` for {minutes} minutes. A search and a race of {LOOKS[0]} to {LOOKS[1]} seeds a\n"
+        f"# side take about {expected} minutes on {speed}. All keys: `hpstudy reference`."
     )
 
 
@@ -151,7 +151,7 @@ def _minutes_for_chinchilla(sizes: Sizes) -> float:
 
 def _tokens_reason(sizes: Sizes) -> str:
     if sizes.limit == "text":
-        return f"limited by the text, not by time: more than {MAX_EPOCHS} epochs teach little"
+        return f"as many as the text gives: more than {MAX_EPOCHS} epochs teach little (arXiv:2305.16264)"
     return f"{sizes.run_seconds:.2g} s here"
 
 
