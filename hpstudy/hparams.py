@@ -16,6 +16,7 @@ MIN_WARMUP_STEPS = 10
 SPELLED = re.compile(
     r"\s*(?P<number>-?[0-9][0-9_,]*(\.[0-9]*)?(e[+-]?[0-9]{1,3})?)\s*(?P<suffix>[kmbgt%]?)\s*", re.IGNORECASE
 )
+MAX_WRITTEN = 1e18  # of a number that a message advises; TOML ends at 2^63
 SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "%": 0.01}
 MIN_WARMUP_FRACTION = 0.01
 
@@ -23,14 +24,10 @@ MIN_WARMUP_FRACTION = 0.01
 def number_hint(value: object, *, whole: bool) -> str:
     """`; write 1_000_000` for a number that is spelled as text or as a float, such as "1M"; else an empty string."""
     if isinstance(value, str) and (match := SPELLED.fullmatch(value)):
-        number = float(match["number"].replace(",", "")) * SUFFIXES[match["suffix"].lower()]
-    elif isinstance(value, float):
-        number = value
-    else:
+        value = float(re.sub("[_,]", "", match["number"])) * SUFFIXES[match["suffix"].lower()]
+    if not isinstance(value, float) or not abs(value) < MAX_WRITTEN or (whole and not value.is_integer()):
         return ""
-    if not math.isfinite(number) or (whole and not number.is_integer()):
-        return ""
-    return f"; write {int(number):_}" if whole else f"; write {number:g}"
+    return f"; write {int(value):_}" if whole else f"; write {value:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +56,13 @@ class Rule:
         return None if self.allows(value) else f"must be in {self}, but got {value!r}{self._hint(value)}"
 
     def _hint(self, value: float) -> str:
-        if value > self.high or (self.high_open and value == self.high):
-            percent = f"; write {value / 100:g}" if 2 <= value < 100 else ""
-            share = f"; it is a share {self.unit}" if self.unit.startswith("of ") else "; such as 0.9 or 0.95"
-            return share + percent if self.unit or not percent else percent
-        return f"; {self.zero}" if value == 0 and self.zero else ""
+        if value == 0 and self.zero:
+            return f"; {self.zero}"
+        if not (value > self.high or (self.high_open and value == self.high)):
+            return ""
+        share = [f"it is a share {self.unit}"] if self.unit.startswith("of ") else []
+        percent = [f"write {value / 100:g}"] if 2 <= value < 100 else []
+        return f"; {'; '.join(share + percent or ['such as 0.9 or 0.95'])}"
 
     def allows(self, value: float) -> bool:
         """Whether a number is in the range. NaN and infinities never are."""

@@ -67,13 +67,18 @@ class TrainerSpec:
 
 def corpus_hint(name: str) -> str:
     """`; did you mean "text:my.txt"?` for a corpus that is stated as a path only, or an empty string."""
-    if not any(mark in name for mark in "./\\~*"):
+    if ":" in name or not any(mark in name for mark in "./~*"):
         return ""
     if name.endswith((".bin", ".npy")):
         raw = "" if name.endswith(".npy") else f', or "raw:{name}" if it has no header'
         return f'; did you mean "shards:{name}"{raw}?'
     folder = name.partition("*")[0].rpartition("/")[0] or "."
     return f'; did you mean "text:{folder if "*" in name else name}"{", the whole folder" if "*" in name else ""}?'
+
+
+def takes_any_tokenizer(corpus: str) -> bool:
+    """Whether a corpus is text, and not ids that were made with one tokenizer."""
+    return corpus == "asv" or corpus.startswith("text:")
 
 
 def embedding_share(model: ModelShape, vocab_size: int, context: int) -> float:

@@ -83,6 +83,8 @@ def test_a_scaled_warmup_is_always_legal(tokens: int, batch_tokens: int) -> None
         ("lr", math.inf, "must be in (0, inf), but got inf"),
         ("lr", "6e-4", "must be a number, but got '6e-4'; write 0.0006"),
         ("weight_decay", "5%", "must be a number, but got '5%'; write 0.05"),
+        ("weight_decay", "1__0,000.5_", "must be a number, but got '1__0,000.5_'"),
+        ("batch_tokens", "1e300", "must be a whole number, but got '1e300'"),
         ("weight_decay", "some", "must be a number, but got 'some'"),
         ("weight_decay", False, "must be a number, but got False"),
         ("warmup_fraction", 5, "must be in [0, 1], but got 5; it is a share of the run's tokens; write 0.05"),

@@ -21,7 +21,14 @@ from hpstudy.hparams import fitting_batch
 from hpstudy.running.capacity import trainings_at_once, trainings_per_device
 from hpstudy.running.messages import Setup, Timed, TimeSteps
 from hpstudy.running.worker import Worker, stop_all
-from hpstudy.spec import PRESETS, ModelShape, fitting_tokenizer, flops_per_token, vocab_size
+from hpstudy.spec import (
+    PRESETS,
+    ModelShape,
+    fitting_tokenizer,
+    flops_per_token,
+    takes_any_tokenizer,
+    vocab_size,
+)
 from hpstudy.study import parse_study
 from hpstudy.study.template import CHINCHILLA, LOOKS, MAX_EPOCHS, Sizes, study_text
 
@@ -93,7 +100,7 @@ def _surely_enough(timed: Sizes, names: list[str]) -> int:
 def _timed_sizes(model: str, corpus: str, minutes: float, device: str, say: Callable[[str], None]) -> Sizes:
     """The sizes for one model, from its speed on this machine."""
     shape = PRESETS[model]
-    tokenizer = fitting_tokenizer(shape) if corpus == "asv" or corpus.startswith("text:") else "gpt2"
+    tokenizer = fitting_tokenizer(shape) if takes_any_tokenizer(corpus) else "gpt2"
     say(f"timing {model} on {corpus}, read with {tokenizer}")
     num_tokens = load_corpus(corpus, tokenizer, 1).num_train_tokens + 2
     context = context_for(shape)

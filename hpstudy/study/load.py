@@ -14,7 +14,14 @@ from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
-from hpstudy.spec import ModelShape, TrainerSpec, embedding_share, fitting_tokenizer, vocab_size
+from hpstudy.spec import (
+    ModelShape,
+    TrainerSpec,
+    embedding_share,
+    fitting_tokenizer,
+    takes_any_tokenizer,
+    vocab_size,
+)
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import (
@@ -251,7 +258,7 @@ def _warnings(study: Study) -> Iterator[str]:
             f"few to learn in; take e.g. {checks.batch_example(spec.tokens, context)}"
         )
     share = embedding_share(spec.model, study.vocab_size, context)
-    if share > MOST_EMBEDDINGS and spec.corpus.startswith(("asv", "text:")):
+    if share > MOST_EMBEDDINGS and takes_any_tokenizer(spec.corpus):
         yield (
             f'[trainer] tokenizer: the embeddings of "{spec.tokenizer}" are {share:.0%} of the model\'s '
             f'{spec.model.num_params(study.vocab_size, context):,} parameters; take fewer, such as "{fitting}"'

@@ -158,7 +158,7 @@ def test_no_release_changes_the_seeds_of_a_study() -> None:
 
 @pytest.mark.parametrize("edits", [{}, {"format": 3}, {"search__lr__scale": "log"}])
 def test_no_release_changes_the_seeds_of_a_study_without_a_format(edits: dict[str, Any]) -> None:
-    """As version 0.3.0 derives them, also if the file spells out its format or a default scale."""
+    """As the first version with format 3 derives them, also if the file spells out its format or a default scale."""
     assert derived(**{"format": None, "search__lr__scale": None, **edits})[:3] == (404631, 753022, 630323)
 
 

@@ -73,6 +73,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"trainer__model": "gpt-125"}, '[trainer] model: unknown preset "gpt-125"; did you mean "gpt-125m"?; known are gpt-2x64, gpt-4x128, gpt-6x256, gpt-8x512, gpt-125m, gpt-350m'),
     ({"trainer__corpus": "fineweb"}, '[trainer] corpus: unknown corpus "fineweb"; did you mean "fineweb-edu"?; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'),
     *(({"trainer__corpus": path}, f'[trainer] corpus: unknown corpus "{path}"; did you mean {meant}?; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"') for path, meant in PATHS.items()),
+    ({"trainer__corpus": "txt:my.txt"}, '[trainer] corpus: unknown corpus "txt:my.txt"; did you mean "text:"?; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'),
     ({"trainer__corpus": "text:"}, '[trainer] corpus: "text:" must be followed by a path, but got "text:"'),
     ({"trainer__tokenizer": "gpt2:255"}, '[trainer] tokenizer: "gpt2:N" needs a whole number N with 256 <= N <= 50256, but got "gpt2:255"'),
     ({"trainer__tokenizer": "gtp2"}, '[trainer] tokenizer: unknown tokenizer "gtp2"; did you mean "gpt2"?; known are "gpt2", "gpt2:N" and "bytes"'),
