@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 ClipMode = Literal["global", "per_tensor", "none"]
+Scale = Literal["linear", "log", "log1m"]
 
 GPT3_TOKENS = 300_000_000_000  # the run that GPT-3's schedule is stated for
 MIN_WARMUP_STEPS = 10
+SPELLED = re.compile(
+    r"\s*(?P<number>-?[0-9][0-9_,]*(\.[0-9]*)?(e[+-]?[0-9]{1,3})?)\s*(?P<suffix>[kmbgt%]?)\s*", re.IGNORECASE
+)
+MAX_WRITTEN = 1e18  # of a number that a message advises; TOML ends at 2^63
+SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "%": 0.01}
 MIN_WARMUP_FRACTION = 0.01
+
+
+def number_hint(value: object, *, whole: bool) -> str:
+    """`; write 1_000_000` for a number that is spelled as text or as a float, such as "1M"; else an empty string."""
+    if isinstance(value, str) and (match := SPELLED.fullmatch(value)):
+        value = float(re.sub("[_,]", "", match["number"])) * SUFFIXES[match["suffix"].lower()]
+    if not isinstance(value, float) or not abs(value) < MAX_WRITTEN or (whole and not value.is_integer()):
+        return ""
+    return f"; write {int(value):_}" if whole else f"; write {value:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +43,7 @@ class Rule:
     low_open: bool = False
     high_open: bool = False
     zero: str = ""  # what to write instead of a 0 that is not legal
+    scale: Scale = "linear"  # on which a range is searched, if its file states none; log1m is the log of 1 - value
 
     def problem(self, value: object) -> str | None:
         """Why a value is not legal, or None if it is."""
@@ -34,13 +51,18 @@ class Rule:
             return None if value in self.choices else f"must be one of {', '.join(self.choices)}, but got {value!r}"
         accepted = int if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, accepted):
-            return f"must be {'a whole number' if self.kind is int else 'a number'}, but got {value!r}"
+            rule = "a whole number" if self.kind is int else "a number"
+            return f"must be {rule}, but got {value!r}{number_hint(value, whole=self.kind is int)}"
         return None if self.allows(value) else f"must be in {self}, but got {value!r}{self._hint(value)}"
 
     def _hint(self, value: float) -> str:
-        if self.unit.startswith("of ") and value > self.high:
-            return f"; it is a share {self.unit}"
-        return f"; {self.zero}" if value == 0 and self.zero else ""
+        if value == 0 and self.zero:
+            return f"; {self.zero}"
+        if not (value > self.high or (self.high_open and value == self.high)):
+            return ""
+        share = [f"it is a share {self.unit}"] if self.unit.startswith("of ") else []
+        percent = [f"write {value / 100:g}"] if 2 <= value < 100 else []
+        return f"; {'; '.join(share + percent or ['such as 0.9 or 0.95'])}"
 
     def allows(self, value: float) -> bool:
         """Whether a number is in the range. NaN and infinities never are."""
@@ -62,21 +84,28 @@ def _key(unit: str, doc: str, kind: type[float | int | str] = float, **limits: A
 class HParams:
     """Everything a trial may change. Each field's metadata holds its unit, range and meaning."""
 
-    lr: float = field(metadata=_key("", "peak learning rate", low_open=True))
+    lr: float = field(metadata=_key("", "peak learning rate", low_open=True, scale="log"))
     beta1: float = field(
-        metadata=_key("", "AdamW's decay of the gradient average", low_open=True, high=1, high_open=True)
+        metadata=_key("", "AdamW's decay of the gradient average", low_open=True, high=1, high_open=True, scale="log1m")
     )
     beta2: float = field(
-        metadata=_key("", "AdamW's decay of the squared-gradient average", low_open=True, high=1, high_open=True)
+        metadata=_key(
+            "", "AdamW's decay of the squared-gradient average", low_open=True, high=1, high_open=True, scale="log1m"
+        )
     )
-    eps: float = field(metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low=1e-37))  # fp32 makes less to 0
-    weight_decay: float = field(metadata=_key("", "decoupled weight decay of tensors of two or more dimensions"))
+    eps: float = field(
+        metadata=_key("", "AdamW's epsilon, added to sqrt(v)", low=1e-37, scale="log")
+    )  # fp32 makes less to 0
+    weight_decay: float = field(
+        metadata=_key("", "decoupled weight decay of tensors of two or more dimensions", scale="log")
+    )
     grad_clip: float = field(
         metadata=_key(
             "",
             "gradient norm above which gradients are scaled down",
             low_open=True,
             zero='clip_mode = "none" does not clip',
+            scale="log",
         )
     )
     clip_mode: ClipMode = field(
@@ -135,6 +164,14 @@ def scaled_warmup_fraction(tokens: int | None, batch_tokens: int) -> float:
     """
     ten_steps = MIN_WARMUP_STEPS * batch_tokens / tokens if tokens else 0.0
     return min(max(GPT3.warmup_fraction, MIN_WARMUP_FRACTION, ten_steps), GPT3.decay_fraction)
+
+
+def fitting_batch(tokens: float, unit: int) -> int:
+    """A batch in tokens for a run of `tokens`: `unit` times a power of two, near 0.58 * tokens^0.571.
+
+    Source: Li et al. 2025, arXiv:2503.04715.
+    """
+    return unit << max(round(math.log2(0.58 * max(tokens, 1) ** 0.571 / unit)), 0)
 
 
 def halflife_tokens(beta: float, tokens_per_step: int) -> float:

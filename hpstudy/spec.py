@@ -65,6 +65,36 @@ class TrainerSpec:
         return self.ramp_multiple * self.context
 
 
+def corpus_hint(name: str) -> str:
+    """`; did you mean "text:my.txt"?` for a corpus that is stated as a path only, or an empty string."""
+    if ":" in name or not any(mark in name for mark in "./~*"):
+        return ""
+    if name.endswith((".bin", ".npy")):
+        raw = "" if name.endswith(".npy") else f', or "raw:{name}" if it has no header'
+        return f'; did you mean "shards:{name}"{raw}?'
+    folder = name.partition("*")[0].rpartition("/")[0] or "."
+    return f'; did you mean "text:{folder if "*" in name else name}"{", the whole folder" if "*" in name else ""}?'
+
+
+def takes_any_tokenizer(corpus: str) -> bool:
+    """Whether a corpus is text, and not ids that were made with one tokenizer."""
+    return corpus == "asv" or corpus.startswith("text:")
+
+
+def embedding_share(model: ModelShape, vocab_size: int, context: int) -> float:
+    """The token embeddings' share of the parameters. The output layer is the same matrix."""
+    return vocab_size * model.width / model.num_params(vocab_size, context)
+
+
+def fitting_tokenizer(model: ModelShape) -> str:
+    """GPT-2's first N ranks, N a power of two, so that token embeddings are at most a quarter of the parameters.
+
+    All of them from N = 32768 on.
+    """
+    most = int(model.num_params(0, 0) / 3 / model.width)
+    return "gpt2" if most >= 32_768 else f"gpt2:{1 << max(most.bit_length() - 1, 8)}"
+
+
 def flops_per_token(model: ModelShape, tokenizer: str, context: int) -> int:
     """Multiplications and additions that training on one token needs, with no padding and nothing recomputed.
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from hpstudy.analysis.results import StudyResults, load
+from hpstudy.hparams import RULES, Scale
 from hpstudy.records import Outcome, Phase, Run, repeats
-from hpstudy.study import Study, load_study
+from hpstudy.study import Study, load_study, schema
+from hpstudy.study import load as load_module
 from tests.helpers.stores import begun, header_of, keep_run, result_of, step_record
 from tests.helpers.tiny import TINY
 
@@ -59,6 +61,18 @@ def tiny_file(tmp_path: Path) -> Callable[..., Path]:
 def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Study]:
     """The smallest study, loaded; takes what `tiny_file` takes."""
     return lambda *args, **kwargs: load_study(str(tiny_file(*args, **kwargs)))
+
+
+@pytest.fixture
+def later_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of hpstudy to come: its format 4, in which every range is linear by default, is the newest."""
+
+    def natural_scale(key: str, version: int) -> Scale:
+        return RULES[key].scale if version == 3 else "linear"
+
+    monkeypatch.setattr(schema, "FORMAT", 4)
+    for module in (schema, load_module):
+        monkeypatch.setattr(module, "natural_scale", natural_scale)
 
 
 @pytest.fixture

@@ -56,6 +56,26 @@ def root(
         typer.echo(context.get_help())
 
 
+@app.command(epilog="Example: hpstudy new mine --corpus text:my.txt --minutes 10")
+def new(
+    name: Name,
+    corpus: Annotated[
+        str, typer.Option("--corpus", metavar="CORPUS", help="text:PATH, a file or a folder; or as in `prepare`.")
+    ],
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, max=100_000, metavar="N", help="How long the study may take here.")
+    ] = 10.0,
+    device: Device = "auto",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PRESET", help="Such as gpt-4x128; else chosen for the time.")
+    ] = None,
+) -> None:
+    """Writes a study of a corpus, sized to this machine and the time, with the reason beside each value."""
+    from hpstudy.cli import new_command
+
+    new_command.new(name, corpus, minutes, device, model)
+
+
 @app.command(epilog="Example: hpstudy check quickstart")
 def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials = None) -> None:
     """Validates a study; prints its space, its baseline, and its cost before anything runs."""
@@ -208,6 +228,14 @@ def reference() -> None:
     from hpstudy.study.reference import reference_markdown
 
     print(reference_markdown(), end="")
+
+
+@app.command(epilog="Example: hpstudy schema > studies/.hpstudy.schema.json")
+def schema() -> None:
+    """Prints the JSON schema of a study file, with which editors complete and check it."""
+    from hpstudy.study.json_schema import schema_text
+
+    print(schema_text(), end="")
 
 
 @app.command(epilog="Example: hpstudy corpora")

@@ -25,14 +25,14 @@ from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
 from hpstudy.running.replay import replay as train_again
-from hpstudy.study import Choices, Study, load_frozen, load_study, num_trials, seeds_of_others, study_name
+from hpstudy.study import Choices, Study, as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 from hpstudy.tracking.wandb_sink import whereabouts
 
 
 def check(name: str, runs: Path, device: str, trials: int | None) -> None:
     """Validates a study and prints its space, its baseline and its cost."""
-    study = load_study(name)
+    study = as_begun(load_study(name), runs / study_name(name))
     console = out()
     corpus = corpus_of(study.spec)
     check_size(corpus, study.spec.context, study.largest_batch_tokens)
@@ -65,7 +65,7 @@ def check(name: str, runs: Path, device: str, trials: int | None) -> None:
 
 def run(name: str, options: Options) -> None:
     """Runs or resumes a study, writes its report, and prints the comparison and the verdict."""
-    study = load_study(name)
+    study = as_begun(load_study(name), options.runs / study_name(name))
     console = err()
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from hpstudy.data.texts import documents, text_sha256
 from hpstudy.data.tokenizer import Tokenizer, load_tokenizer
 from hpstudy.errors import MachineError, UserError, did_you_mean
 from hpstudy.files import CACHE_REMEDY, cache_dir, write_atomic
-from hpstudy.spec import vocab_size
+from hpstudy.spec import corpus_hint, vocab_size
 
 ASV_SHA256 = "7e8615736dbd69a8a6649bb888bed3056e468f405dbaf34fd1e822c40ebd9a29"
 FINEWEB_REPO = "kjj0/finewebedu10B-gpt2"
@@ -68,7 +68,7 @@ def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Sou
                 )
             return _checked(name, *_by_name(name, shards), tokenizer)
     forms = ", ".join(f'"{form}"' for form in NAMES)
-    raise UserError(f'corpus "{name}": must be one of {forms}{did_you_mean(name, NAMES)}')
+    raise UserError(f'corpus "{name}": must be one of {forms}{corpus_hint(name) or did_you_mean(name, NAMES)}')
 
 
 def _tokenized(documents: Iterable[str], content: str, tokenizer: str) -> Source:
@@ -113,7 +113,8 @@ def _text_files(name: str, path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f'corpus "{name}": {path}: must be a file or a folder, but does not exist; correct the path')
+        remedy = "name the folder, because globs are not read here" if "*" in path.name else "correct the path"
+        raise UserError(f'corpus "{name}": {path}: must be a file or a folder, but does not exist; {remedy}')
     below = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     visible = sorted(file.as_posix() for file in below if not any(part.startswith(".") for part in file.parts))
     if not visible:

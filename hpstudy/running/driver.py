@@ -28,7 +28,7 @@ from hpstudy.running.run_queue import RunList, TrialQueue
 from hpstudy.running.worker import pinning_variables
 from hpstudy.search import JOURNAL, Search
 from hpstudy.statistics.race import Race
-from hpstudy.study import Study, refuse_changes, with_frozen_seeds
+from hpstudy.study import Study, as_begun, frozen_text, refuse_changes
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_settings import resolve_mode
 from hpstudy.tracking.wandb_sink import sink_for
@@ -48,13 +48,13 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     store = RunStore(options.runs / study.name)
     store.create()
     with store.locked(on_lost=partial(_lost_to_another, store, progress, stop)):
-        study = with_frozen_seeds(study, store.root)
+        study = as_begun(study, store.root)
         refuse_changes(study, store.root)
         store.refuse_damage()
         try:
             with closing(_Driver(study, store, options, progress, stop)) as driver:
                 driver.start_workers()
-                store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
+                store.freeze_study(frozen_text(study), study.resolved())
                 driver.say_notes()
                 driver.search()
                 driver.baseline()

@@ -4,7 +4,7 @@ schema.py holds the tables and keys, parse.py reads them, checks.py has the rule
 `Study` (study.py) of them. frozen.py keeps a study that has begun from changing, and ranking.py orders its trials.
 """
 
-from hpstudy.study.frozen import changed_keys, load_frozen, refuse_changes, seeds_of_others, with_frozen_seeds
+from hpstudy.study.frozen import as_begun, changed_keys, frozen_text, load_frozen, refuse_changes, seeds_of_others
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
 from hpstudy.study.study import GROWING, Choices, Dimension, FloatRange, Study, Value, num_trials, study_sha256
@@ -21,7 +21,9 @@ __all__ = [
     "Sampler",
     "Study",
     "Value",
+    "as_begun",
     "changed_keys",
+    "frozen_text",
     "list_studies",
     "load_frozen",
     "load_study",
@@ -31,5 +33,4 @@ __all__ = [
     "seeds_of_others",
     "study_name",
     "study_sha256",
-    "with_frozen_seeds",
 ]

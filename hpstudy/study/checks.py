@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from hpstudy.hparams import GPT3, RULES
+from hpstudy.hparams import GPT3, RULES, fitting_batch
 from hpstudy.spec import MAX_STEPS
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
@@ -17,12 +17,14 @@ from hpstudy.study.schema import (
     ChoicesTable,
     RangeTable,
     StudyFile,
+    natural_scale,
     nearest,
     other_seed,
     shown,
 )
 from hpstudy.study.study import AUTO, default_micro_batch
 
+LEAST_STEPS = 20  # of a run; half of them are warm-up then
 MAX_NAMED = 8  # micro-batches that one problem names
 MAX_GRID = 100_000  # points, which are listed before the first trial
 BETAS = ("beta1", "beta2")
@@ -99,7 +101,7 @@ def _dimensions(file: StudyFile) -> Iterator[Finding]:
             continue
         if key in file.hparams:
             yield f"search.{key}", f"[search] {key}: also in [hparams]; a key is searched or fixed, remove one of them"
-        sentences = _choices(key, dimension) if isinstance(dimension, ChoicesTable) else _range(key, dimension)
+        sentences = _choices(key, dimension) if isinstance(dimension, ChoicesTable) else _range(file, key, dimension)
         for sentence in sentences:
             yield f"search.{key}", f"[search] {key}: {sentence}"
 
@@ -108,8 +110,9 @@ def _unknown(key: str) -> str:
     return f'unknown key "{key}"' + (nearest(key, RULES) or f"; known are {', '.join(RULES)}")
 
 
-def _range(key: str, dimension: RangeTable) -> Iterator[str]:
-    low, high, scale, rule = dimension.low, dimension.high, dimension.scale, RULES[key]
+def _range(file: StudyFile, key: str, dimension: RangeTable) -> Iterator[str]:
+    low, high, rule = dimension.low, dimension.high, RULES[key]
+    scale = dimension.scale or natural_scale(key, file.version)
     if rule.kind is not float:
         example = '["global", "none"]' if rule.kind is str else "[8, 16, 32]"
         yield f"has no continuous range; search it with {{ choices = {example} }}"
@@ -120,7 +123,8 @@ def _range(key: str, dimension: RangeTable) -> Iterator[str]:
     if not low < high:
         yield f"`low < high` must hold, but got low={low:g}, high={high:g}"
     if scale == "log" and low == 0 and rule.allows(low):
-        yield 'scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'
+        natural = "" if dimension.scale else f", which is the default of {key},"
+        yield f'scale "log"{natural} needs low > 0, but got low=0; raise low or use scale = "linear"'
     if scale == "log1m" and key not in BETAS:
         yield 'scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'
 
@@ -159,9 +163,13 @@ def _warmup_in_seconds(file: StudyFile) -> Iterator[str]:
 
 
 def _model(file: StudyFile) -> Iterator[str]:
-    model = file.trainer.model
-    if model.width % model.heads:
-        yield f"[trainer] model: width must be a multiple of heads, but got width={model.width}, heads={model.heads}"
+    width, heads = file.trainer.model.width, file.trainer.model.heads
+    if width % heads:
+        fewer = next(number for number in range(heads, 0, -1) if width % number == 0)
+        yield (
+            f"[trainer] model: width must be a multiple of heads, but got width={width}, heads={heads}; e.g. "
+            f"heads={fewer}"
+        )
 
 
 def _validation(file: StudyFile) -> Iterator[str]:
@@ -195,19 +203,34 @@ def _batches(file: StudyFile) -> Iterator[str]:
                 f"{place}: must be a multiple of micro_batch x context, but {batch} is not for micro_batch "
                 f"{', '.join(map(str, bad[:MAX_NAMED]))}{', ...' if len(bad) > MAX_NAMED else ''} at context {context}"
                 f"; {'the nearest that work: ' + ', '.join(near) if near else 'choose micro-batches that divide it'}"
+                f"{'; it counts tokens, not sequences' if batch < context else ''}"
             )
 
 
 def _steps(file: StudyFile) -> Iterator[str]:
-    tokens = file.trainer.tokens
-    for batch, (place, _) in batches(file).items():
+    tokens, context = file.trainer.tokens, file.trainer.context
+    stated = file.hparams.get("micro_batch", AUTO) != AUTO or "micro_batch" in file.search
+    for batch, (place, micro_batches) in batches(file).items():
         if tokens is not None and tokens < batch:
-            yield f"{place}: a run must hold at least one step, but got {batch} > [trainer] tokens={tokens}"
+            table = file.search if place.startswith("[search]") else {**file.hparams, **file.baseline.overrides}
+            got, remedy = (f"{batch}", "take") if "batch_tokens" in table else (f"GPT-3's {batch}", "state it,")
+            unit = context * (math.lcm(*micro_batches) if stated else 1)
+            yield (
+                f"{place}: a run must hold at least one step, but got {got} > [trainer] tokens={tokens}; {remedy} e.g. "
+                f"{batch_example(tokens, unit)}"
+            )
         elif tokens is not None and tokens // batch > MAX_STEPS:
             yield (
                 f"{place}: a run may hold at most {MAX_STEPS:,} steps, but [trainer] tokens={tokens} at batch_tokens "
                 f"{batch} are {tokens // batch:,}; raise batch_tokens or lower tokens"
             )
+
+
+def batch_example(tokens: int, unit: int) -> str:
+    """A batch, a multiple of `unit` tokens, that suits a run of `tokens` tokens, or of as many as it needs at least."""
+    batch = fitting_batch(tokens, unit)
+    more = "" if tokens >= batch else f", with tokens={LEAST_STEPS * batch}"
+    return f"{batch}{more} ({max(tokens // batch, LEAST_STEPS if more else 0)} steps)"
 
 
 def _schedule(file: StudyFile) -> Iterator[str]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command, json_object, read_json
-from hpstudy.study.load import parse_study, with_seeds
+from hpstudy.study.load import load_study, parse_study, with_seeds
+from hpstudy.study.parse import read
 from hpstudy.study.study import GROWING, Study, study_sha256
 
 STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
 ANOTHER_STUDY = "put the values back, or copy the file under another name for another study"
-FORMAT_DEFAULTS = {"[confirm] seeds", "[confirm] margin", "[trainer] confirm_val"}  # differ between the formats
 PLAINEST = """
 question = "What are the defaults?"
 format = 1
@@ -40,16 +40,25 @@ def load_frozen(root: Path) -> Study:
         study = parse_study(text, name=root.name, path=path)
     except UserError as error:
         raise UserError(f"{error.problems[0]}; {repair}") from error
-    study = with_frozen_seeds(study, root)
+    study = as_begun(study, root)
     refuse_changes(study, root, repair)
     return study
 
 
-def with_frozen_seeds(study: Study, root: Path) -> Study:
-    """The study on the seeds that it began with in the run folder `root`, if its file states none.
+def frozen_text(study: Study) -> str:
+    """What the run folder keeps of a study's file: its text, and its format if the file states none."""
+    text = study.path.read_text(encoding="utf-8-sig")
+    return text if study.states_format else f"format = {study.format}  # hpstudy's newest when the study began\n{text}"
 
-    Another version, or another name of the folder, would derive others.
+
+def as_begun(study: Study, root: Path) -> Study:
+    """The study in the format and on the seeds that it began with in the run folder `root`, if its file states none.
+
+    Another version would take another format and derive other seeds, as would another name of the folder.
     """
+    began = _frozen_format(root)
+    if not study.states_format and began not in (None, study.format):
+        study = load_study(str(study.path), version=began)
     frozen = read_json(root / STUDY_VALUES, json_object) if study.derives_seeds else None
     seeds = (frozen or {}).get("confirm.seeds")
     return with_seeds(study, seeds) if isinstance(seeds, list) and seeds else study
@@ -60,7 +69,7 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
 
     Also if the frozen values do not have the hash that was noted when the study began. `remedy` ends each line.
     """
-    study, frozen = with_frozen_seeds(study, root), read_json(root / STUDY_VALUES, json_object)
+    study, frozen = as_begun(study, root), read_json(root / STUDY_VALUES, json_object)
     noted = (read_json(root / ENVIRONMENT, json_object) or {}).get("study_sha256")
     if frozen is None:
         if noted not in (None, study_sha256(study.resolved())):
@@ -75,14 +84,23 @@ def refuse_changes(study: Study, root: Path, remedy: str = ANOTHER_STUDY) -> Non
             "edited, or start again with another --runs folder"
         )
     changes = changed_keys(frozen, study.resolved())
-    if {line.partition(":")[0] for line in changes} >= FORMAT_DEFAULTS:
-        listed = ", ".join(sorted(FORMAT_DEFAULTS))
+    began = _frozen_format(root)
+    if changes and began not in (None, study.format):
+        named = ", ".join(line.partition(":")[0] for line in changes)
         raise UserError(
-            f"{study.path}: changed after its study began: with another format come other defaults ({listed}); put the "
-            "format back, or copy the file under another name for another study"
+            f"{study.path}: changed after its study began: format: was {began}, is {study.format}, which has other "
+            f"defaults (different are {named}); write `format = {began}` again, or copy the file under another name "
+            "for another study"
         )
     if changes:
         raise UserError(f"{study.path}: changed after its study began: {line}; {remedy}" for line in changes)
+
+
+def _frozen_format(root: Path) -> int | None:
+    """The format that the study file in a run folder states, or None if there is no such file or it is damaged."""
+    with suppress(OSError, UserError):
+        return read((root / STUDY_FILE).read_text(encoding="utf-8", errors="replace"))[0].format
+    return None
 
 
 def seeds_of_others(study: Study, runs: Path) -> Iterator[str]:

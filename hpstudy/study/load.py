@@ -14,10 +14,26 @@ from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
-from hpstudy.spec import ModelShape, TrainerSpec, vocab_size
+from hpstudy.spec import (
+    ModelShape,
+    TrainerSpec,
+    embedding_share,
+    fitting_tokenizer,
+    takes_any_tokenizer,
+    vocab_size,
+)
 from hpstudy.study import checks
 from hpstudy.study.parse import read
-from hpstudy.study.schema import LEAST_LOOK, LOOKS, ChoicesTable, Confirm, RangeTable, SamplerName, StudyFile
+from hpstudy.study.schema import (
+    LEAST_LOOK,
+    LOOKS,
+    ChoicesTable,
+    Confirm,
+    RangeTable,
+    SamplerName,
+    StudyFile,
+    natural_scale,
+)
 from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -30,8 +46,10 @@ _NO_SAY_IN_SEEDS: Any = {
     "budget": {"trials", "hang_seconds", "pack"},
     "confirm": {"seeds", "looks"},
 }
+FORMAT_OF_SEEDS = 3  # whose default scales count in derived seeds, also of later formats
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
+MOST_EMBEDDINGS = 2 / 3  # of a model's parameters, above which a smaller vocabulary is advised
 MAX_PROBLEMS = 50  # that are listed; the others are counted
 LOCAL = Path("studies")
 PACKAGE = Path(__file__).parents[1]
@@ -43,10 +61,11 @@ def study_folders() -> list[Path]:
     return [LOCAL, shipped if shipped.is_dir() else PACKAGE.parent / "studies"]
 
 
-def load_study(name_or_path: str) -> Study:
+def load_study(name_or_path: str, *, version: int | None = None) -> Study:
     """Reads and validates a study by name, or a path to a .toml file.
 
-    Raises UserError with every problem of the file at once.
+    A file that states no format has that of `version`, or the newest. Raises UserError with every problem of the file
+    at once.
     """
     path = _locate(name_or_path)
     try:
@@ -57,7 +76,7 @@ def load_study(name_or_path: str) -> Study:
         raise UserError(f"{path}: must be UTF-8, but byte {error.start} is not; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_study(text, name=path.stem, path=path)
+    return parse_study(text, name=path.stem, path=path, version=version)
 
 
 def list_studies() -> list[tuple[str, str]]:
@@ -72,16 +91,22 @@ def list_studies() -> list[tuple[str, str]]:
     return listed
 
 
-def parse_study(text: str, *, name: str, path: Path) -> Study:
-    """The study that a file's text states. Raises UserError with every problem of the text at once."""
+def parse_study(text: str, *, name: str, path: Path, version: int | None = None) -> Study:
+    """The study that a file's text states; one without a format has that of `version`, or the newest.
+
+    Raises UserError with every problem of the text at once.
+    """
     try:
         file, findings = read(text)
     except UserError as error:
         raise UserError(f"{path}: {problem}" for problem in error.problems) from error
+    states_format = file.format is not None
+    if version is not None and not states_format:
+        file = file.model_copy(update={"format": version})
     if problems := checks.problems(file, findings):
         more = [f"and {len(problems) - MAX_PROBLEMS:,} more problems"] if len(problems) > MAX_PROBLEMS else []
         raise UserError(f"{path}: {problem}" for problem in [*problems[:MAX_PROBLEMS], *more])
-    study = _resolve(file, name=name, path=path)
+    study = replace(_resolve(file, name=name, path=path), states_format=states_format)
     if study.confirm.seeds is None:
         study = replace(with_seeds(study, _derived_seeds(file, study)), derives_seeds=True)
     return replace(study, warnings=tuple(_warnings(study)))
@@ -119,9 +144,9 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
     trainer = file.trainer.model_dump()
     trainer["model"] = ModelShape(**trainer["model"])
     if trainer["confirm_val"] is None:
-        trainer["confirm_val"] = file.format > 1
+        trainer["confirm_val"] = file.version > 1
     micro_batches = {size for _, sizes in checks.batches(file).values() for size in sizes}
-    space = {key: _dimension(key, table) for key, table in file.search.items()}
+    space = _space(file, file.version)
     trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
     return Study(
         name=name,
@@ -141,13 +166,14 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         warnings=(),
         yes=tuple(file.yes),
         also=tuple(dict.fromkeys(file.baseline.also)),
+        format=file.version,
     )
 
 
 def _confirm(file: StudyFile) -> Confirm:
     """The table with the defaults of the file's format, save for seeds that follow from the whole study."""
     confirm = file.confirm
-    if file.format == 1:
+    if file.version == 1:
         old: dict[str, Any] = {"margin": FORMAT_1_MARGIN} | ({} if confirm.looks else {"seeds": FORMAT_1_SEEDS})
         return confirm.model_copy(update={key: value for key, value in old.items() if getattr(confirm, key) is None})
     can_race = bool(file.search) and confirm.design == "paired" and file.objective.metric == ["val/loss"]
@@ -164,12 +190,15 @@ def with_seeds(study: Study, seeds: Sequence[int]) -> Study:
 def _derived_seeds(file: StudyFile, study: Study) -> tuple[int, ...]:
     """Seeds of six digits that follow from the study's name and what its file states besides defaults.
 
-    So they are the same in every version of hpstudy, and stay when a search is extended.
+    So they are the same in every version of hpstudy, and stay when a search is extended. A file may leave out its
+    format since format 3: from there on the format does not count, nor what a later one changes in scales.
     """
     count = study.confirm.looks[-1] if study.confirm.looks else FIXED_SEEDS
     dumped = file.model_dump(mode="json", exclude_defaults=True, exclude=_NO_SAY_IN_SEEDS)
     stated = {key: value for key, value in dumped.items() if value != {}}
-    space = {key: asdict(dimension) for key, dimension in study.space.items()}
+    if file.version >= FORMAT_OF_SEEDS:
+        stated.pop("format", None)
+    space = {key: asdict(found) for key, found in _space(file, min(file.version, FORMAT_OF_SEEDS)).items()}
     values = {**stated, "search": space, "hparams": study.hparams, "overrides": study.overrides}
     key, seeds = f"{study.name} {json.dumps(values, sort_keys=True)}", [study.spec.seed]  # the search's is not fresh
     for place in itertools.count():
@@ -188,9 +217,15 @@ def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
     return math.prod(len(dimension.values) for dimension in space.values() if isinstance(dimension, Choices))
 
 
-def _dimension(key: str, table: RangeTable | ChoicesTable) -> Dimension:
+def _space(file: StudyFile, version: int) -> dict[str, Dimension]:
+    """The searched dimensions, with the default scales of format `version`."""
+    return {key: _dimension(key, table, version) for key, table in file.search.items()}
+
+
+def _dimension(key: str, table: RangeTable | ChoicesTable, version: int) -> Dimension:
     if isinstance(table, RangeTable):
-        return FloatRange(low=float(table.low), high=float(table.high), scale=table.scale)
+        scale = table.scale or natural_scale(key, version)
+        return FloatRange(low=float(table.low), high=float(table.high), scale=scale)
     return Choices(values=tuple(_typed({key: value})[key] for value in table.choices))
 
 
@@ -216,5 +251,17 @@ def _warnings(study: Study) -> Iterator[str]:
     batch = study.baseline.batch_tokens
     if spec.tokens is not None and spec.evals > spec.tokens // batch:
         yield f"[trainer] evals: {spec.evals} evaluations, but the baseline has {spec.tokens // batch} steps"
+    context, fitting = spec.context, fitting_tokenizer(spec.model)
+    if spec.tokens is not None and (steps := spec.tokens // batch) < checks.LEAST_STEPS:
+        yield (
+            f"[hparams] batch_tokens: the baseline has {steps} step{'s' if steps > 1 else ''} of {batch:,} tokens, too "
+            f"few to learn in; take e.g. {checks.batch_example(spec.tokens, context)}"
+        )
+    share = embedding_share(spec.model, study.vocab_size, context)
+    if share > MOST_EMBEDDINGS and takes_any_tokenizer(spec.corpus):
+        yield (
+            f'[trainer] tokenizer: the embeddings of "{spec.tokenizer}" are {share:.0%} of the model\'s '
+            f'{spec.model.num_params(study.vocab_size, context):,} parameters; take fewer, such as "{fitting}"'
+        )
     if 0 < len(study.seeds) < LEAST_LOOK:
         yield f"[confirm] seeds: a verdict takes {LEAST_LOOK} fresh seeds, but the file states {len(study.seeds)}"

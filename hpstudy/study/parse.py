@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from hpstudy.errors import UserError, did_you_mean
-from hpstudy.study.schema import FORMAT, MAX_INTEGER, TABLES, StudyFile, nearest, shown
+from hpstudy.hparams import RULES, number_hint
+from hpstudy.study.schema import MAX_INTEGER, TABLES, StudyFile, nearest, shown
 
 MAX_CHARACTERS = 1_000_000
 MAX_DOTS = 64  # of a key; the reader of TOML takes seconds for thousands
@@ -23,7 +24,6 @@ Finding = tuple[str, str]
 
 _MISSING = {
     "question": '; say what the study asks, as in `question = "Are GPT-3\'s betas right here?"`',
-    "format": f"; add `format = {FORMAT}`",
     "search": "; a study of the baseline alone has an empty [search]",
     "trainer": "; it needs at least a model and tokens or seconds",
 }
@@ -64,7 +64,7 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
         if name not in wrong
     }
     trainer = {"model": "gpt-2x64", **sound.get("trainer", {})}
-    stand_in = {"question": "?", "format": FORMAT, "search": {}, **sound, "trainer": trainer}
+    stand_in = {"question": "?", "search": {}, **sound, "trainer": trainer}
     return StudyFile.model_validate(stand_in), findings
 
 
@@ -98,7 +98,9 @@ def _sentence(found: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         known = tuple((TABLES[str(loc[-2])] if len(loc) > 1 else StudyFile).model_fields)
         word = str(loc[-1])
-        near = nearest(word, known) or f"; known are {', '.join(known)}"
+        own = section == "baseline" and word in RULES
+        near = f"; write overrides = {{ {word} = ... }}" if own else nearest(word, known)
+        near = near or f"; known are {', '.join(known)}"
         return f'{_place(section, inner[:-1]) if inner else ""}unknown key "{word}"{near}'
     place = _place(section, inner)
     if kind == "missing":
@@ -106,8 +108,7 @@ def _sentence(found: ErrorDetails) -> str:
     if kind == "value_error":
         return f"{place}{found['ctx']['error']}"
     if kind in ("model_type", "dict_type"):
-        example = ", as in { low = 1e-4, high = 1e-2 } or { choices = [1, 2] }" if section == "search" else ""
-        return f"{place}must be a table{example}, but got {shown(value)}"
+        return f"{place}must be a table{_as_table(section, inner, value)}"
     rule = re.sub("^(Input|String|List|Tuple) should", "must", found["msg"])
     for theirs, ours in (
         ("a valid integer", "a whole number"),
@@ -116,11 +117,33 @@ def _sentence(found: ErrorDetails) -> str:
     ):
         rule = rule.replace(theirs, ours)
     remedy = ""
-    if kind == "int_type" and isinstance(value, float) and value.is_integer():
-        remedy = f"; write {int(value):_}"
+    if kind in ("int_type", "float_type"):
+        remedy = number_hint(value, whole=kind == "int_type")
+    elif kind in ("list_type", "tuple_type"):
+        remedy = _example(section, inner)
     if kind == "literal_error" and isinstance(value, str):
         remedy = did_you_mean(value, re.findall("'([^']+)'", found["ctx"]["expected"]))
     return f"{place}{rule}, but got {shown(value)}{remedy}"
+
+
+def _as_table(section: str, inner: list[str], value: object) -> str:
+    """The rest of a sentence about a value that must be a table: an example, the value, the remedy."""
+    got = f"but got {shown(value)}"
+    if section == "search" and inner:
+        fixed = "a fixed value goes to [hparams]"
+        remedy = f"write {{ choices = {shown(value)} }}" if isinstance(value, list) else fixed
+        return f", as in {{ low = 1e-4, high = 1e-2 }} or {{ choices = [1, 2] }}, {got}; {remedy}"
+    if inner == ["model"]:
+        return f', {got}; or the name of a preset, such as "gpt-2x64"'
+    return f", {got}"
+
+
+def _example(section: str, inner: list[str]) -> str:
+    """`; as in `seeds = [101, 102]`` for a key of the file, from its example in the reference."""
+    table = TABLES.get("choices" if section == "search" else section, StudyFile)
+    key = inner[-1] if inner else section
+    extra = table.model_fields[key].json_schema_extra if key in table.model_fields else None
+    return f"; as in `{key} = {shown(extra['example'])}`" if isinstance(extra, dict) else ""
 
 
 def _place(section: str, inner: list[str]) -> str:

@@ -41,14 +41,20 @@ def reference_markdown() -> str:
     for name, table in TABLES.items():
         parts += [f"## {TITLES.get(name, f'[{name}]')}\n", f"{table.__doc__}\n", _table(HEADER, _rows(table))]
         if name == "model":
-            parts += [hparams, f"{_HPARAMS}\n", _table(HEADER, _hyperparameters())]
+            parts += [
+                hparams,
+                f"{_HPARAMS}\n",
+                _table((*HEADER[:4], "scale of a range", *HEADER[4:]), _hyperparameters()),
+            ]
     parts += ["## Metrics\n", f"{_METRICS}\n", _table(("metric", "unit", "meaning"), _metrics())]
     return "\n".join(parts)
 
 
 _HPARAMS = """\
 Each key is fixed in `[hparams]`, or varies in `[search]`, or is GPT-3's. Whole numbers and `clip_mode` are searched as
-a list, all others as a list or a range. `[hparams] micro_batch = "auto"` measures the fastest size on the device."""
+a list, all others as a list or a range. A range without `scale` has the key's own scale below: `log1m` is the log of
+1 - value, and `log` needs `low` above 0, so that a `weight_decay` from 0 must state `scale = "linear"`. `[hparams]
+micro_batch = "auto"` measures the fastest size on the device."""
 _METRICS = "The names in `steps.jsonl`, on W&B, and in the table `steps`. Steps without an evaluation lack its metrics."
 
 
@@ -71,7 +77,8 @@ def _hyperparameters() -> Iterator[tuple[str, ...]]:
         legal = legal or f"{'whole number' if rule.kind is int else 'number'} in {rule}"
         shown = value if isinstance(value, int | str) else float(f"{value:.4g}")
         default = DERIVED_DEFAULTS.get(key) or _code(_toml(shown))
-        yield _code(key), legal, rule.unit, default, rule.doc, _code(f"{key} = {_toml(shown)}")
+        scale = rule.scale if rule.kind is float else ""
+        yield _code(key), legal, rule.unit, default, _code(scale), rule.doc, _code(f"{key} = {_toml(shown)}")
 
 
 def _metrics() -> Iterator[tuple[str, ...]]:

@@ -21,13 +21,12 @@ from pydantic import (
 )
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
-from hpstudy.hparams import RULES
-from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, vocab_size
+from hpstudy.hparams import RULES, Scale
+from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, corpus_hint, vocab_size
 from hpstudy.study.hints import hint
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
 Direction = Literal["minimize", "maximize"]
-Scale = Literal["linear", "log", "log1m"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
 PrunerName = Literal["none", "median", "successive_halving"]
 Design = Literal["paired", "independent"]
@@ -39,7 +38,7 @@ CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file states none
 LEAST_LOOK = 3  # two seeds agree by chance too often where losses come in two clusters
 MAX_LOOKS = 20  # each costs a tenth of a second in every command that shows a verdict
-FORMAT = 2
+FORMAT = 3  # the newest, which a file has that states none
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -87,7 +86,8 @@ def _corpus(name: str) -> str:
         return name
     if kind in CORPUS_KINDS:
         raise ValueError(f'"{kind}:" must be followed by a {"path" if kind == "text" else "glob"}, but got "{name}"')
-    near = did_you_mean(kind + colon, ("asv", "fineweb-edu", *(f"{kind}:" for kind in CORPUS_KINDS)))
+    words = ("asv", "fineweb-edu", *(f"{kind}:" for kind in CORPUS_KINDS))
+    near = corpus_hint(name) or did_you_mean(kind + colon, words)
     raise ValueError(
         f'unknown corpus "{name}"{near}; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'
     )
@@ -213,13 +213,23 @@ class RangeTable(Table):
 
     low: float = _key(..., "lowest value", 3e-4)
     high: float = _key(..., "highest value", 3e-2)
-    scale: Scale = _key("linear", "scale of the search; log1m is the log of 1 - value, for betas", "log")
+    scale: Scale | None = _key(
+        None,
+        "scale of the search; log1m is the log of 1 - value, for betas. By default the key's own, in the table of the "
+        "hyperparameters; before format 3 linear",
+        "log",
+    )
 
 
 class ChoicesTable(Table):
     """A list of values."""
 
     choices: list[Any] = _key(..., "at least two different values", [1024, 4096], max_length=MAX_LISTED)
+
+
+def natural_scale(key: str, version: int) -> Scale:
+    """The scale of a range of `key` that states none, in a file of format `version`."""
+    return RULES[key].scale if version >= 3 else "linear"
 
 
 DimensionTable = Annotated[
@@ -323,10 +333,12 @@ class StudyFile(Table):
     yes: Annotated[list[Yes], BeforeValidator(_listed)] = _key(
         [], "answers of the verdict that mean yes; it then begins with Yes, No or Undecided", "better"
     )
-    format: Literal[1, 2] = _key(
-        ...,
-        "version of this format. In format 1 [confirm] had other defaults: seeds 101 to 105 and a margin of 0.01",
-        2,
+    format: Literal[1, 2, 3] | None = _key(
+        None,
+        "version of this format, by default the newest; once a study has begun, the one that it began with. Before "
+        "format 3 every range was linear by default. In format 1 [confirm] had other defaults: seeds 101 to 105 and a "
+        "margin of 0.01",
+        FORMAT,
     )
     baseline: BaselineTable = BaselineTable()
     trainer: TrainerTable
@@ -336,6 +348,11 @@ class StudyFile(Table):
     budget: Budget = Budget()
     confirm: Confirm = Confirm()
     wandb: WandbTable = WandbTable()
+
+    @property
+    def version(self) -> int:
+        """The format whose defaults the file has."""
+        return self.format or FORMAT
 
 
 TABLES: dict[str, type[Table]] = {

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpstudy.hparams import GPT3, RULES, HParams, scaled_warmup_fraction
+from hpstudy.hparams import GPT3, RULES, HParams, Scale, scaled_warmup_fraction
 from hpstudy.records import baseline_run_id
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.schema import GOALS, Budget, Confirm, Direction, MetricName, Opponent, Scale, Yes, other_seed
+from hpstudy.study.schema import FORMAT, GOALS, Budget, Confirm, Direction, MetricName, Opponent, Yes, other_seed
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
@@ -83,6 +83,8 @@ class Study:
     warnings: tuple[str, ...]  # what is legal but probably not meant
     yes: tuple[Yes, ...] = ()  # the answers that mean yes; empty: the verdict says neither yes nor no
     also: tuple[Opponent, ...] = ()
+    format: int = FORMAT  # whose defaults the file has
+    states_format: bool = True  # else the newest, or the one that the study began with
     derives_seeds: bool = False  # whether the file states no seeds, so that they follow from its name and values
     micro_batch_limit: int = GPT3.micro_batch  # if no key states one; with AUTO, what was measured on the device
 

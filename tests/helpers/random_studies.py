@@ -104,16 +104,20 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     answers = (
         st.just("faster") if metric == "train/tok_per_sec" else st.sampled_from(["better", ["equivalent", "worse"]])
     )
-    whole = (draw(optional(yes=answers)) if search else {}) | {
-        "question": draw(WORDS),
-        "format": draw(st.sampled_from([1, 2])),
-        "trainer": trainer,
-        "hparams": hparams,
-        "search": search,
-        "baseline": {"name": "gpt3", "overrides": overrides, **draw(also)},
-        "objective": {"metric": metric},
-        "budget": {"parallel": parallel, **draw(optional(**more))},
-    }
+    versions = draw(optional(format=st.sampled_from([1, 2, 3])))
+    whole = (
+        (draw(optional(yes=answers)) if search else {})
+        | versions
+        | {
+            "question": draw(WORDS),
+            "trainer": trainer,
+            "hparams": hparams,
+            "search": search,
+            "baseline": {"name": "gpt3", "overrides": overrides, **draw(also)},
+            "objective": {"metric": metric},
+            "budget": {"parallel": parallel, **draw(optional(**more))},
+        }
+    )
     return whole | draw(optional(confirm=confirm, wandb=optional(project=WORDS, entity=WORDS)))
 
 

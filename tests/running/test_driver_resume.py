@@ -35,6 +35,20 @@ def test_a_study_that_is_run_again_trains_nothing(tiny, tmp_path: Path):
     assert watch.finished == list(first)
 
 
+def test_a_study_without_a_format_resumes_with_a_later_version_that_has_other_defaults(
+    tiny, tmp_path: Path, request: pytest.FixtureRequest
+):
+    unstated = {"format = 1": "", 'high = 3e-2, scale = "log"': "high = 3e-2"}
+    store = run_here(tiny(replace=unstated), tmp_path)
+    frozen, first = (store.root / "study.toml").read_text(), curves(store)
+    assert frozen.startswith("format = 3 ")
+    request.getfixturevalue("later_format")
+    later = tiny(replace=unstated)
+    assert (later.format, later.space["lr"].scale) == (4, "linear")
+    assert curves(run_here(later, tmp_path)) == first
+    assert (store.root / "study.toml").read_text() == frozen
+
+
 def test_more_trials_extend_a_study_as_if_it_had_been_longer(tiny, tmp_path: Path, uninterrupted):
     short = tiny(replace={"trials = 5": "trials = 3"})
     run_here(short, tmp_path)

@@ -21,10 +21,10 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"search__batch_tokens": {"choices": [4096, 8192]}}, "[search] batch_tokens: also in [hparams]; a key is searched or fixed, remove one of them"),
     ({"search__\x1b[31m": LR}, f'[search] unknown key "\\x1b[31m"; known are {", ".join(RULES)}'),
     ({"hparams__lr": 0.0, "search": {}}, "[hparams] lr: must be in (0, inf), but got 0.0"),
-    ({"baseline__overrides": {"beta1": 1.0}}, "[baseline] overrides: beta1: must be in (0, 1), but got 1.0"),
+    ({"baseline__overrides": {"beta1": 1.0}}, "[baseline] overrides: beta1: must be in (0, 1), but got 1.0; such as 0.9 or 0.95"),
     ({"search__beta2": {"low": 0.99, "high": 0.9}}, "[search] beta2: `low < high` must hold, but got low=0.99, high=0.9"),
     ({"search__lr__low": 0}, "[search] lr: low must be in (0, inf), but got 0.0"),
-    ({"search__beta1": {"low": 0.5, "high": 1.0, "scale": "log1m"}}, "[search] beta1: high must be in (0, 1), but got 1.0"),
+    ({"search__beta1": {"low": 0.5, "high": 1.0, "scale": "log1m"}}, "[search] beta1: high must be in (0, 1), but got 1.0; such as 0.9 or 0.95"),
     ({"search__weight_decay": {"low": 0, "high": 1, "scale": "log"}}, '[search] weight_decay: scale "log" needs low > 0, but got low=0; raise low or use scale = "linear"'),
     ({"search__lr__scale": "log1m"}, '[search] lr: scale "log1m" is the log of 1 - value and fits beta1 and beta2; use scale = "log"'),
     ({"hparams__micro_batch": "auto", "search__micro_batch": {"choices": [8, 16]}}, "[search] micro_batch: also in [hparams]; a key is searched or fixed, remove one of them"),
@@ -41,16 +41,19 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     # between keys
     ({"trainer__tokens": None}, "[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got neither"),
     ({"trainer__seconds": 60}, "[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got tokens=600000 and seconds=60"),
-    ({"trainer__tokens": 4095}, "[hparams] batch_tokens: a run must hold at least one step, but got 4096 > [trainer] tokens=4095"),
-    ({"hparams": {}, "trainer__tokens": 500_000}, "[hparams] batch_tokens: a run must hold at least one step, but got 524288 > [trainer] tokens=500000"),
-    ({"trainer__model": {"layers": 2, "heads": 3, "width": 64}}, "[trainer] model: width must be a multiple of heads, but got width=64, heads=3"),
+    ({"trainer__tokens": 4095}, "[hparams] batch_tokens: a run must hold at least one step, but got 4096 > [trainer] tokens=4095; take e.g. 128 (31 steps)"),
+    ({"trainer__tokens": 100, "hparams": {}}, "[hparams] batch_tokens: a run must hold at least one step, but got GPT-3's 524288 > [trainer] tokens=100; state it, e.g. 128, with tokens=2560 (20 steps)"),
+    ({"trainer__tokens": 30_000, "hparams": {"micro_batch": 16, "batch_tokens": 32_768}}, "[hparams] batch_tokens: a run must hold at least one step, but got 32768 > [trainer] tokens=30000; take e.g. 2048 (14 steps)"),
+    ({"hparams__batch_tokens": 16}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 16 is not for micro_batch 1 at context 128; the nearest that work: 128; it counts tokens, not sequences"),
+    ({"hparams": {}, "trainer__tokens": 500_000}, "[hparams] batch_tokens: a run must hold at least one step, but got GPT-3's 524288 > [trainer] tokens=500000; state it, e.g. 1024 (488 steps)"),
+    ({"trainer__model": {"layers": 2, "heads": 3, "width": 64}}, "[trainer] model: width must be a multiple of heads, but got width=64, heads=3; e.g. heads=2"),
     ({"trainer__val": "val/*.bin"}, '[trainer] val: only a corpus "shards:GLOB" or "raw:GLOB" has files that validate, but the corpus is "asv"; leave it out'),
     ({"trainer__val_tokens": 127}, "[trainer] val_tokens: must hold one sequence, context = 128, but got 127"),
     ({"trainer__corpus": "fineweb-edu"}, '[trainer] tokenizer: "fineweb-edu" is tokenized with "gpt2", but got "gpt2:2048"'),
     ({"hparams__batch_tokens": 5000}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 5000 is not for micro_batch 13 at context 128; the nearest that work: 4992, 6656"),
     ({"search__micro_batch": {"choices": [4, 24, 48]}}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 4096 is not for micro_batch 24, 48 at context 128; the nearest that work: 6144"),
     ({"baseline__overrides": {"micro_batch": 5}}, "[hparams] batch_tokens: must be a multiple of micro_batch x context, but 4096 is not for micro_batch 5 at context 128; the nearest that work: 10240"),
-    ({"hparams": {}, "search__batch_tokens": {"choices": [4096, 8192]}, "trainer__tokens": 500_000}, "[baseline] overrides: batch_tokens: a run must hold at least one step, but got 524288 > [trainer] tokens=500000"),
+    ({"hparams": {}, "search__batch_tokens": {"choices": [4096, 8192]}, "trainer__tokens": 500_000}, "[baseline] overrides: batch_tokens: a run must hold at least one step, but got GPT-3's 524288 > [trainer] tokens=500000; state it, e.g. 1024 (488 steps)"),
     ({"objective__metric": ["val/loss", "val/loss"]}, '[objective] metric: two objectives must differ, but got ["val/loss", "val/loss"]'),
     ({"objective": {"metric": "train/tok_per_sec", "goal": "minimize"}}, '[objective] goal: must be ["maximize"] for ["train/tok_per_sec"], but got ["minimize"]; leave it out'),
     ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" compares only val/loss, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
@@ -114,7 +117,7 @@ def test_all_problems_of_a_file_are_reported_at_once() -> None:
 
 def test_a_rule_between_keys_is_not_checked_while_one_of_them_is_wrong() -> None:
     assert problems_of(text(trainer__context="128", hparams__batch_tokens=5000)) == [
-        '[trainer] context: must be a whole number, but got "128"'
+        '[trainer] context: must be a whole number, but got "128"; write 128'
     ]
 
 

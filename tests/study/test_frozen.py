@@ -10,7 +10,18 @@ import pytest
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import from_json, to_json
-from hpstudy.study import GROWING, Study, changed_keys, load_frozen, refuse_changes, study_sha256
+from hpstudy.study import (
+    GROWING,
+    Study,
+    as_begun,
+    changed_keys,
+    frozen_text,
+    load_frozen,
+    load_study,
+    refuse_changes,
+    schema,
+    study_sha256,
+)
 from hpstudy.tracking.store import RunStore
 from tests.helpers.study_files import parse, text
 
@@ -231,6 +242,58 @@ def test_a_study_that_began_keeps_the_defaults_of_its_format(tiny: Callable[...,
     )
     changed = [line.partition(":")[0] for line in changed_keys(before, now)]
     assert changed == ["[trainer] confirm_val", "[confirm] looks", "[confirm] seeds", "[confirm] margin"]
+
+
+def test_another_format_is_named_as_what_changed(tmp_path: Path) -> None:
+    unscaled = {"search__lr__scale": None}
+    store = freeze(parse(text(format=2, **unscaled)), text(format=2, **unscaled), tmp_path)
+    with pytest.raises(UserError) as caught:
+        refuse_changes(parse(text(format=3, **unscaled)), store.root)
+    assert str(caught.value) == (
+        "studies/x.toml: changed after its study began: format: was 2, is 3, which has other defaults (different are "
+        "[search] lr); write `format = 2` again, or copy the file under another name for another study"
+    )
+    refuse_changes(parse(text(format=3, search__lr__scale="linear")), store.root)  # the same study in another format
+
+
+def test_a_begun_study_whose_format_line_is_removed_keeps_its_format(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text(format=2, search__lr__scale=None))
+    began = load_study(str(path))
+    store = freeze(began, path.read_text(), tmp_path)
+    path.write_text(text(format=None, search__lr__scale=None))
+    assert as_begun(load_study(str(path)), store.root).resolved() == began.resolved()
+
+
+@pytest.mark.usefixtures("later_format")
+def test_a_study_without_a_format_keeps_its_values_when_a_later_version_has_other_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text(format=None, search__lr__scale=None))
+    with monkeypatch.context() as today:
+        today.setattr(schema, "FORMAT", 3)
+        began = load_study(str(path))
+        store = freeze(began, frozen_text(began), tmp_path)
+        assert from_json((store.root / "study.json").read_bytes())["search.lr"]["scale"] == "log"
+
+    later = load_study(str(path))
+    assert later.resolved() != began.resolved()  # a study that begins with the later version
+    assert load_frozen(store.root).resolved() == began.resolved()
+    resumed = as_begun(later, store.root)
+    assert resumed.resolved() == began.resolved()
+    refuse_changes(later, store.root)
+    assert frozen_text(resumed) == frozen_text(began)  # which a resumed study writes again
+    assert resumed.seeds == began.seeds
+
+
+def freeze(study: Study, content: str, folder: Path) -> RunStore:
+    """The run store of a study that has begun with this file."""
+    store = RunStore(folder / "runs" / study.name)
+    store.create()
+    store.freeze_study(content, study.resolved())
+    store.write_json("environment.json", {"study_sha256": study_sha256(study.resolved())})
+    return store
 
 
 def test_the_seeds_of_a_race_are_frozen_and_stay_when_the_search_grows(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpstudy.errors import UserError
 from hpstudy.study import FloatRange, list_studies, load_study, parse_study
-from tests.helpers.study_files import parse, text
+from tests.helpers.study_files import BASE, parse, problems_of, text
 
 SHIPPED = Path(__file__).parents[2] / "studies"
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
@@ -45,6 +45,51 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     assert (study.project, study.entity, study.vocab_size) == ("hpstudy", None, 50257)
     assert study.space == {"lr": FloatRange(low=1e-4, high=1e-2, scale="linear")}
     assert study.warnings == ()
+
+
+NATURAL = {
+    "lr": (1e-4, 1e-2, "log"),
+    "beta1": (0.5, 0.98, "log1m"),
+    "beta2": (0.9, 0.999, "log1m"),
+    "eps": (1e-10, 1e-4, "log"),
+    "weight_decay": (1e-3, 1.0, "log"),
+    "grad_clip": (0.1, 10.0, "log"),
+    "warmup_fraction": (0.0, 0.3, "linear"),
+    "min_lr_fraction": (0.0, 0.2, "linear"),
+}
+WITHOUT_SCALE = {key: {"low": low, "high": high} for key, (low, high, _) in NATURAL.items()}
+
+
+@pytest.mark.parametrize("format", [None, 3])
+def test_a_range_without_a_scale_has_its_keys_natural_one(format: int | None) -> None:
+    space = parse(text(format=format, search=WITHOUT_SCALE)).space
+    assert space == {key: FloatRange(low=low, high=high, scale=scale) for key, (low, high, scale) in NATURAL.items()}
+    stated = parse(text(format=format, search__lr={"low": 1e-4, "high": 1e-2, "scale": "linear"})).space
+    assert stated["lr"] == FloatRange(low=1e-4, high=1e-2, scale="linear")
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_before_format_3_a_range_without_a_scale_was_linear(format: int) -> None:
+    space = parse(text(format=format, search=WITHOUT_SCALE)).space
+    assert all(isinstance(found, FloatRange) and found.scale == "linear" for found in space.values())
+
+
+def test_a_weight_decay_from_zero_states_the_linear_scale() -> None:
+    """Silently linear, half the trials would lie above half of `high`."""
+    from_zero = {"low": 0.0, "high": 0.3}
+    assert problems_of(text(format=3, search={"weight_decay": from_zero})) == [
+        '[search] weight_decay: scale "log", which is the default of weight_decay, needs low > 0, but got low=0; raise '
+        'low or use scale = "linear"'
+    ]
+    for format in (1, 2):
+        assert parse(text(format=format, search={"weight_decay": from_zero})).space
+    assert parse(text(format=3, search={"weight_decay": {**from_zero, "scale": "linear"}})).space
+
+
+def test_a_file_without_a_format_has_the_newest() -> None:
+    study, stated = parse(text(format=None)), parse(text(format=3))
+    assert study.resolved() == stated.resolved()
+    assert (study.format, study.states_format, stated.states_format) == (3, False, True)
 
 
 def test_a_file_of_format_1_has_the_seeds_and_the_margin_that_it_had_before() -> None:
@@ -87,7 +132,7 @@ def test_stated_seeds_are_a_fixed_number_without_a_race() -> None:
 
 def derived(name: str = "x", **edits: Any) -> tuple[int, ...]:
     """The seeds of a study of this name that states none."""
-    return parse_study(text(format=2, **edits), name=name, path=Path(f"{name}.toml")).seeds
+    return parse_study(text(**{"format": 2, **edits}), name=name, path=Path(f"{name}.toml")).seeds
 
 
 def test_seeds_follow_from_the_studys_name_and_values_so_that_no_two_studies_share_them() -> None:
@@ -109,6 +154,21 @@ def test_no_release_changes_the_seeds_of_a_study() -> None:
     assert derived()[:3] == (303320, 650370, 417957)
     other = derived("y", search={"eps": {"choices": [1e-8, 1e-6]}}, hparams__lr=1e-3, confirm__design="independent")
     assert other == (185513, 942849, 698399, 960626, 161080)
+
+
+@pytest.mark.parametrize("edits", [{}, {"format": 3}, {"search__lr__scale": "log"}])
+def test_no_release_changes_the_seeds_of_a_study_without_a_format(edits: dict[str, Any]) -> None:
+    """As the first version with format 3 derives them, also if the file spells out its format or a default scale."""
+    assert derived(**{"format": None, "search__lr__scale": None, **edits})[:3] == (404631, 753022, 630323)
+
+
+@pytest.mark.usefixtures("later_format")
+def test_a_later_format_with_other_defaults_leaves_the_seeds_of_a_file_as_they_are() -> None:
+    assert parse(text(format=None, search__lr__scale=None)).space["lr"] == FloatRange(
+        low=1e-4, high=1e-2, scale="linear"
+    )
+    assert derived(format=None, search__lr__scale=None)[:3] == (404631, 753022, 630323)
+    assert derived()[:3] == (303320, 650370, 417957)
 
 
 def test_the_same_study_has_the_same_seeds_however_it_is_spelled_and_however_far_it_has_grown() -> None:
@@ -151,10 +211,23 @@ def test_a_search_of_the_micro_batch_for_the_loss_is_a_warning() -> None:
 def test_more_evaluations_than_steps_and_fewer_than_three_seeds_are_warnings() -> None:
     assert parse(text(trainer__tokens=40_960, confirm__seeds=[7])).warnings == (
         "[trainer] evals: 20 evaluations, but the baseline has 10 steps",
+        "[hparams] batch_tokens: the baseline has 10 steps of 4,096 tokens, too few to learn in; take e.g. 256 (160 "
+        "steps)",
         "[confirm] seeds: a verdict takes 3 fresh seeds, but the file states 1",
     )
     assert len(parse(text(confirm__seeds=[7, 8])).warnings) == 1
     assert parse(text(confirm__seeds=[7, 8, 9])).warnings == parse(text(confirm__seeds=[])).warnings == ()
+
+
+def test_a_vocabulary_that_is_most_of_the_model_is_a_warning_with_one_that_fits() -> None:
+    (warning,) = parse(text(trainer__tokenizer="gpt2")).warnings
+    assert warning == (
+        '[trainer] tokenizer: the embeddings of "gpt2" are 97% of the model\'s 3,324,736 parameters; take fewer, '
+        'such as "gpt2:512"'
+    )
+    assert parse(text(trainer__tokenizer="gpt2:512")).warnings == ()
+    assert parse(text(trainer={**BASE["trainer"], "tokenizer": "gpt2", "model": "gpt-125m"})).warnings == ()
+    assert parse(text(trainer__tokenizer="gpt2", trainer__corpus="shards:*.bin")).warnings == ()  # theirs is fixed
 
 
 # Names and files

@@ -95,8 +95,9 @@ def test_every_key_of_every_table_has_one_row_with_its_meaning() -> None:
 def test_every_hyperparameter_has_a_row_with_its_range_unit_and_meaning() -> None:
     rows = sections()[HYPERPARAMETERS]
     assert list(rows) == list(RULES)
-    for key, (legal, unit, _, meaning, _) in rows.items():
+    for key, (legal, unit, _, scale, meaning, _) in rows.items():
         assert (unit, meaning) == (RULES[key].unit, RULES[key].doc)
+        assert scale == (f"`{RULES[key].scale}`" if RULES[key].kind is float else "")
         assert key == "clip_mode" or legal.endswith(f"number in {RULES[key]}")
 
 
