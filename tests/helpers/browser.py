@@ -12,7 +12,6 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ALL_DRAWN = "[...document.querySelectorAll('.plot')].every((plot) => plot.classList.contains('js-plotly-plot'))"
 
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
@@ -67,17 +66,18 @@ def _is_own(url: str, address: str) -> bool:
 
 
 def scroll_through(page: Page) -> None:
-    """Shows every part of the page once, so that each figure is drawn, and returns to its top."""
-    page.evaluate(
+    """Shows every part of the page once, waits until each figure is drawn, and returns to the page's top."""
+    page.evaluate(  # waits in the page, because wait_for_function evaluates text, which the page's policy forbids
         """async () => {
-            for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight / 2) {
+            const pause = () => new Promise((done) => setTimeout(done, 20));
+            for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight) {
                 scrollTo(0, y);
-                await new Promise((done) => setTimeout(done, 30));
+                await pause();
             }
+            while (document.querySelector(".plot:not(.js-plotly-plot)")) await pause();
             scrollTo(0, 0);
         }"""
     )
-    page.wait_for_function(ALL_DRAWN)
 
 
 def opened(path: Path) -> str:
