@@ -45,6 +45,7 @@ TRIALS_COLUMNS: dict[str, str] = {
     "beta2_halflife_tokens": "tokens after which a gradient's weight in the squared-gradient average has halved",
     "decay_timescale_steps": "steps after which weight decay at the peak lr has shrunk a weight to 1/e",
     "outcome": f"{', '.join(Outcome)}; {DAMAGED} if the run was changed after it ended; missing while it is unfinished",
+    "message": "why a run failed; empty for others",
     "steps": "optimizer updates done; missing while unfinished, like the figures after it",
     "tokens": "training tokens seen",
     "val_loss": "of the last evaluation (nats); NaN if not finite or not known",
@@ -75,6 +76,7 @@ _TRIALS_DTYPES: dict[str, Any] = {
     "phase": pd.CategoricalDtype(list(PHASES)),
     "outcome": pd.CategoricalDtype([*(o.value for o in Outcome), DAMAGED]),
     "of": "str",
+    "message": "str",
     "wandb_id": "str",
     "started": "datetime64[us, UTC]",
 }

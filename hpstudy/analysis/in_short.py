@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hpstudy.analysis.answers import Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.answers import Contrast, Relative, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals
@@ -31,6 +31,14 @@ def opponent(study: Study) -> str:
     """How tables name the baseline: GPT-3 if it has GPT-3's value of every searched key, else baseline."""
     departed = {departure.key for departure in departures(study)}
     return "baseline" if departed & set(study.space) else "GPT-3"
+
+
+def found_name(results: StudyResults) -> str:
+    """How tables name the found values: tuned if they are better, else best found; best so far before a verdict."""
+    contrasts = results.verdict().contrasts
+    if not contrasts:
+        return "best so far"
+    return "tuned" if deciding(contrasts[0], results.study) in (Answer.BETTER, Answer.FASTER) else "best found"
 
 
 def in_short(results: StudyResults, now: State) -> InShort:
@@ -80,23 +88,27 @@ def _sentence(
         return f"The best of {trials} trials reaches {ours} nats where {theirs} values reach {reference}."
     match answer:
         case Answer.BETTER:
-            return f"Tuned values reach {ours} nats where {theirs} reach {reference}."
+            pace = f", at {_times(c.speed)} the speed" if c.speed else ""
+            return f"Tuned values reach {ours} nats where {theirs} reach {reference}{pace}."
         case Answer.WORSE:
-            return f"The other values reach {ours} nats where {theirs} reach {reference}."
+            return f"The best values found reach {ours} nats where {theirs} reach {reference}."
         case Answer.EQUIVALENT:
-            return f"Tuned values and {theirs} reach the same loss, {reference} nats, within {c.margin:.2g}."
+            return f"The best values found and {theirs} reach the same loss, {reference} nats, within {c.margin:.2g}."
         case _:
-            return f"Tuned values and {theirs} are {size} nats apart, which {c.n} seeds cannot tell from noise."
+            return f"The best values found and {theirs} differ by {size} nats, which {c.n} seeds cannot tell apart."
 
 
 def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:
     if c.speed is None:
         return "Too few runs on fresh seeds measured their speed."
-    digits = decimals((c.speed.high - c.speed.low) / 2)
-    times = f"{c.speed.ratio:.{digits}f} times"
+    times = _times(c.speed)
     if answer is Answer.UNDECIDED:
-        return f"Tuned values train at {times} the speed of {theirs}, which {c.n} seeds cannot tell from noise."
-    return f"Tuned values train at {times} the speed of {theirs}."
+        return f"The best values found train at {times} the speed of {theirs}, which {c.n} seeds cannot tell apart."
+    return f"{'Tuned' if answer is Answer.FASTER else 'The best'} values train at {times} the speed of {theirs}."
+
+
+def _times(speed: Relative) -> str:
+    return f"{speed.ratio:.{decimals((speed.high - speed.low) / 2)}f} times"
 
 
 def _shared_digits(*sides: Measured) -> int:

@@ -17,11 +17,16 @@ def short(value: float) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value with four digits (five between 0.9 and 1), text as it is, "-" for a missing value."""
+    """A value with four digits (five between 0.9 and 1), text as it is, "-" for a missing value.
+
+    Whole numbers below a million are exact: 8,192.
+    """
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return "-"
     if isinstance(value, str):
         return value
+    if isinstance(value, int) and abs(value) < 1e6:
+        return f"{value:,}"
     if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
         return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
     return short(value) if math.isfinite(value) else "infinite"
@@ -30,6 +35,11 @@ def plain(value: Any) -> str:
 def decimals(width: float) -> int:
     """The decimals that show two digits of an error."""
     return min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 6
+
+
+def with_sign(value: float, digits: int) -> str:
+    """A difference with its sign and so many decimals, with a real minus: −0.938."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def listed(words: list[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hpstudy.analysis.numbers import short
 from hpstudy.hparams import RULES, HParams, derived, unused
 from hpstudy.study import Study, Value
 
@@ -30,6 +31,13 @@ class Change:
     unit: str = ""  # of the measure
     baseline_measure: float | None = None
     tuned_measure: float | None = None
+
+    @property
+    def effect(self) -> str:
+        """`half-life 13.5k → 7.94k tokens` of a beta, else the ratio: `×4.5`; empty for text."""
+        if self.key in ("beta1", "beta2") and self.baseline_measure and self.tuned_measure:
+            return f"{self.measure} {short(self.baseline_measure)} → {short(self.tuned_measure)} {self.unit}"
+        return "" if self.ratio is None else f"×{self.ratio:.2g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from hpstudy.analysis.numbers import short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.files import write_atomic
 from hpstudy.report.curve_figures import loss_curves
-from hpstudy.report.curves import ShownRuns, shown_runs
+from hpstudy.report.curves import ShownRuns, evaluated, shown_runs
 from hpstudy.report.html import render
 from hpstudy.report.sections import Section
 from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot, interval_row, inwards
@@ -176,7 +176,7 @@ def _mean(losses: pd.Series[float]) -> str:
 
 
 def _curves(found: Finding) -> Figure:
-    figure = loss_curves(found.results.steps, found.shown)
+    figure = loss_curves(found.results, found.shown, evaluated(found.results, found.shown))
     figure.plot.update_layout(height=330)
     seeds = "mean ± s.d. over fresh seeds" if found.verdict.noise else NO_VERDICT
     caption = f"The baseline is dashed; {seeds}."

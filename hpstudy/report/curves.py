@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from hpstudy.analysis.results import StudyResults
+from hpstudy.statistics.difference import ALPHA, difference
 from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Study
 from hpstudy.study.ranking import ranks_by_loss
+from hpstudy.study.schema import Design
 
 Floats = npt.NDArray[np.floating]
 
@@ -25,7 +27,8 @@ class ShownRuns:
     """The runs that a figure shows, by role."""
 
     baseline: tuple[str, ...]  # its runs on fresh seeds, or its run in the search if there are none
-    candidates: dict[str, tuple[str, ...]]  # each confirmed candidate's runs on fresh seeds, the best candidate first
+    candidates: dict[str, tuple[str, ...]]  # each confirmed candidate's runs on fresh seeds, the best first; else the
+    # search's best trial
     faint: tuple[str, ...]  # search trials from best to worst
 
     @property
@@ -39,10 +42,15 @@ def shown_runs(results: StudyResults) -> ShownRuns:
     """The runs that the verdict rests on, and at most MOST_FAINT search trials, evenly spread from best to worst."""
     verdict, once = results.verdict(), results.study.baseline_run_id
     runs = {name: _with_loss(results, name) for name in (BASELINE, *results.fresh.candidates)}
-    others = [run for run in _finished_by_rank(results) if run != once]
+    best_so_far: dict[str, tuple[str, ...]] = {}
+    if results.tuned:
+        best_so_far[results.tuned.run_id] = (results.tuned.run_id,)
+    candidates = {contrast.candidate: runs[contrast.candidate] for contrast in verdict.contrasts} or best_so_far
+    hidden = {once, *(() if verdict.contrasts else best_so_far)}
+    others = [run for run in _finished_by_rank(results) if run not in hidden]
     return ShownRuns(
         baseline=(runs[BASELINE] or (once,)) if verdict.noise else (once,),
-        candidates={contrast.candidate: runs[contrast.candidate] for contrast in verdict.contrasts},
+        candidates=candidates,
         faint=tuple(spread(others, MOST_FAINT)),
     )
 
@@ -103,8 +111,50 @@ def windowed(x: pd.Series, y: pd.Series, windows: int = 50) -> tuple[Floats, Flo
     return np.array(ends, dtype="float32"), np.array([ys[part].mean() for part in parts], dtype="float32")
 
 
-def band(runs: list[pd.DataFrame]) -> pd.DataFrame:
-    """Columns tokens, mean and sd (NaN for one run) of val/loss: one row per evaluation with a finite loss."""
-    evals = pd.concat([run.loc[run["val/loss"].notna(), ["tokens", "val/index", "val/loss"]] for run in runs])
-    by_eval = evals.astype("float64").groupby("val/index")
-    return by_eval.agg(tokens=("tokens", "mean"), mean=("val/loss", "mean"), sd=("val/loss", "std"))
+def evaluations(run: pd.DataFrame) -> pd.DataFrame:
+    """A run's evaluations by their index: columns tokens, steps, seconds (of its steps so far) and loss."""
+    seconds = run["train/step_seconds"].cumsum()
+    there = run["val/loss"].notna()
+    found = run.loc[there, ["val/index", "tokens", "step", "val/loss"]].assign(seconds=seconds[there])
+    found = found.rename(columns={"step": "steps", "val/loss": "loss"}).astype("float64")
+    return found.set_index("val/index")
+
+
+def evaluated(results: StudyResults, shown: ShownRuns) -> dict[str, pd.DataFrame]:
+    """The `evaluations` of each shown run that has any."""
+    found = {name: evaluations(run) for name, run in by_run(results.steps, shown.all).items()}
+    return {name: evals for name, evals in found.items() if len(evals)}
+
+
+def band(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The mean tokens, steps and seconds of several runs' `evaluations`, the mean loss, and sd (NaN for one run)."""
+    by_eval = pd.concat(runs).groupby(level=0)
+    return by_eval.agg(
+        tokens=("tokens", "mean"),
+        steps=("steps", "mean"),
+        seconds=("seconds", "mean"),
+        mean=("loss", "mean"),
+        sd=("loss", "std"),
+    )
+
+
+def gap(ours: Mapping[int, pd.DataFrame], theirs: Mapping[int, pd.DataFrame], design: Design) -> pd.DataFrame:
+    """The difference of two sides' mean losses at each evaluation that all their runs have, with its 95% interval.
+
+    Both sides hold `evaluations` by seed; pairs share their seed. Columns tokens, mean, low and high; for one seed low
+    and high are NaN. The interval is of each evaluation alone.
+    """
+    if design == "paired" and (both := sorted(ours.keys() & theirs.keys())):
+        ours, theirs = ({seed: side[seed] for seed in both} for side in (ours, theirs))
+    sides = [pd.concat([run["loss"] for run in side.values()], axis=1, join="inner") for side in (ours, theirs)]
+    index = sides[0].index.intersection(sides[1].index)
+    a, b = (side.loc[index].to_numpy() for side in sides)
+    tokens = pd.concat([run["tokens"] for run in ours.values()], axis=1).loc[index].mean(axis=1)
+    if min(a.shape[1], b.shape[1]) < 2:
+        nothing = np.full(len(index), np.nan)
+        return pd.DataFrame(
+            {"tokens": tokens, "mean": a.mean(axis=1) - b.mean(axis=1), "low": nothing, "high": nothing}
+        )
+    test = difference(a, b, design=design)
+    low, high = test.interval(ALPHA)
+    return pd.DataFrame({"tokens": tokens, "mean": test.mean, "low": low, "high": high}, index=index)

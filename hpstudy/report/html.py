@@ -1,10 +1,12 @@
-"""A study's report as files: a self-contained HTML page, and Markdown."""
+"""A study's report as files: a self-contained HTML page, Markdown, and the trials as CSV."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,28 +16,37 @@ from plotly.offline import get_plotlyjs
 from hpstudy import __version__
 from hpstudy.analysis.results import StudyResults
 from hpstudy.files import write_atomic
+from hpstudy.report.curves import shown_runs
+from hpstudy.report.first_screen import FirstScreen, first_screen
+from hpstudy.report.images import write_images
 from hpstudy.report.markdown import report_markdown
 from hpstudy.report.sections import Section, sections
 from hpstudy.report.style import DARK, Figure
+from hpstudy.search.importance import Importance
 
 
-def write_report(results: StudyResults, directory: Path, *, importances: Mapping[str, float] | None = None) -> Path:
-    """Writes `index.html` and `report.md` atomically, and returns the path of the page.
+def write_report(
+    results: StudyResults, directory: Path, *, importances: Mapping[str, Importance] | None = None, images: bool = False
+) -> Path:
+    """Writes `index.html`, `report.md` and `trials.csv` atomically, and returns the path of the page.
 
-    importances: each searched key's share, the largest first. Raises MachineError if the folder cannot be written.
+    importances: each searched key's share, the largest first. With `images`, `report.md` shows its figures, which are
+    written as SVG beside it if kaleido is installed. Raises MachineError if the folder cannot be written.
     """
-    study, verdict = results.study, results.verdict()
-    parts = sections(results, importances or {})
-    write_atomic(directory / "report.md", report_markdown(study, verdict, parts))
+    study, verdict, shown = results.study, results.verdict(), shown_runs(results)
+    first, parts = first_screen(results, shown), sections(results, importances or {}, shown)
+    files = write_images(first, parts, directory) if images else {}
+    write_atomic(directory / "report.md", report_markdown(study, verdict, first, parts, files))
+    write_atomic(directory / "trials.csv", results.trials.to_csv(index=False))
     page = directory / "index.html"
-    beside = verdict.sentence.removeprefix(verdict.headline).strip()
-    shown = render(name=study.name, question=study.question, headline=verdict.headline, beside=beside, sections=parts)
-    write_atomic(page, shown)
+    write_atomic(page, render(name=study.name, question=study.question, headline="", first=first, sections=parts))
     return page
 
 
-def render(*, name: str, question: str, headline: str, sections: Sequence[Section], beside: str = "") -> str:
-    """The self-contained page. `beside` is what a reader must know besides the headline."""
+def render(
+    *, name: str, question: str, headline: str, sections: Sequence[Section], first: FirstScreen | None = None
+) -> str:
+    """The self-contained page: the first screen if there is one, else a headline, and the parts below."""
     environment = Environment(
         loader=PackageLoader("hpstudy.report", "."),
         autoescape=True,
@@ -43,21 +54,39 @@ def render(*, name: str, question: str, headline: str, sections: Sequence[Sectio
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plotly = get_plotlyjs()
-    script, _, _ = environment.loader.get_source(environment, "page.js")  # type: ignore[union-attr]
+    environment.filters["coded"] = coded
+    script, style = (_source(environment, name) for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
         name=name,
         question=question,
         headline=headline,
-        beside=beside,
+        first=first,
         sections=sections,
-        plotly=Markup(plotly),
+        plotly=_packed_plotly(),
         script=Markup(script),
-        policy=" ".join(_source_hash(text) for text in (plotly, script)),
+        style=Markup(style),
+        policy=" ".join(_source_hash(text) for text in (get_plotlyjs(), script)),
         dark=DARK,
         data=_data,
         version=__version__,
     )
+
+
+def coded(text: str) -> Markup:
+    """A sentence whose commands and keys, between backticks, are set as code."""
+    parts = (Markup("<code>{}</code>" if odd % 2 else "{}").format(part) for odd, part in enumerate(text.split("`")))
+    return Markup("").join(parts)
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+@cache
+def _packed_plotly() -> Markup:
+    """Plotly's script, compressed: 2.0 MB instead of 4.8. The page's own script unpacks it."""
+    return Markup(base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode())
 
 
 def _data(figure: Figure) -> Markup:

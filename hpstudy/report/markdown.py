@@ -5,27 +5,48 @@ from __future__ import annotations
 import html
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpstudy.analysis.answers import Verdict, by_speed, deciding
 from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.together import adjusted_levels, cautions
 from hpstudy.report import tables
+from hpstudy.report.first_screen import FirstScreen
 from hpstudy.report.sections import Section
+from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
 from hpstudy.study import Study
 
+MOST_ROWS = 25  # of a sortable table
 
-def report_markdown(study: Study, verdict: Verdict, sections: Sequence[Section]) -> str:
-    """A study's report without its figures."""
-    parts = [f"# {_md(study.name)}", f"> {_md(study.question)}", f"**{_md(verdict.sentence)}**"]
+
+def report_markdown(
+    study: Study, verdict: Verdict, first: FirstScreen, sections: Sequence[Section], images: Mapping[str, str]
+) -> str:
+    """A study's report. `images` are the addresses of the figures that are written as files, by title."""
+    short = first.short
+    parts = [
+        f"# {_md(study.name)}",
+        f"> {_md(study.question)}",
+        f"**{_md(short.badge)}.** {_md(short.sentence)}",
+        _md(" · ".join(first.evidence)),
+        *_shown(images, [first.tabs[0][1], *([first.differences] if first.differences else [])]),
+    ]
+    if first.changes:
+        rows = tuple((row.key, row.baseline, row.tuned, row.effect) for row in first.changes)
+        changes = Table(title=first.heading, header=("", *first.columns, ""), rows=rows)
+        parts += [f"### {_md(first.heading)}", _markdown_table(changes)]
+    parts += [_md(first.departures), f"**{_md(verdict.sentence)}**", f"Next: {_md(first.advice)}: `{first.command}`"]
     for section in sections:
         before = len(parts)
         parts += [f"**Note:** {_md(warning)}" for warning in section.warnings]
-        parts += [_md(text) for text in section.text]
+        parts += [_md(text) for text in section.text if text != verdict.headline]
+        parts += _shown(images, section.figures)
         for table in (*section.tables, *section.folded):
             parts += [f"### {_md(table.title)}", _markdown_table(table), *([_md(table.note)] if table.note else [])]
+            if len(table.rows) > MOST_ROWS and table.sortable:
+                parts.append(f"The first {MOST_ROWS} of {len(table.rows)} rows; trials.csv has all.")
         if section.commands:
             parts.append("\n".join(f"    {command}" for command in section.commands))
         if len(parts) > before:  # it has more than figures
@@ -33,9 +54,15 @@ def report_markdown(study: Study, verdict: Verdict, sections: Sequence[Section])
     return "\n\n".join(parts) + "\n"
 
 
+def _shown(images: Mapping[str, str], figures: Sequence[Figure]) -> list[str]:
+    """The figures that are written as files."""
+    return [f"![{_md(figure.title)}]({images[figure.title]})" for figure in figures if figure.title in images]
+
+
 def _markdown_table(table: Table) -> str:
     rule = ["---"] * len(table.header) if table.words else ["---", *["---:"] * (len(table.header) - 1)]
-    lines = [map(_md, table.header), rule, *(map(_md, row) for row in table.rows)]
+    rows = table.rows[:MOST_ROWS] if table.sortable else table.rows
+    lines = [map(_md, table.header), rule, *(map(_md, row) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -79,7 +106,7 @@ def _overview(studies: Sequence[StudyResults]) -> Table:
 def _result(results: StudyResults) -> list[str]:
     study, verdict, environment = results.study, results.verdict(), results.environment
     commit = results.commit or "?"
-    summary = tables.summary(results)
+    summary = tables.sides(results)
     begun = results.trials["started"].min()
     versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
     software = ", ".join(f"{name} {versions.get(name) or '?'}" for name in ("hpstudy", "torch", "optuna"))

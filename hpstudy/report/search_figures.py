@@ -3,65 +3,101 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
 from hpstudy.hparams import RULES
-from hpstudy.records import LOST
-from hpstudy.report.curves import objective_column, spread
+from hpstudy.records import Outcome
+from hpstudy.report.curves import objective_column
+from hpstudy.report.endings import ending, not_complete
 from hpstudy.report.scales import tick_text, ticks
 from hpstudy.report.style import ACCENT, FAINT, INK, MUTED, UNITS, Figure, empty_plot
+from hpstudy.search.importance import Importance
+from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Choices
+
+IMPORTANCE_CAPTION = (
+    "PED-ANOVA over complete trials: what sets the best tenth apart, with the middle 90% over resampled trials. A "
+    "share is no effect size."
+)
 
 
 def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator[Figure]:
-    """One panel per searched key: its value against the objective. Diverged trials are at the worse edge."""
-    trials, study = results.trials, results.study
+    """One panel per searched key: its value against the objective.
+
+    Values beyond the axis stand at its worse end as triangles, and hover shows them as they are. Trials without a
+    comparable value stand there too.
+    """
+    study = results.study
     column, complete = objective_column(study), results.ranked()
-    lost = trials[(trials["phase"] == "search") & trials["outcome"].isin(LOST)]
-    baseline = study.baseline
-    worst = _worst_shown(complete[column], column)
-    limits = (None, worst) if column == "val_loss" else (worst, None)
+    others = not_complete(results)
+    if not len(complete) + len(others):
+        return
+    limits = shown_range(complete[column], column)
+    edge = limits[1] if column == "val_loss" else limits[0]
     for key, dimension in study.space.items():
         plot = empty_plot(f"{key}{_scale_note(dimension)}", UNITS[column], height=280)
-        for group, colour, symbol, size in (
-            (complete, MUTED, "circle", 7),
-            (complete[complete["run_id"] == winner], ACCENT, "circle", 13),
+        for rows, style in (
+            (complete[complete["run_id"] != winner], {"color": MUTED, "size": 7, "opacity": 0.75}),
+            (complete[complete["run_id"] == winner], {"color": ACCENT, "size": 13}),
         ):
+            values = rows[column].to_numpy("float64")
+            beyond = values != np.clip(values, *limits)
+            symbols = [
+                "triangle-up" if far and column == "val_loss" else "triangle-down" if far else "circle"
+                for far in beyond
+            ]
             plot.add_trace(
                 go.Scatter(
-                    x=[position(dimension, value) for value in group[key]],
-                    y=np.clip(group[column].to_numpy("float32"), *limits),
+                    x=[position(dimension, value) for value in rows[key]],
+                    y=np.clip(values, *limits),
                     mode="markers",
-                    marker={"color": colour, "size": size, "symbol": symbol, "opacity": 0.75},
-                    customdata=list(map(html.escape, group["run_id"].astype("str"))),
-                    text=[tick_text(value) for value in group[key]],
-                    hovertemplate=f"%{{customdata}}<br>{key} %{{text}}: %{{y:.4~f}}<extra></extra>",
-                )
-            )
-        if len(lost):
-            plot.add_trace(
-                go.Scatter(
-                    x=[position(dimension, value) for value in lost[key]],
-                    y=[worst] * len(lost),
-                    mode="markers",
-                    marker={"color": INK, "size": 8, "symbol": "x-thin", "line": {"width": 1.6, "color": INK}},
+                    marker={**style, "symbol": symbols},
                     customdata=[
-                        html.escape(f"{run}: {outcome}") for run, outcome in lost[["run_id", "outcome"]].values
+                        [html.escape(str(run)), tick_text(value), value_text(true, column)]
+                        for run, value, true in zip(rows["run_id"], rows[key], values, strict=True)
                     ],
-                    hovertemplate="%{customdata}<extra></extra>",
+                    hovertemplate=f"%{{customdata[0]}}<br>{key} %{{customdata[1]}}: %{{customdata[2]}}<extra></extra>",
                 )
             )
-        if dimension.contains(getattr(baseline, key)):
-            plot.add_vline(
-                x=position(dimension, getattr(baseline, key)), line={"color": INK, "width": 1.4, "dash": "dash"}
+        if len(others):
+            pruned = others["outcome"] == Outcome.PRUNED.value
+            plot.add_trace(
+                go.Scatter(
+                    x=[position(dimension, value) for value in others[key]],
+                    y=[edge] * len(others),
+                    mode="markers",
+                    marker={
+                        "color": [MUTED if is_pruned else INK for is_pruned in pruned],
+                        "size": 8,
+                        "symbol": ["circle-open" if is_pruned else "x-thin" for is_pruned in pruned],
+                        "opacity": [0.6 if is_pruned else 1.0 for is_pruned in pruned],
+                        "line": {"width": 1.6, "color": [MUTED if is_pruned else INK for is_pruned in pruned]},
+                    },
+                    customdata=[
+                        [html.escape(f"{row['run_id']}: {ending(row)}"), tick_text(row[key])]
+                        for row in others.to_dict("records")
+                    ],
+                    hovertemplate=f"%{{customdata[0]}}<br>{key} %{{customdata[1]}}<extra></extra>",
+                )
             )
+        if num_beyond := int((complete[column] != complete[column].clip(*limits)).sum()):
+            side = "above" if column == "val_loss" else "below"
+            plot.add_annotation(
+                x=1, y=edge, xref="paper", xanchor="right", yshift=12 if column == "val_loss" else -12,
+                text=f"{num_beyond} {side}", showarrow=False, font={"size": 11.5, "color": MUTED},
+            )  # fmt: skip
+        if dimension.contains(getattr(study.baseline, key)):
+            at = position(dimension, getattr(study.baseline, key))
+            plot.add_vline(x=at, line={"color": INK, "width": 1.4, "dash": "dash"})
         marks = ticks(dimension, most=5)
         plot.update_xaxes(
             tickangle=0,
@@ -69,15 +105,33 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
             tickvals=[position(dimension, m) for m in marks],
             ticktext=[*map(tick_text, marks)],
         )
+        pad = 0.08 * (limits[1] - limits[0]) or 0.01
+        plot.update_yaxes(range=[limits[0] - pad, limits[1] + 1.4 * pad])
         yield Figure(title=key, caption=RULES[key].doc, plot=plot, size="panel")
 
 
-def _worst_shown(values: pd.Series, column: str) -> float:
-    """The end of the axis, so that a few bad values do not flatten the rest."""
+def value_text(value: float, column: str) -> str:
+    """A value of the objective as hover shows it."""
+    return f"{value:.4f} nats" if column == "val_loss" else f"{value:,.0f} tokens/s"
+
+
+def shown_range(values: pd.Series, column: str) -> tuple[float, float]:
+    """The ends of the objective's axis: the best value, and one that a few bad trials do not push away."""
+    if not len(values):
+        return 0.0, 1.0
     sign = 1 if column == "val_loss" else -1
-    values = sign * values  # the lower, the better
-    most = values.quantile(0.85)
-    return sign * float(min(values.max(), most + 0.5 * (most - values.min())))
+    lower_is_better = sign * values
+    best, most = float(lower_is_better.min()), float(lower_is_better.quantile(0.85))
+    worst = min(float(lower_is_better.max()), most + 0.5 * (most - best))
+    low, high = sorted((sign * best, sign * worst))
+    return low, high
+
+
+def badness(value: float, limits: tuple[float, float], column: str) -> float:
+    """0 for the best shown value, 1 for the worst one and all beyond."""
+    low, high = limits
+    share = min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+    return share if column == "val_loss" else 1 - share
 
 
 def _scale_note(dimension: Any) -> str:
@@ -85,109 +139,122 @@ def _scale_note(dimension: Any) -> str:
     return {"log": " (log)", "log1m": " (log of 1 − value)"}.get(scale or "", "")
 
 
-def importance_bars(importances: Mapping[str, float]) -> Figure:
-    """Each key's share as a bar."""
+def importance_bars(importances: Mapping[str, Importance]) -> Figure:
+    """Each key's share as a dot, with the range over resampled trials."""
     keys = list(importances)[::-1]
     plot = empty_plot("share of the importance", "", height=max(170, 60 + 34 * len(keys)))
-    shares = [importances[key] for key in keys]
+    found = [importances[key] for key in keys]
     plot.add_trace(
-        go.Bar(
-            x=shares,
+        go.Scatter(
+            x=[each.share for each in found],
             y=keys,
-            orientation="h",
-            marker={"color": [ACCENT if key == keys[-1] else FAINT for key in keys]},
-            text=[f"{share:.0%}" for share in shares],
-            textposition="outside",
-            cliponaxis=False,
-            hoverinfo="skip",
+            mode="markers",
+            marker={"size": 10, "color": ACCENT},
+            error_x={
+                "array": [each.high - each.share for each in found],
+                "arrayminus": [each.share - each.low for each in found],
+                "color": MUTED,
+                "thickness": 2,
+                "width": 5,
+            },
+            customdata=[f"{each.share:.0%} [{each.low:.0%}, {each.high:.0%}]" for each in found],
+            hovertemplate="%{y}: %{customdata}<extra></extra>",
         )
     )
-    plot.update_xaxes(tickformat=".0%", range=[0, 1.15 * max(shares)])
-    plot.update_yaxes(showgrid=False, tickmode="linear", dtick=1)  # every key has its name
-    caption = (
-        "PED-ANOVA over complete trials: what sets the best tenth apart. "
-        "A share is no effect size, and few trials make it rough."
-    )
-    return Figure(title="What mattered", caption=caption, plot=plot, size="main")
-
-
-def parallel_coordinates(results: StudyResults, winner: str | None) -> Figure:
-    """Trials as lines over all searched keys, on the scales of the search."""
-    study, ranked = results.study, results.ranked()
-    baseline = study.baseline
-    keys = list(study.space)
-    plot = empty_plot("", "", height=320, margin={"l": 40, "r": 40, "t": 20, "b": 40})
-    num_best = max(1, len(ranked) // 10)
-    best, shown = set(ranked["run_id"].head(num_best)), set(spread(list(ranked["run_id"]), 100))
-    groups = ((shown - best - {winner}, FAINT, 1), (best - {winner}, MUTED, 1.4), ({winner}, ACCENT, 2.6))
-    for group, colour, width in groups:
-        rows = ranked[ranked["run_id"].isin(group)]
-        ys = [[*(position(study.space[key], row[key]) for key in keys), None] for _, row in rows.iterrows()]
-        plot.add_trace(
-            go.Scatter(
-                x=[*range(len(keys)), None] * len(rows),
-                y=[y for line in ys for y in line],
-                mode="lines",
-                line={"color": colour, "width": width},
-                hoverinfo="skip",
-            )
-        )
-    values = [(dimension, getattr(baseline, key)) for key, dimension in study.space.items()]
-    inside = [position(dimension, value) if dimension.contains(value) else None for dimension, value in values]
-    dashed = {"color": INK, "width": 2, "dash": "dash"}
-    plot.add_trace(go.Scatter(x=list(range(len(keys))), y=inside, mode="lines+markers", line=dashed, hoverinfo="skip"))
-    for at, dimension in enumerate(study.space.values()):
-        plot.add_vline(x=at, line={"color": FAINT, "width": 1})
-        for mark in ticks(dimension, most=5):
-            text = html.escape(tick_text(mark))
-            place = {"x": at, "y": position(dimension, mark), "xanchor": "left", "xshift": 3}
-            plot.add_annotation(text=text, showarrow=False, font={"size": 10.5, "color": MUTED}, **place)
-    plot.update_xaxes(range=[-0.05, len(keys) - 0.7], tickvals=list(range(len(keys))), ticktext=keys, showline=False)
-    plot.update_yaxes(visible=False, range=[-0.06, 1.06])
-    caption = f"Baseline dashed; the best {num_best} of {len(ranked)} complete trials dark, the candidate in colour."
-    return Figure(title="How they go together", caption=caption, plot=plot, size="full", min_width=110 * len(keys))
+    plot.update_xaxes(tickformat=".0%", range=[-0.02, min(1.05, 1.1 * max(each.high for each in found))])
+    plot.update_yaxes(showgrid=True, tickmode="linear", dtick=1)  # every key has its name
+    return Figure(title="What mattered", caption=IMPORTANCE_CAPTION, plot=plot, size="main")
 
 
 def best_so_far(results: StudyResults) -> Figure:
-    """The objective of every complete trial in order of number, and the best so far."""
-    study, column = results.study, objective_column(results.study)
+    """The objective of every complete trial in order of number, the best so far, and the baseline's line."""
+    study, column, trials = results.study, objective_column(results.study), results.trials
     done = results.ranked().sort_values("trial")
     best = done[column].cummin() if column == "val_loss" else done[column].cummax()
     plot = empty_plot("trial", UNITS[column])
-    number = done["trial"].to_numpy("int64")
-    dots = {"color": FAINT, "size": 6}
+    baseline = trials.loc[trials["run_id"] == study.baseline_run_id, column].dropna()
+    low, high = shown_range(pd.concat([done[column], baseline]), column)
+    pad = 0.08 * (high - low) or 0.01
+    values = done[column].to_numpy("float64")
+    texts = [
+        [html.escape(str(run)), value_text(value, column)] for run, value in zip(done["run_id"], values, strict=True)
+    ]
     plot.add_trace(
         go.Scatter(
-            x=number, y=done[column].to_numpy(), mode="markers", marker=dots,
-            hovertemplate="trial %{x}: %{y:.4~f}<extra></extra>",
+            x=done["trial"].to_numpy("int64"), y=np.clip(values, low, high), mode="markers",
+            marker={"color": MUTED, "size": 7, "opacity": 0.75}, customdata=texts,
+            hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
+        )
+    )  # fmt: skip
+    others = not_complete(results)
+    plot.add_trace(
+        go.Scatter(
+            x=others["trial"].to_numpy("int64"), y=[high if column == "val_loss" else low] * len(others),
+            mode="markers",
+            marker={"color": MUTED, "size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": MUTED}},
+            customdata=[html.escape(f"{row['run_id']}: {ending(row)}") for row in others.to_dict("records")],
+            hovertemplate="%{customdata}<extra></extra>",
         )
     )  # fmt: skip
     steps = {"color": ACCENT, "width": 2.2, "shape": "hv"}
+    number = done["trial"].to_numpy("int64")
     plot.add_trace(go.Scatter(x=number, y=best.to_numpy(), mode="lines", line=steps, hoverinfo="skip"))
-    if len(done):
-        edge, end = _worst_shown(done[column], column), float(best.iloc[-1])
-        pad = 0.08 * abs(edge - end)
-        plot.update_yaxes(range=sorted([edge + (pad if edge > end else -pad), end - (pad if edge > end else -pad)]))
-    caption = "One seed each. Selection flatters the best of a search, so this curve is no result."
-    size: Literal["half", "full"] = "half" if len(study.metrics) > 1 else "full"  # the front is beside it
-    return Figure(title="Best so far", caption=caption, plot=plot, size=size)
+    if len(baseline):
+        plot.add_hline(y=float(baseline.iloc[0]), line={"color": INK, "width": 1.4, "dash": "dash"})
+        plot.add_annotation(
+            x=1, xref="paper", y=float(baseline.iloc[0]), text=opponent(study), showarrow=False,
+            xanchor="right", yanchor="bottom", font={"color": INK, "size": 12.5},
+        )  # fmt: skip
+    plot.update_xaxes(tickformat="d")
+    plot.update_yaxes(range=[low - pad, high + pad])
+    caption = (
+        "One seed each. Selection flatters the best of a search, so this curve is no result. Crosses: not complete."
+    )
+    return Figure(title="Best so far", caption=caption, plot=plot, size="full")
 
 
-def pareto_front(results: StudyResults) -> Figure:
-    """Loss against speed, with the Pareto front."""
+def pareto_front(results: StudyResults, names: Mapping[str, str]) -> Figure:
+    """Loss against speed: the search's trials with their front, and both sides on fresh seeds if they have run.
+
+    `names` says what the baseline and the candidates are called.
+    """
     done, front = (results.ranked(only_front=only).dropna(subset=["tok_per_sec"]) for only in (False, True))
-    plot = empty_plot(UNITS["tok_per_sec"], UNITS["val_loss"])
-    for rows, colour, mode in ((done, FAINT, "markers"), (front, ACCENT, "lines+markers")):
+    plot = empty_plot(UNITS["tok_per_sec"], UNITS["val_loss"], height=400)
+    low, high = shown_range(done["val_loss"], "val_loss")
+    for rows, colour, mode in ((done, FAINT, "markers"), (front, MUTED, "lines+markers")):
         plot.add_trace(
             go.Scatter(
                 x=rows["tok_per_sec"].to_numpy(),
-                y=rows["val_loss"].to_numpy(),
+                y=np.clip(rows["val_loss"].to_numpy("float64"), low, high),
                 mode=mode,
                 marker={"color": colour, "size": 8},
                 line={"color": colour, "shape": "vh"},
-                customdata=list(map(html.escape, rows["run_id"].astype("str"))),
-                hovertemplate="%{customdata}<br>%{x:.3s} tokens/s, %{y:.4~f} nats<extra></extra>",
+                customdata=[
+                    [html.escape(str(run)), value_text(loss, "val_loss")]
+                    for run, loss in rows[["run_id", "val_loss"]].itertuples(index=False)
+                ],
+                hovertemplate="%{customdata[0]}<br>%{x:.3s} tokens/s, %{customdata[1]}<extra></extra>",
             )
         )
-    caption = "In colour the front: no other trial is both faster and lower. Lower right is better."
-    return Figure(title="Loss against speed", caption=caption, plot=plot)
+    for name, shown in names.items():
+        runs = results.fresh.full(name)
+        loss, speed = runs["loss"].mean(), runs["tok_per_sec"].median()
+        if name == BASELINE and not math.isfinite(loss):
+            row = results.trials[results.trials["run_id"] == results.study.baseline_run_id]
+            loss, speed = row["val_loss"].mean(), row["tok_per_sec"].median()
+        if not (math.isfinite(loss) and math.isfinite(speed)):
+            continue
+        colour = INK if name == BASELINE else ACCENT
+        plot.add_trace(
+            go.Scatter(
+                x=[speed], y=[loss], mode="markers+text", text=[f"<b>{html.escape(shown)}</b>"],
+                textposition="top center", textfont={"color": colour, "size": 13}, cliponaxis=False,
+                marker={"color": colour, "size": 13, "symbol": "diamond" if name == BASELINE else "circle"},
+                hovertemplate=f"{html.escape(shown)}<br>%{{x:.3s}} tokens/s, %{{y:.4f}} nats<extra></extra>",
+            )
+        )  # fmt: skip
+        low, high = min(low, loss), max(high, loss)
+    pad = 0.1 * (high - low) or 0.01
+    plot.update_yaxes(range=[low - pad, high + 1.6 * pad])
+    caption = "Lower right is better. Line: the search's front, one seed each. Large: means over the runs of each side."
+    return Figure(title="Loss against speed", caption=caption, plot=plot, size="full")

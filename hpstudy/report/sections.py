@@ -1,4 +1,4 @@
-"""The report as parts: figures, tables and sentences, in the order of the HTML and Markdown pages."""
+"""The report below its first screen as parts: figures, tables and sentences, for the HTML and Markdown pages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpstudy.analysis.answers import Verdict
-from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import curve_figures, search_figures, tables
-from hpstudy.report.curves import shown_runs
+from hpstudy.report.curves import ShownRuns
+from hpstudy.report.parallel import parallel_coordinates
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
+from hpstudy.search.importance import Importance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,74 +21,74 @@ class Section:
     """A part of the report."""
 
     title: str
+    id: str = ""  # in the page
     text: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()  # (text, address)
     warnings: tuple[str, ...] = ()  # sentences that the reader must not miss
     legend: str = ""  # of the figures
     figures: tuple[Figure, ...] = ()
+    parallel: str = ""  # parallel coordinates, as SVG
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()  # shown on request
     commands: tuple[str, ...] = ()
 
 
-def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Section]:
-    """The parts of a study's report."""
-    study, verdict, trials = results.study, results.verdict(), results.trials
-    shown, ranked = shown_runs(results), results.ranked()
-    winner = verdict.contrasts[0].candidate if verdict.contrasts else None
-    lost = tables.lost_trials(results)
-    warnings = tuple(map(str, at_ends(study, results.tuned.hparams))) if results.tuned else ()
-    hyperparameters = tuple(search_figures.hyperparameter_panels(results, winner)) if len(ranked) else ()
-    together = [search_figures.importance_bars(importances)] if importances else []
-    if len(study.space) > 1 and len(ranked):
-        together.append(search_figures.parallel_coordinates(results, winner))
-    front = (search_figures.pareto_front(results),) if len(study.metrics) > 1 else ()
-    result = (
-        curve_figures.loss_curves(results.steps, shown),
-        *((curve_figures.differences(verdict, study),) if winner else ()),
-    )
-    certain = tuple(tables.certainty(verdict)) + ((tables.speedups(results),) if winner else ())
+def sections(results: StudyResults, importances: Mapping[str, Importance], shown: ShownRuns) -> list[Section]:
+    """The parts of a study's report after its first screen."""
+    study, verdict, trials, found = results.study, results.verdict(), results.trials, results.tuned
+    winner, searched = found.run_id if found else None, tables.trials_table(results)
+    ends = tuple(map(str, at_ends(study, found.hparams))) if found else ()
+    certain = [tables.sides(results), *tables.certainty(verdict), tables.speedups(results)]
+    reached = (tables.statistics(verdict),) if verdict.contrasts else ()
+    panels = tuple(search_figures.hyperparameter_panels(results, winner))
+    together = (search_figures.importance_bars(importances),) if importances else ()
     commit = results.commit
-    return [
+    parts = [
         Section(
-            title="Result",
-            figures=tuple(result),
-            tables=(tables.summary(results),),
-            text=(departures_sentence(study),),
-            warnings=tuple(f"resumed in another environment: {change}" for change in results.accepted_changes)
-            + results.frames.problems
-            + tuple(
-                f"{c.candidate}: {text}"
-                for c in verdict.contrasts
-                for text in (
-                    *(f"{run} diverged and counts with the loss of a uniform guess" for run in c.diverged),
-                    *(f"the verdict lacks {run}" for run in c.left_out),
-                )
-            ),
-        ),
-        Section(title="How sure", text=(_certainty(verdict),), tables=tuple(certain)),
-        Section(
-            title="The hyperparameters",
-            legend="Dashed: the baseline's value. Blue: the confirmed candidate. Crosses: failed or diverged.",
-            warnings=warnings,
-            figures=(*hyperparameters, *together),
+            title="How sure",
+            id="certainty",
+            warnings=tuple(_warnings(results)),
+            text=(verdict.headline, _certainty(verdict)),
+            tables=tuple(table for table in certain if table),
+            folded=reached,
         ),
         Section(
-            title="The search",
-            figures=(search_figures.best_so_far(results), *front),
-            tables=(tables.best_trials(results), *([lost] if lost else [])),
-            text=() if lost else ("No run failed or diverged.",),
+            title="Hyperparameters",
+            id="hyperparameters",
+            legend="Dashed: the baseline's value. Blue: the best values. Crosses: not complete, hollow: pruned.",
+            warnings=ends,
+            figures=(*panels, *together),
         ),
-        Section(title="The training", figures=tuple(curve_figures.training_curves(results.steps, shown))),
         Section(
-            title="Cost, machine, and how to do it again",
-            tables=(tables.cost(trials), tables.environment_table(results.environment)),
+            title="Search",
+            id="search",
+            figures=(search_figures.best_so_far(results),),
+            parallel=parallel_coordinates(results, winner) if study.space and searched.rows else "",
+            tables=(searched,),
+        ),
+        Section(title="Training", id="training", figures=tuple(curve_figures.training_curves(results, shown))),
+        Section(
+            title="Reproduce",
+            id="reproduce",
+            tables=(tables.cost(trials),),
             commands=(
                 *([f"git checkout {commit}"] if commit else []),
                 tables.command(results),
                 f"hpstudy report {study.name}",
             ),
-            folded=(tables.resolved_table(study),),
+            folded=(tables.environment_table(results.environment), tables.resolved_table(study)),
         ),
+    ]
+    return [part for part in parts if study.space or part.id not in ("hyperparameters", "search")]
+
+
+def _warnings(results: StudyResults) -> list[str]:
+    contrasts = results.verdict().contrasts
+    return [
+        *(f"resumed in another environment: {change}" for change in results.accepted_changes),
+        *results.frames.problems,
+        *(f"{run} diverged and counts with the loss of a uniform guess" for c in contrasts for run in c.diverged),
+        *(f"{c.candidate}: the verdict lacks {run}" for c in contrasts for run in c.left_out),
     ]
 
 
@@ -98,8 +99,8 @@ def _certainty(verdict: Verdict) -> str:
     measured = f"measured on {noise.pairs} pairs" if noise.pairs else "if the sides are as noisy and uncorrelated"
     seeds = noise.pairs or noise.n
     return (
-        f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.4f} nats ({noise.n} "
-        f"seeds), the difference of two runs with {noise.difference_sd:.4f} ({measured}). {seeds} seeds "
-        f"per arm detect a difference of {noise.detectable:.4f} nats or more with 80% power. "
+        f"The baseline's val loss varies from seed to seed with a standard deviation of {noise.sd:.2g} nats ({noise.n} "
+        f"seeds), the difference of two runs with {noise.difference_sd:.2g} ({measured}). {seeds} seeds "
+        f"per arm detect a difference of {noise.detectable:.2g} nats or more with 80% power. "
         + (f"A difference below the margin of {verdict.margin:.2g} nats counts as none." if verdict.margin else "")
     )

@@ -20,6 +20,7 @@ DARK = {
 }
 """Light colour -> dark colour, for everything that a figure draws."""
 
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 UNITS = {"val_loss": "val loss (nats)", "tok_per_sec": "speed (tokens/s)"}
 
 
@@ -36,22 +37,24 @@ class Figure:
 
 def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure:
     """Axes with titles, in the style of all figures."""
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": FAINT, "automargin": True, "title": {"standoff": 10}}
-    plot = go.Figure()
-    plot.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 58, "r": 18, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12.5, "color": MUTED},
-        showlegend=False,
-        hovermode="closest",
-        dragmode=False,
-    )
-    plot.update_xaxes(**axis, showgrid=False, ticks="outside", ticklen=4, tickcolor=FAINT, title_text=x, nticks=6)
-    plot.update_yaxes(**axis, title_text=y, nticks=6)
-    return plot.update_layout(**layout)
+    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": FAINT, "automargin": True}
+    titles = ({**axis, "title": {"standoff": 10, "text": text, "font": {"size": 12.5}}, "nticks": 6} for text in (x, y))
+    x_axis, y_axis = titles
+    made: dict[str, Any] = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 58, "r": 18, "t": 12, "b": 46},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONTS, "size": 12.5, "color": MUTED},
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": False,
+        "xaxis": {**x_axis, "showgrid": False, "ticks": "outside", "ticklen": 4, "tickcolor": FAINT},
+        "yaxis": y_axis,
+        **layout,
+    }
+    return go.Figure(layout=made)  # at once, because each update of a figure takes milliseconds
 
 
 def inwards(x: float, low: float, high: float) -> Literal["left", "center", "right"]:

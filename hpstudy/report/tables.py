@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from hpstudy.analysis.answers import Addition, Contrast, Relative, Verdict, by_speed
-from hpstudy.analysis.numbers import plain, short
+from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
+from hpstudy.analysis.measured import ONE_SEED_DIGITS
+from hpstudy.analysis.numbers import decimals, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
-from hpstudy.hparams import GPT3
-from hpstudy.records import LOST, Outcome
-from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, leaderboard, one_seed_note, signed
+from hpstudy.records import Outcome
+from hpstudy.report.endings import ending, not_complete
+from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, one_seed_note
 from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Study
 
-MOST_ROWS = 20
+MOST_SEEDS = 1000  # that a table names; more are out of reach
 MIN_LOST = 3  # lost runs, before their common values are worth a sentence
-ALWAYS_SHOWN = ("lr", "beta1", "beta2", "weight_decay")
+MOST_TRIALS = 200  # rows of the search's table
 MEASURES = {
     HALFLIFE_COLUMNS[0]: "beta1 half-life (tokens)",
     HALFLIFE_COLUMNS[1]: "beta2 half-life (tokens)",
@@ -29,20 +30,27 @@ MEASURES = {
     "clipped_share": "clipped steps",
     "tok_per_sec": "speed (tokens/s)",
 }
+MISSING = "-"
+
+
+def _digits(c: Contrast) -> int:
+    """The decimals that the interval of a difference allows."""
+    return decimals((c.high - c.low) / 2)
+
 
 STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("answer on the loss", lambda c: str(c.answer)),
     ("design", lambda c: str(c.design)),
     ("p of no difference", lambda c: f"{c.p:.2g}"),
     ("p of equivalence", lambda c: f"{c.p_equivalent:.2g}"),
-    ("correlation over shared seeds", lambda c: plain(c.correlation)),
-    ("s.d. of a seed's difference", lambda c: plain(c.sd)),
-    ("margin (nats)", lambda c: plain(c.margin)),
+    ("correlation over shared seeds", lambda c: MISSING if c.correlation is None else f"{c.correlation:.2f}"),
+    ("s.d. of a seed's difference", lambda c: f"{c.sd:.2g}"),
+    ("margin (nats)", lambda c: f"{c.margin:.2g}"),
     ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
-    ("answer on the speed", lambda c: str(c.pace) if c.speed else "-"),
-    ("p of equal speed", lambda c: f"{c.speed.p:.2g}" if c.speed else "-"),
-    ("loss in the search", lambda c: plain(c.search_loss)),
-    ("optimism of the search", lambda c: f"{c.optimism:+.4f}"),
+    ("answer on the speed", lambda c: str(c.pace) if c.speed else MISSING),
+    ("p of equal speed", lambda c: f"{c.speed.p:.2g}" if c.speed else MISSING),
+    ("loss in the search", lambda c: f"{c.search_loss:.{_digits(c)}f}"),
+    ("optimism of the search", lambda c: with_sign(c.optimism, _digits(c))),
 )
 
 
@@ -55,16 +63,24 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     words: bool = False  # whether its cells are prose rather than numbers
+    id: str = ""  # in the page
+    sortable: bool = False
+    prose: str = ""  # the column whose cells are prose
 
 
-def summary(results: StudyResults) -> Table:
-    """Baseline and candidates as columns: losses on fresh seeds, differences, and their hyperparameters."""
+def told(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """The rows that say something of at least one column."""
+    return tuple(row for row in rows if any(cell not in ("", MISSING) for cell in row[1:]))
+
+
+def sides(results: StudyResults) -> Table:
+    """Baseline and candidates as columns: losses on fresh seeds, differences, what their runs were like, and values."""
     study, verdict, fresh, trials = results.study, results.verdict(), results.fresh, results.trials
     measured = bool(verdict.contrasts or verdict.noise)
     searched = trials[trials["run_id"] == study.baseline_run_id]
     baseline = fresh.full(BASELINE) if measured else searched
     columns = {BASELINE: baseline} | {c.candidate: fresh.full(c.candidate) for c in verdict.contrasts}
-    keys = [*ALWAYS_SHOWN, *(key for key in study.space if key not in ALWAYS_SHOWN)]
+    keys = [key for key in study.space if len(columns) != 2]  # of two sides the first screen shows them
     rows = list(_losses(verdict, study, baseline)) if measured else [_one_seed(baseline)]
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
@@ -77,7 +93,7 @@ def summary(results: StudyResults) -> Table:
         )
     if not measured:
         note = "One seed, that of the search: a reference point and no result."
-    return Table(title="Result", header=("", *columns), rows=tuple(rows), note=note)
+    return Table(title="Both sides", header=("", *columns), rows=told(rows), note=note)
 
 
 def _losses(verdict: Verdict, study: Study, baseline: pd.DataFrame) -> Iterator[tuple[str, ...]]:
@@ -89,29 +105,33 @@ def _losses(verdict: Verdict, study: Study, baseline: pd.DataFrame) -> Iterator[
     first = contrasts[0]
     baseline_cell = mean_se(first.baseline_mean, first.baseline_se, first.baseline_n)
     yield "val loss (nats)", baseline_cell, *(mean_se(c.mean, c.se, c.n) for c in contrasts)
-    yield "difference [95%]", "-", *map(interval, contrasts)
-    yield "loss" if by_speed(study) else "answer", "-", *(f"{c.answer} (p = {c.level:.2g})" for c in contrasts)
+    yield "difference [95%]", MISSING, *map(interval, contrasts)
+    yield "loss" if by_speed(study) else "answer", MISSING, *(f"{c.answer} (p = {c.level:.2g})" for c in contrasts)
     if any(c.speed for c in contrasts):
-        yield "speed over the baseline's [95%]", "-", *(relative(c.speed) for c in contrasts)
-        yield "speed", "-", *(f"{c.pace} (p = {c.speed.p:.2g})" if c.speed else "-" for c in contrasts)
+        yield "speed over the baseline's [95%]", MISSING, *(relative(c.speed) for c in contrasts)
+        yield "speed", MISSING, *(f"{c.pace} (p = {c.speed.p:.2g})" if c.speed else MISSING for c in contrasts)
     if any(c.updates for c in contrasts):
-        yield "updates over the baseline's [95%]", "-", *(relative(c.updates, digits=3) for c in contrasts)
+        yield "updates over the baseline's [95%]", MISSING, *(relative(c.updates) for c in contrasts)
 
 
 def mean_se(mean: float, se: float, n: int) -> str:
     """A mean over n seeds with its standard error."""
-    return f"{mean:.4f} ± {se:.4f} ({n})"
+    digits = decimals(se)
+    return f"{mean:.{digits}f} ± {se:.{digits}f} ({n})"
 
 
 def interval(found: Contrast | Addition) -> str:
     """A difference in loss with its 95% interval."""
-    return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    digits = decimals((found.high - found.low) / 2)
+    value, low, high = (with_sign(end, digits) for end in (found.difference, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
-def relative(found: Relative | None, digits: int = 2) -> str:
+def relative(found: Relative | None) -> str:
     """A ratio to the baseline with its 95% interval."""
     if found is None:
-        return "-"
+        return MISSING
+    digits = decimals((found.high - found.low) / 2)
     return f"{found.ratio:.{digits}f}x [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
@@ -122,12 +142,12 @@ def _step_median(results: StudyResults, runs: pd.DataFrame, metric: str) -> str:
 
 def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
     loss = baseline["val_loss"].iloc[0] if len(baseline) else None
-    return "val loss (nats)", "-" if pd.isna(loss) else f"{loss:.4f} (one seed)"
+    return "val loss (nats)", MISSING if pd.isna(loss) else f"{loss:.{ONE_SEED_DIGITS}f} (one seed)"
 
 
 def _cell(runs: pd.DataFrame, column: str) -> str:
     if runs.empty:
-        return "-"
+        return MISSING
     if column == "clipped_share":
         return f"{runs[column].median():.1%}"
     if column == "tok_per_sec":
@@ -137,10 +157,10 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
 
 
 def certainty(verdict: Verdict) -> Iterator[Table]:
-    """The noise, and how each candidate's answer was reached."""
+    """The seeds that a difference takes, and what the winner adds to other opponents than the baseline."""
     if verdict.noise:
         seeds = verdict.noise.seeds_for
-        rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items())
+        rows = tuple((f"{difference:g}", f"{count:,}") for difference, count in seeds.items() if count <= MOST_SEEDS)
         note = "With 80% power, two-sided at 5%, at the noise measured here."
         yield Table(title="Seeds per arm to see a difference", header=("nats", "seeds"), rows=rows, note=note)
     for added in verdict.additions:
@@ -154,26 +174,31 @@ def certainty(verdict: Verdict) -> Iterator[Table]:
             ),
             note="Adjusted together with the verdict's own comparisons.",
         )
-    if verdict.contrasts:
-        yield Table(
-            title="How each answer was reached",
-            header=("", *(c.candidate for c in verdict.contrasts)),
-            rows=tuple((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
-            note="Optimism is the difference to the baseline in the search less the one on fresh seeds: below 0, the "
-            "search flattered it.",
-        )
 
 
-def speedups(results: StudyResults) -> Table:
-    """How much sooner each candidate reaches the baseline's loss, if shorter runs have measured it."""
+def statistics(verdict: Verdict) -> Table:
+    """How each candidate's answer was reached."""
+    return Table(
+        title="How each answer was reached",
+        header=("", *(c.candidate for c in verdict.contrasts)),
+        rows=told((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
+        note="Optimism is the difference to the baseline in the search less the one on fresh seeds: below 0, the "
+        "search flattered it.",
+    )
+
+
+def speedups(results: StudyResults) -> Table | None:
+    """How much sooner each candidate reaches the baseline's loss; None if no shorter runs have measured it."""
     names = [c.candidate for c in results.verdict().contrasts]
     measured = {name: speedup(results.fresh, name) for name in names}
+    if not any(measured.values()):
+        return None
     kinds: tuple[tuple[str, Callable[[Speedup], Ratio]], ...] = (
         ("in tokens [95%]", lambda s: s.tokens),
         ("in steps [95%]", lambda s: s.steps),
         ("in seconds [95%]", lambda s: s.seconds),
     )
-    rows = [(label, *(_ratio(ratio(s)) if s else "not measured" for s in measured.values())) for label, ratio in kinds]
+    rows = [(label, *(_ratio(ratio(s)) if s else MISSING for s in measured.values())) for label, ratio in kinds]
     crossings = (crossing_tokens(results.fresh, name) for name in names)
     rows.append(("the curves cross at (tokens)", *map(plain, crossings)))
     note = (
@@ -181,62 +206,60 @@ def speedups(results: StudyResults) -> Table:
         "The curves cross in mid-schedule, before the learning rate has decayed, which is not where a shorter schedule "
         "would end."
     )
-    return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=tuple(rows), note=note)
+    return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=told(rows), note=note)
 
 
 def _ratio(ratio: Ratio) -> str:
     def times(value: float | None) -> str:
-        return "-" if value is None else f"{'≥ ' if value >= ratio.most else ''}{value:.2f}x"
+        return MISSING if value is None else f"{'≥ ' if value >= ratio.most else ''}{value:.2f}x"
 
     return f"{times(ratio.value)} [{times(ratio.low)}, {times(ratio.high)}]"
 
 
-def best_trials(results: StudyResults) -> Table:
-    """The baseline and the best of the search, one seed each."""
-    frame, noise = leaderboard(results, best=10).drop(columns="baseline"), results.noise
-    formats: dict[str, Callable[[float], str]] = {
-        "val_loss": "{:.4f}".format,
-        "difference": lambda difference: signed(difference, noise) if difference else "baseline",
-        "speedup": "{:.2f}x".format,
-        **dict.fromkeys((*HALFLIFE_COLUMNS, "tok_per_sec"), short),
-    }
-    rows = tuple(
-        tuple(formats[key](value) if key in formats and pd.notna(value) else plain(value) for key, value in row.items())
-        for row in frame.to_dict("records")
-    )
-    note = "One seed each. Selection flatters the best of a search: only fresh seeds can say whether it is better." + (
-        f" {one_seed_note(noise)}" if noise else ""
-    )
-    return Table(title="The best of the search", header=tuple(map(_heading, frame.columns)), rows=rows, note=note)
+def trials_table(results: StudyResults) -> Table:
+    """The search's trials, the best first and those that are not complete last: results, searched keys, speed.
+
+    One seed each; differences that two seeds of one setting show too are marked.
+    """
+    study, trials, noise = results.study, results.trials, results.noise
+    ranked, others = results.ranked(), not_complete(results)
+    baseline = trials.loc[trials["run_id"] == study.baseline_run_id, "val_loss"].mean()
+    digits = decimals(noise.sd) if noise else ONE_SEED_DIGITS
+    shown = pd.concat([ranked, others]).head(MOST_TRIALS)
+    header = ("trial", "val loss", "difference", *study.space, "tokens/s", *(["ended"] if len(others) else []))
+    rows = []
+    for row in shown.to_dict("records"):
+        complete, run_id = row["outcome"] == Outcome.COMPLETE, str(row["run_id"])
+        is_baseline = run_id == study.baseline_run_id
+        gap = MISSING if not complete else _gap(row["val_loss"] - baseline, noise, digits)
+        loss = f"{row['val_loss']:.{digits}f}" if complete else MISSING
+        cells = [run_id, loss, "baseline" if is_baseline else gap, *(plain(row[key]) for key in study.space)]
+        rows.append((*cells, plain(row["tok_per_sec"]), *([ending(row)] if len(others) else [])))
+    note = "One seed each. Selection flatters the best of a search: only fresh seeds can say whether it is better."
+    note += f" {one_seed_note(noise)}" if noise else ""
+    if len(ranked) + len(others) > MOST_TRIALS:
+        note += f" The first {MOST_TRIALS} of {len(ranked) + len(others):,}; trials.csv has all."
+    note += "".join(f" {sentence}" for sentence in _common_values(others, ranked, study))
+    return Table(title="Trials", header=header, rows=tuple(rows), note=note, id="trials", sortable=True, prose="ended")
 
 
-def _heading(column: str) -> str:
-    return MEASURES.get(column, column.replace("_", " ") if column not in asdict(GPT3) else column)
-
-
-def lost_trials(results: StudyResults) -> Table | None:
-    """Runs that failed or diverged, with their values; None if there are none."""
-    trials, study = results.trials, results.study
-    lost = trials[trials["outcome"].isin(LOST)]
-    if lost.empty:
-        return None
-    columns = ["run_id", "outcome", "tokens", *study.space]
-    rows = tuple(tuple(plain(value) for value in row) for row in lost[columns].head(MOST_ROWS).itertuples(index=False))
-    complete = trials[(trials["phase"] == "search") & (trials["outcome"] == Outcome.COMPLETE.value)]
-    note = " ".join(_common_values(lost, complete, study))
-    more = f"{len(lost) - MOST_ROWS} more are in the run store. " if len(lost) > MOST_ROWS else ""
-    return Table(title="Failed and diverged", header=("run", *columns[1:]), rows=rows, note=more + note)
+def _gap(difference: float, noise: Noise | None, digits: int) -> str:
+    """A difference between two runs in nats, with a ~ if two seeds of one setting may differ as much."""
+    if pd.isna(difference):
+        return MISSING
+    return f"{'~' if noise and abs(difference) <= noise.one_seed else ''}{with_sign(difference, digits)}"
 
 
 def _common_values(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> Iterator[str]:
     """One sentence per key in which all lost runs are above or below all complete trials."""
+    lost = lost[lost["outcome"] != Outcome.PRUNED.value]
     for key in study.space:
         if not pd.api.types.is_numeric_dtype(trials := lost[key]) or complete.empty or len(lost) < MIN_LOST:
             continue
         if trials.min() > complete[key].max():
-            yield f"All of them have {key} of {trials.min():.4g} or more; no complete trial reaches that."
+            yield f"All lost ones have {key} of {trials.min():.4g} or more; no complete trial reaches that."
         elif trials.max() < complete[key].min():
-            yield f"All of them have {key} of {trials.max():.4g} or less; no complete trial goes so low."
+            yield f"All lost ones have {key} of {trials.max():.4g} or less; no complete trial goes so low."
 
 
 def cost(trials: pd.DataFrame) -> Table:

@@ -65,24 +65,14 @@ def _is_own(url: str, address: str) -> bool:
     return url.partition("#")[0] == address or url.startswith(("data:", "blob:"))
 
 
-def scroll_through(page: Page) -> None:
-    """Shows every part of the page once, waits until each figure is drawn, and returns to the page's top."""
-    page.evaluate(  # waits in the page, because wait_for_function evaluates text, which the page's policy forbids
-        """async () => {
-            const pause = () => new Promise((done) => setTimeout(done, 20));
-            for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight) {
-                scrollTo(0, y);
-                await pause();
-            }
-            while (document.querySelector(".plot:not(.js-plotly-plot)")) await pause();
-            scrollTo(0, 0);
-        }"""
-    )
+def all_drawn(page: Page) -> None:
+    """Waits until every figure is drawn."""
+    page.wait_for_selector("html[data-drawn=all]", state="attached")
 
 
 def opened(path: Path) -> str:
     """The page's DOM after its scripts ran. Asserts that nothing went wrong in it."""
     with browsing() as browser, tab(browser, path) as shown:
-        scroll_through(shown.page)
+        all_drawn(shown.page)
         assert not shown.problems
         return shown.page.content()

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.helpers.browser import browsing, scroll_through, tab
+from tests.helpers.browser import all_drawn, browsing, tab
 
 WIDTHS = (1400, 1024, 500)
 
@@ -20,14 +20,15 @@ def take_shots(path: Path, folder: Path) -> None:
                 if width == WIDTHS[0]:
                     shown.page.wait_for_timeout(500)
                     shown.page.screenshot(path=folder / "first.png")
-                scroll_through(shown.page)
+                all_drawn(shown.page)
                 shown.page.screenshot(path=folder / f"full-{width}.png", full_page=True)
                 for problem in shown.problems:
                     print(f"{path}: {problem}")
         with tab(browser, path, dark=True) as shown:
-            scroll_through(shown.page)
+            all_drawn(shown.page)
             shown.page.screenshot(path=folder / "dark.png", full_page=True)
         with tab(browser, path) as shown:
+            all_drawn(shown.page)
             shown.page.pdf(path=folder / "print.pdf", format="A4")
     if converter := shutil.which("pdftoppm"):
         subprocess.run([converter, "-png", "-r", "60", folder / "print.pdf", folder / "print"], check=True)

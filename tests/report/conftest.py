@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+import hpstudy
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import write_report
+from tests.helpers.gallery import GALLERY
+from tests.helpers.made_up import train
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StudyResults]:
+    """A study of `tests.helpers.gallery` by name, its store written once a session."""
+    runs = tmp_path_factory.mktemp("gallery")
+
+    @cache
+    def get(name: str) -> StudyResults:
+        train(name, GALLERY[name], runs)
+        return hpstudy.load(name, runs)
+
+    return get
 
 
 class Pages(NamedTuple):

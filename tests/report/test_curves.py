@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from hpstudy.report.curves import band, spread, thin
+from hpstudy.report.curves import band, evaluations, gap, spread, thin
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=3000), st.integers(10, 400))
@@ -36,12 +37,54 @@ def test_a_spread_keeps_the_order_the_best_and_the_worst(count: int, most: int) 
     assert not ranked or (kept[0], kept[-1]) == (ranked[0], ranked[-1])
 
 
+def evaluated_run(losses: list[float | None]) -> pd.DataFrame:
+    count = len(losses)
+    index = [None if loss is None else n for n, loss in enumerate(losses)]
+    return pd.DataFrame(
+        {
+            "step": range(1, count + 1),
+            "tokens": [10 * n for n in range(1, count + 1)],
+            "train/step_seconds": [0.5] * count,
+            "val/index": index,
+            "val/loss": losses,
+        }
+    )
+
+
+def test_an_evaluation_has_the_tokens_steps_and_seconds_of_training_so_far() -> None:
+    found = evaluations(evaluated_run([None, 3.0, None, 2.0]))
+    assert found.reset_index().to_dict("list") == {
+        "val/index": [1.0, 3.0],
+        "tokens": [20.0, 40.0],
+        "steps": [2.0, 4.0],
+        "loss": [3.0, 2.0],
+        "seconds": [1.0, 2.0],
+    }
+
+
+LOSSES = np.array([[3.0, 2.0], [3.2, 2.4], [3.1, 2.5]])
+
+
 def test_a_band_is_mean_and_deviation_over_runs_at_each_evaluation() -> None:
-    losses = np.array([[3.0, 2.0], [3.2, 2.4], [3.1, 2.5]])
-    runs = [
-        pd.DataFrame({"tokens": [5, 10, 20], "val/index": [None, 1, 2], "val/loss": [None, *row]}) for row in losses
-    ]
-    found = band(runs)
-    assert found["mean"].tolist() == pytest.approx(losses.mean(axis=0))
-    assert found["sd"].tolist() == pytest.approx(losses.std(axis=0, ddof=1))
-    assert found["tokens"].tolist() == [10, 20]
+    found = band([evaluations(evaluated_run([None, *row])) for row in LOSSES])
+    assert found["mean"].tolist() == pytest.approx(LOSSES.mean(axis=0))
+    assert found["sd"].tolist() == pytest.approx(LOSSES.std(axis=0, ddof=1))
+    assert found["tokens"].tolist() == [20, 30]
+
+
+def test_the_difference_of_two_sides_is_of_their_shared_seeds_with_a_t_interval() -> None:
+    theirs = {seed: evaluations(evaluated_run([None, *row])) for seed, row in enumerate(LOSSES)}
+    ours = {seed: evaluations(evaluated_run([None, *(row - [0.1 * seed, 0.5])])) for seed, row in enumerate(LOSSES)}
+    ours[9] = evaluations(evaluated_run([None, 9.0, 9.0]))  # no partner
+    found = gap(ours, theirs, "paired")
+    assert found["mean"].tolist() == pytest.approx([-0.1, -0.5])
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert found["low"].tolist() == pytest.approx([-0.1 - half, -0.5])
+    assert found["high"].tolist() == pytest.approx([-0.1 + half, -0.5])
+
+
+def test_the_difference_of_single_runs_has_no_interval() -> None:
+    one = {0: evaluations(evaluated_run([None, 3.0]))}
+    found = gap(one, {0: evaluations(evaluated_run([None, 2.5]))}, "paired")
+    assert found["mean"].tolist() == [0.5]
+    assert found[["low", "high"]].isna().all().all()

@@ -22,6 +22,7 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.cli.report_commands import report_page
 from hpstudy.errors import MachineError, UserError
 from hpstudy.report import results_markdown, write_report
+from hpstudy.search.importance import Importance
 from hpstudy.study import Study
 from tests.bench.scale import write
 from tests.helpers.browser import in_a_browser, opened
@@ -30,8 +31,19 @@ from tests.helpers.stores import begun, results_of
 HOSTILE = "Is <script>alert(1)</script> | **safe** <img src=x onerror=alert(2)>?"
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
 
+IMPORTANCES = {
+    key: Importance(share=share, low=share / 2, high=share + 0.1) for key, share in (("lr", 0.7), ("beta2", 0.3))
+}
+
 Build, Tiny = Callable[[Study], StudyResults], Callable[..., Study]
 Report = Callable[..., Any]
+NUM_FIGURES = 2 + 2 + 1 + 1 + 6  # first screen, panels, importances, best so far, training
+
+
+def headline(page: str) -> tuple[str, str]:
+    """The badge and the sentence of a page."""
+    ((badge, sentence),) = re.findall('<h1><span class="badge [a-z]+">(.*?)</span> (.*?)</h1>', page)
+    return html.unescape(badge), html.unescape(sentence)
 
 
 # built from results
@@ -41,8 +53,8 @@ def test_both_pages_show_the_verdict_of_the_results(tiny: Tiny, confirmed: Build
     results = confirmed(tiny(more=CONFIRM, replace={"format = 1": 'format = 1\nyes = "better"'}))
     pages, verdict = report(results), results.verdict()
     assert verdict.headline.startswith("Yes: search-0001 is better than the baseline (GPT-3's values except for ")
-    (headline,) = re.findall("<h1>(.*?)</h1>", pages.html)
-    assert html.unescape(headline) == verdict.headline
+    assert headline(pages.html) == ("Yes", "Tuned values reach 3.6111 nats where GPT-3's reach 4.0100.")
+    assert f"<p>{html.escape(verdict.headline)}</p>" in pages.html
     assert f"**{verdict.sentence}**".replace("_", r"\_") in html.unescape(pages.markdown).splitlines()
 
 
@@ -99,7 +111,7 @@ def test_a_study_with_the_fewest_runs_has_a_report(
     begun(tmp_path, text=study.path.read_text(), values=study.resolved())
     for trial, loss in enumerate(losses):
         write_run(study, f"search-{trial:04d}", "search", loss, trial=trial)
-    assert "Loss against tokens" in report(hpstudy.load(study.name, tmp_path / "runs")).html
+    assert "Validation loss" in report(hpstudy.load(study.name, tmp_path / "runs")).html
 
 
 # what a page shows
@@ -110,21 +122,23 @@ def test_a_browser_shows_verdict_figures_and_table_without_network_or_error(
     tiny: Tiny, confirmed: Build, report: Report, tmp_path: Path
 ):
     results = confirmed(tiny(more=CONFIRM))
-    page = report(results, importances={"lr": 0.7, "beta2": 0.3}).html
+    page = report(results, importances=IMPORTANCES).html
     dom = opened(tmp_path / "report" / "index.html")
     verdict = results.verdict()
-    assert f"<h1>{html.escape(verdict.headline, quote=False)}</h1>" in dom.replace("&#39;", "'")
+    assert html.escape(verdict.headline, quote=False) in dom.replace("&#39;", "'")
     assert html.escape(verdict.sentence.removeprefix(verdict.headline).strip(), quote=False) in dom
     num_figures = page.count('<div class="plot"')
-    assert num_figures == 2 + 2 + 2 + 1 + 6  # result, panels, together, best so far, training
+    assert num_figures == NUM_FIGURES
     assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == num_figures
     assert re.search(r"4\.0100 ± 0\.0058 \(3\)", dom)
     assert "://" not in re.sub(r"<script.*?</script>|http://www.w3.org/", "", dom, flags=re.DOTALL)
 
 
 def test_a_page_has_every_figure(tiny: Tiny, confirmed: Build, report: Report):
-    page = report(confirmed(tiny(more=CONFIRM)), importances={"lr": 0.7, "beta2": 0.3}).html
-    assert page.count('<div class="plot"') == 2 + 2 + 2 + 1 + 6  # result, panels, together, best so far, training
+    page = report(confirmed(tiny(more=CONFIRM)), importances=IMPORTANCES).html
+    assert page.count('<div class="plot"') == NUM_FIGURES
+    assert page.count('<svg class="strip"') == 2
+    assert page.count('id="parallel"') == 1
 
 
 @in_a_browser
@@ -143,16 +157,17 @@ def test_a_hostile_question_is_escaped(tiny: Tiny, searched: Build, report: Repo
 
 
 def test_a_figure_cannot_end_the_element_that_holds_its_data(tiny: Tiny, searched: Build, report: Report):
-    page = report(searched(tiny()), importances={"</script><b>": 1.0}).html
+    page = report(searched(tiny()), importances={"</script><b>": Importance(share=1.0, low=0.9, high=1.0)}).html
     assert "</script><b>" not in page
 
 
 def test_without_fresh_seeds_the_headline_names_no_winner(tiny: Tiny, searched: Build, report: Report):
     results = searched(tiny(more=CONFIRM))
     pages = report(results)
-    (headline,) = re.findall("<h1>(.*?)</h1>", pages.html)
-    assert html.unescape(headline) == results.verdict().sentence
-    assert "search-0001" not in headline
+    badge, sentence = headline(pages.html)
+    assert badge == "No verdict yet"
+    assert sentence == "The best trial so far reaches 3.600 nats, GPT-3's values 4.000; one seed each, no verdict."
+    assert html.escape(results.verdict().sentence) in pages.html
     for text in pages:
         assert "(one seed)" in text
         assert "Difference to the baseline" not in text

@@ -19,7 +19,7 @@ from hpstudy.analysis.in_short import in_short
 from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
-from tests.helpers.browser import Tab, browsing, in_a_browser, scroll_through, tab
+from tests.helpers.browser import Tab, all_drawn, browsing, in_a_browser, tab
 from tests.helpers.gallery import GALLERY, build
 
 pytestmark = in_a_browser
@@ -66,7 +66,7 @@ def own(runs: Path, browser: Browser) -> Iterator[Open]:
 
 
 def drawn(shown: Tab) -> Tab:
-    scroll_through(shown.page)
+    all_drawn(shown.page)
     return shown
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.results import StudyResults
-from hpstudy.report.tables import Table, best_trials, certainty, command, cost, lost_trials, speedups, summary
+from hpstudy.report.tables import Table, certainty, command, cost, sides, speedups, statistics, trials_table
 from hpstudy.study import Study
 from tests.helpers.stores import Ends, results_of, stored
 
@@ -54,44 +54,48 @@ def test_a_loss_that_is_never_reached_is_a_dash(shorter) -> None:
     assert cells(speedups(shorter(3.0, t50=3.3, t75=3.2, full=3.1)))["in tokens [95%]"] == ["- [-, -]"]
 
 
-def test_a_speed_up_without_shorter_runs_is_not_measured(shorter) -> None:
-    table = cells(speedups(shorter(3.5, full=3.0)))
-    assert table["in tokens [95%]"] == table["in steps [95%]"] == table["in seconds [95%]"] == ["not measured"]
-    assert table["the curves cross at (tokens)"] == ["6144"]
+def test_a_speed_up_without_shorter_runs_has_no_table(shorter) -> None:
+    assert speedups(shorter(3.5, full=3.0)) is None
 
 
 def test_the_summary_has_a_column_for_the_baseline_and_each_candidate(tiny: Tiny, confirmed: Build) -> None:
     results = confirmed(tiny(more=CONFIRM))
-    table = summary(results)
+    table = sides(results)
     assert table.header == ("", "baseline", "search-0001")
     c = results.verdict().contrasts[0]
     assert cells(table)["val loss (nats)"] == ["4.0100 ± 0.0058 (3)", "3.6111 ± 0.0064 (3)"]
     assert cells(table)["answer"] == ["-", f"better (p = {c.level:.2g})"]
-    assert cells(table)["lr"][0] == "0.0006"
+    assert "lr" not in cells(table)  # of two sides the first screen shows the values
 
 
 def test_the_summary_without_fresh_seeds_is_the_one_run_of_the_baseline(tiny: Tiny, searched: Build) -> None:
-    table = summary(searched(tiny()))
+    table = sides(searched(tiny()))
     assert table.header == ("", "baseline")
-    assert cells(table)["val loss (nats)"] == ["4.0000 (one seed)"]
+    assert cells(table)["val loss (nats)"] == ["4.000 (one seed)"]
     assert table.note == "One seed, that of the search: a reference point and no result."
 
 
-def test_the_best_of_the_search_begins_with_the_baseline(tiny: Tiny, searched: Build) -> None:
-    table = best_trials(searched(tiny()))
-    assert [row[0] for row in table.rows[:3]] == ["search-0000", "search-0001", "search-0002"]
-    assert [row[table.header.index("difference")] for row in table.rows[:2]] == ["baseline", "-0.4000"]
+def test_trials_are_listed_best_first_and_those_that_are_not_complete_last(tiny: Tiny, searched: Build) -> None:
+    table = trials_table(searched(tiny()))
+    assert table.header == ("trial", "val loss", "difference", "lr", "beta2", "tokens/s", "ended")
+    assert [row[:3] for row in table.rows[:2]] == [
+        ("search-0001", "3.600", "−0.400"),
+        ("search-0002", "3.700", "−0.300"),
+    ]
+    assert next(row[2] for row in table.rows if row[0] == "search-0000") == "baseline"
+    assert [(row[0], row[1], row[-1]) for row in table.rows[-1:]] == [("search-0007", "-", "diverged at step 20")]
 
 
 def test_how_each_answer_was_reached_has_a_row_for_each_statistic(tiny: Tiny, confirmed: Build) -> None:
-    noise, reached = certainty(confirmed(tiny(more=CONFIRM)).verdict())
+    verdict = confirmed(tiny(more=CONFIRM)).verdict()
+    (noise,), reached = certainty(verdict), statistics(verdict)
     assert noise.title == "Seeds per arm to see a difference"
     assert cells(reached)["answer on the loss"] == ["better"]
     assert cells(reached)["design"] == ["paired"]
-    assert cells(reached)["s.d. of a seed's difference"] == ["0.001111"]
+    assert cells(reached)["s.d. of a seed's difference"] == ["0.0011"]
     assert cells(reached)["margin (nats)"] == ["0.01"]
     # 3.6 - 4.0 in the search, 3.6111 - 4.0100 on fresh seeds
-    assert cells(reached)["optimism of the search"] == ["-0.0011"]
+    assert cells(reached)["optimism of the search"] == ["−0.0011"]
 
 
 def test_what_the_winner_adds_has_a_table_for_each_other_opponent(tiny: Tiny, tmp_path: Path) -> None:
@@ -100,7 +104,7 @@ def test_what_the_winner_adds_has_a_table_for_each_other_opponent(tiny: Tiny, tm
         ends |= {trial: loss} if trial != "baseline" else {}
         repeat = trial if trial == "baseline" else f"confirm-{trial.removeprefix('search-')}"
         ends |= {f"{repeat}-s{seed}": loss + wobble for seed, wobble in zip(SEEDS, WOBBLE, strict=True)}
-    _, *added, _ = certainty(results_of(tiny(more=CONFIRM), stored(tmp_path, ends), tmp_path).verdict())
+    _, *added = certainty(results_of(tiny(more=CONFIRM), stored(tmp_path, ends), tmp_path).verdict())
     assert [(table.title, table.header[1]) for table in added] == [
         ("What search-0003 adds to batch-0003", "search-0003"),
         ("What search-0003 adds to tuned-lr-0004", "search-0003"),
@@ -117,14 +121,12 @@ def test_values_that_all_failed_trials_share_are_named(tiny: Tiny, searched: Bui
         outcome=results.trials["outcome"].where(~diverged, "diverged"), lr=results.trials["lr"].where(~diverged, high)
     )
     frames = StudyFrames(name=results.name, trials=trials, read_steps=results.frames.read_steps)
-    table = lost_trials(results_of(results.study, frames, tmp_path))
-    assert table is not None
-    assert len(table.rows) == 3
-    assert f"All of them have lr of {high:.4g} or more; no complete trial reaches that." in table.note
+    table = trials_table(results_of(results.study, frames, tmp_path))
+    assert f"All lost ones have lr of {high:.4g} or more; no complete trial reaches that." in table.note
 
 
-def test_a_search_without_failures_has_no_table_of_them(tiny: Tiny, tmp_path: Path) -> None:
-    assert lost_trials(results_of(tiny(), stored(tmp_path, {"search-0000": 3.0}), tmp_path)) is None
+def test_a_search_without_failures_has_no_column_of_endings(tiny: Tiny, tmp_path: Path) -> None:
+    assert "ended" not in trials_table(results_of(tiny(), stored(tmp_path, {"search-0000": 3.0}), tmp_path)).header
 
 
 def test_cost_counts_runs_tokens_and_hours_by_phase(tiny: Tiny, confirmed: Build) -> None:

@@ -1,0 +1,55 @@
+"""The figures of `report.md` as SVG files, drawn by the same Plotly as the page's.
+
+kaleido does it, with a Chrome or Chromium that is on the machine. A second drawing of each figure, as matplotlib would
+need, could differ from the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import plotly.io
+
+from hpstudy.errors import MachineError
+from hpstudy.report.first_screen import FirstScreen
+from hpstudy.report.sections import Section
+from hpstudy.report.style import Figure
+
+WIDTH = 760  # pixels
+FOLDER = "figures"  # beside report.md
+
+
+def write_images(first: FirstScreen, parts: Sequence[Section], directory: Path) -> dict[str, str]:
+    """Writes the figures and returns their addresses, relative to `report.md`, by title; none without kaleido.
+
+    Raises MachineError if no browser draws them.
+    """
+    if find_spec("kaleido") is None:
+        return {}
+    figures = {figure.title: figure for figure in _figures(first, parts)}
+    names = {title: f"{FOLDER}/{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.svg" for title in figures}
+    (directory / FOLDER).mkdir(parents=True, exist_ok=True)
+    try:
+        plotly.io.write_images(
+            fig=[figure.plot for figure in figures.values()],
+            file=[directory / name for name in names.values()],
+            width=WIDTH,
+        )
+    except Exception as error:
+        raise MachineError(
+            f"{directory / FOLDER}: kaleido cannot draw the figures ({str(error).splitlines()[0]}); install Chrome or "
+            "Chromium, or uninstall kaleido for a report.md without figures"
+        ) from error
+    return names
+
+
+def _figures(first: FirstScreen, parts: Sequence[Section]) -> Iterator[Figure]:
+    yield first.tabs[0][1]
+    if first.differences:
+        yield first.differences
+    for part in parts:
+        if part.id in ("hyperparameters", "search"):
+            yield from part.figures

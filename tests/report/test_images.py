@@ -1,0 +1,31 @@
+"""report.md shows its figures as files beside it."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from hpstudy.report import images as images_module
+from hpstudy.report import write_report
+from tests.helpers.browser import in_a_browser
+
+
+@in_a_browser
+def test_report_md_shows_svg_files_that_are_there(gallery, tmp_path: Path) -> None:
+    write_report(gallery("decided"), tmp_path, images=True)
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (tmp_path / "report.md").read_text())
+    assert len(shown) == 2 + 3 + 1  # first screen, panels, best so far
+    for name in shown:
+        drawn = ET.parse(tmp_path / name).getroot()
+        assert drawn.tag.endswith("svg")
+        assert "GPT-3" in "".join(drawn.itertext()) or name != shown[0]
+
+
+def test_without_kaleido_report_md_has_no_figures(gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "find_spec", lambda _: None)
+    write_report(gallery("decided"), tmp_path, images=True)
+    assert "![" not in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "figures").exists()
