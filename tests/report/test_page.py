@@ -118,7 +118,8 @@ def test_the_tabs_show_the_curves_over_tokens_steps_seconds_and_as_differences(o
         page.wait_for_timeout(200)
         seen.append(page.evaluate(AXES, "#curves"))
     assert [word in x for word, (x, _) in zip(("tokens", "steps", "seconds"), seen, strict=False)] == [True] * 3
-    assert "difference" in seen[3][1]
+    assert "baseline" in seen[3][1]
+    assert "baseline" not in seen[0][1]
 
 
 AXES = """(id) => {
