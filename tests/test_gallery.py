@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import hpstudy
 from hpstudy.analysis.in_short import in_short
 from hpstudy.analysis.state import Stage, state
 from hpstudy.records import BROKEN, Outcome
+from hpstudy.study.load import parse_study
 from tests.helpers.gallery import GALLERY
 from tests.helpers.made_up import WORST_LOSS, WORST_NORM, train
 
@@ -47,6 +49,16 @@ def test_the_undecided_race_has_run_to_its_last_look(runs: Path):
     (contrast,) = hpstudy.load("undecided", runs).verdict().contrasts
     assert contrast.n == 20
     assert contrast.low < 0 < contrast.high
+
+
+def test_what_is_proposed_for_the_undecided_race_is_a_sound_study_file(runs: Path):
+    advice = state(hpstudy.load("undecided", runs)).advice
+    (looks,) = re.findall("looks = (.*)`", advice)
+    assert advice.endswith("` and without seeds")
+    text, seeds = re.subn("seeds = .*", "", re.sub("looks = .*", f"looks = {looks}", GALLERY["undecided"].text))
+    assert seeds == 1
+    longer = parse_study(text, name="undecided-longer", path=Path("undecided-longer.toml"))
+    assert len(longer.seeds) == longer.confirm.looks[-1] > 20
 
 
 def test_trials_are_lost_in_each_way(runs: Path):

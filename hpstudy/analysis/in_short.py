@@ -29,8 +29,8 @@ class InShort:
 
 def opponent(study: Study) -> str:
     """How tables name the baseline: GPT-3 if it has GPT-3's value of every searched key, else baseline."""
-    departed = {departure.key for departure in departures(study)}
-    return "baseline" if departed & set(study.space) else "GPT-3"
+    own = {departure.key for departure in departures(study)} | {"micro_batch"}  # GPT-3's paper states none
+    return "baseline" if own & set(study.space) else "GPT-3"
 
 
 def found_name(results: StudyResults) -> str:

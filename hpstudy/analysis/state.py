@@ -139,9 +139,10 @@ def _more_seeds(results: StudyResults, c: Contrast) -> tuple[str, str]:
         return f"to decide a difference this small takes {count} seeds a side; longer runs may show more", report
     total = max(wanted, trained + 2)  # if fewer should have been enough, it was bad luck
     if looks:
+        unstated = "" if study.derives_seeds else " and without seeds"
         return (
             f"about {total} seeds a side would decide it; the looks of a race are fixed, so ask again in a copy of the "
-            f"study file with `[confirm] looks = {[*looks, total]}`",
+            f"study file with `[confirm] looks = {[*looks, total]}`{unstated}",
             command("run", f"{study.name}-longer", runs),
         )
     seeds = [*study.seeds, *range(max(study.seeds) + 1, max(study.seeds) + 1 + total - len(study.seeds))]

@@ -45,7 +45,7 @@ MACHINE: dict[str, Any] = {
     "precision": "bf16",
     "reason": "the CPU has bf16 arithmetic (AVX512-BF16 or AMX)",
     "deterministic": True,
-    "device_name": "a made-up CPU",
+    "device_name": "Made-up 2-Core Processor",
     "cpu_capability": "AVX512",
     "threads": 1,
     "cores": 2,
