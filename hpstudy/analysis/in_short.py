@@ -11,6 +11,7 @@ from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import State
+from hpstudy.records import trial_phase
 from hpstudy.statistics.race import Answer
 from hpstudy.study import Study
 
@@ -39,6 +40,17 @@ def found_name(results: StudyResults) -> str:
     if not contrasts:
         return "best so far"
     return "tuned" if deciding(contrasts[0], results.study) in (Answer.BETTER, Answer.FASTER) else "best found"
+
+
+def role_name(candidate: str) -> str:
+    """What figures call a candidate: another opponent by what it tunes, a trial by its id."""
+    match trial_phase(candidate):
+        case "tuned-lr":
+            return "only lr tuned"
+        case "batch":
+            return "only its batch"
+        case _:
+            return candidate
 
 
 def in_short(results: StudyResults, now: State) -> InShort:

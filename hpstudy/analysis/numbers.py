@@ -6,8 +6,6 @@ import math
 from numbers import Integral
 from typing import Any
 
-import pandas as pd
-
 
 def short(value: float) -> str:
     """3,451,204 as 3.45M: three digits and a unit."""
@@ -22,6 +20,8 @@ def plain(value: Any) -> str:
 
     Whole numbers below a million are exact: 8,192.
     """
+    import pandas as pd  # here: durations are needed before it is
+
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return "-"
     if isinstance(value, str):
@@ -31,6 +31,16 @@ def plain(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
         return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
     return short(value) if math.isfinite(value) else "infinite"
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 20s`, `1h 05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
 def decimals(width: float) -> int:

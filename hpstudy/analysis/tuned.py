@@ -27,10 +27,12 @@ class Change:
 
     @property
     def effect(self) -> str:
-        """`half-life 13.5k → 7.94k tokens` of a beta, else the ratio: `×4.5`; empty for text."""
+        """`half-life 13.5k → 7.94k tokens` of a beta, else the ratio: `×4.5`, `÷8`; empty for text."""
         if self.key in ("beta1", "beta2") and self.baseline_measure and self.tuned_measure:
             return f"{self.measure} {short(self.baseline_measure)} → {short(self.tuned_measure)} {self.unit}"
-        return "" if self.ratio is None else f"×{self.ratio:.2g}"
+        if not self.ratio:
+            return ""
+        return f"×{self.ratio:.2g}" if self.ratio > 0.5 else f"÷{1 / self.ratio:.2g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,7 +218,8 @@ def _lead(first: Contrast, study: Study, reply: Reply | None, trials: int) -> st
 def _tail(seeds: int) -> str:
     """What runs that all went well do not exclude: the largest share of bad ones that shows none with 5% chance."""
     share = 1 - ALPHA ** (1 / seeds)
-    return f"No run went badly wrong; of {seeds} seeds, up to {share:.0%} of either side's further runs may still do."
+    further = f"up to {share:.0%} of either side's further runs may still do"
+    return f"No fresh run went badly wrong; of {seeds} seeds, {further}."
 
 
 def _steps(c: Contrast, fresh: FreshRuns) -> str:

@@ -11,7 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from hpstudy.analysis.answers import Contrast, by_speed, deciding
-from hpstudy.analysis.in_short import found_name, opponent
+from hpstudy.analysis.in_short import found_name, opponent, role_name
+from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.numbers import decimals, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.records import GLOSSARY, Outcome
@@ -23,6 +24,7 @@ from hpstudy.report.style import (
     INK,
     INK_BAND,
     MUTED,
+    PAPER,
     UNITS,
     Figure,
     empty_plot,
@@ -37,7 +39,7 @@ LABEL_WIDTH = 7.5  # pixels of a character, at most
 DENSE = 100  # points of a curve beyond which its spikes would hide it
 FEW = 24  # faint trials in figures that draw every step
 QUANTILE = 0.995  # of a metric's values in complete runs; a log axis goes that far
-HEIGHT = 400  # pixels of the first figure
+HEIGHT = 370  # pixels of the first figure
 
 Evaluated = Mapping[str, pd.DataFrame]
 """Each shown run's `evaluations`."""
@@ -67,7 +69,8 @@ def _styles(shown: ShownRuns) -> dict[str, tuple[dict[str, Any], str]]:
 
 def role_names(results: StudyResults, shown: ShownRuns) -> dict[str, str]:
     """What figures call each role: GPT-3, tuned or best so far, and other candidates by their id."""
-    names = {name: name for name in shown.candidates} | dict.fromkeys(list(shown.candidates)[:1], found_name(results))
+    names = {name: role_name(name) for name in shown.candidates}
+    names |= dict.fromkeys(list(shown.candidates)[:1], found_name(results))
     return {BASELINE: opponent(results.study), **names}
 
 
@@ -105,7 +108,8 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
         low, high = _loss_limits(means, [runs[name]["loss"] for name in shown.faint if name in runs])
         plot.update_yaxes(range=[low, high])
         ends = {role: (float(mean.iloc[-1][x]), float(mean.iloc[-1]["mean"])) for role, mean in means.items()}
-        _label_ends(plot, {role: (*end, names[role]) for role, end in ends.items()}, (low, high), _styles(shown))
+        _label_ends(plot, {role: (*end, names[role]) for role, end in ends.items()}, (low, high), _styles(shown),
+            lambda value: f"{value:.{_digits(results)}f}")  # fmt: skip
     caption = _in_front(results, shown)
     if shown.faint:
         dotted = any(ends_of_search[name] != Outcome.COMPLETE for name in shown.faint)
@@ -114,10 +118,21 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
     return Figure(title="Validation loss", caption=caption, plot=plot, size="full")
 
 
+def _digits(results: StudyResults, *, of_difference: bool = False) -> int:
+    """The decimals that the verdict's errors allow a loss, or a difference of two."""
+    contrasts = results.verdict().contrasts
+    if not contrasts:
+        return ONE_SEED_DIGITS
+    first = contrasts[0]
+    if of_difference:
+        return decimals((first.high - first.low) / 2)
+    return min(decimals(first.se), decimals(first.baseline_se))
+
+
 def _in_front(results: StudyResults, shown: ShownRuns) -> str:
-    if results.verdict().contrasts:
+    if results.verdict().contrasts or len(shown.baseline) > 1:
         return "Lines and bands: mean ± s.d. over fresh seeds."
-    return "In front: one seed." if len(shown.baseline) < 2 else "In front: mean ± s.d. over fresh seeds."
+    return "In front: one seed each."
 
 
 def _loss_limits(means: Mapping[str, pd.DataFrame], faint: Sequence[pd.Series]) -> tuple[float, float]:
@@ -140,20 +155,19 @@ def _label_ends(
     ends: Mapping[str, tuple[float, float, str]],
     limits: tuple[float, float],
     styles: Mapping[str, Any],
-    text: Callable[[float, int], str] = "{:.{}f}".format,
+    text: Callable[[float], str],
 ) -> None:
     """Writes each curve's name and last value at its end, each label at least LABEL_GAP above the one below.
 
-    `ends` holds (x, y, name) by role; `text` writes a value with so many decimals.
+    `ends` holds (x, y, name) by role; `text` writes a value.
     """
     (low, high), floor = limits, -np.inf
-    digits = max(decimals((high - low) / 20), 2)
     texts = {}
     for role in sorted(ends, key=lambda role: ends[role][1]):
         _, value, name = ends[role]
         at = max(value, low, floor + LABEL_GAP * (high - low))
         floor = at
-        number = text(value, digits)
+        number = text(value)
         texts[role] = f"{name} {number}"
         plot.add_annotation(
             x=1, xref="paper", y=min(at, high), text=f"{html.escape(name)} <b>{number}</b>", showarrow=False,
@@ -193,7 +207,7 @@ def difference_curve(results: StudyResults, shown: ShownRuns, runs: Evaluated) -
         pad = 0.08 * max(max(highs) - min(lows), 1e-3)
         limits = min(lows) - pad, max(highs) + pad
         plot.update_yaxes(range=list(limits))
-        _label_ends(plot, ends, limits, styles, with_sign)
+        _label_ends(plot, ends, limits, styles, lambda value: with_sign(value, _digits(results, of_difference=True)))
     caption = "Below the dashed line is better. Bands: 95% interval at each evaluation alone; the last one decides."
     return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
 
@@ -213,13 +227,13 @@ def speed_curve(results: StudyResults, shown: ShownRuns) -> Figure:
                           float(speeds.median()), names[role])  # fmt: skip
     top = max((value for _, value, _ in ends.values()), default=1.0) * 1.15
     if ends:
-        _label_ends(plot, ends, (0.0, top), styles, lambda value, _: f"{value:,.0f}")
+        _label_ends(plot, ends, (0.0, top), styles, "{:,.0f}".format)
     plot.update_yaxes(range=[0, top])
     caption = "Means of 50 windows of each run; the labels are medians over runs, which decide."
     return Figure(title="Speed", caption=caption, plot=plot, size="full")
 
 
-def differences(results: StudyResults) -> Figure:
+def differences(results: StudyResults, shown: ShownRuns) -> Figure:
     """Each candidate's difference to the baseline with its interval and its pairs, beside the margin.
 
     Ratios if speed decides.
@@ -233,14 +247,15 @@ def differences(results: StudyResults) -> Figure:
     points += [value for _, ends, pairs in measured for value in (*ends, *pairs)]
     pad = 0.06 * (max(points) - min(points)) or 1.0
     first, last = min(points) - pad, max(points) + pad
+    names = role_names(results, shown)
     if margin:
         plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
     plot.add_vline(x=even, line={"color": INK, "width": 1.6, "dash": "dash"})
     for row, (contrast, (value, low, high), pairs) in enumerate(measured):
-        colour, name = MUTED if row else ACCENT, html.escape(contrast.candidate)
+        colour, name = MUTED if row else ACCENT, html.escape(names[contrast.candidate])
         digits = decimals((high - low) / 2)
-        shown = [f"{end:.{digits}f}" if timed else with_sign(end, digits) for end in (value, low, high)]
-        text = f"<b>{shown[0]}{'x' if timed else ' nats'}</b> [{shown[1]}, {shown[2]}]"
+        told = [f"{end:.{digits}f}" if timed else with_sign(end, digits) for end in (value, low, high)]
+        text = f"<b>{told[0]}{'x' if timed else ' nats'}</b> [{told[1]}, {told[2]}]"
         label = f"{name} {deciding(contrast, study)}: {text}" if len(measured) > 1 else text
         rings = {"size": 7, "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 1.4}}
         plot.add_trace(
@@ -256,7 +271,7 @@ def differences(results: StudyResults) -> Figure:
         plot.add_trace(go.Scatter(**dot, error_x=arms, hovertemplate=hover))
         plot.add_annotation(
             x=value, y=-row, text=label, showarrow=False, xanchor=inwards(value, first, last), yshift=-16,
-            font={"color": colour, "size": 13},
+            font={"color": colour, "size": 13}, bgcolor=PAPER, borderpad=1,
         )  # fmt: skip
     plot.update_xaxes(range=[first, last], nticks=7)
     plot.update_yaxes(visible=False, range=[-len(contrasts) + 0.45, 0.55])
@@ -304,10 +319,11 @@ def training_curves(results: StudyResults, shown: ShownRuns) -> Iterator[Figure]
         ("train/tok_per_sec", "Speed", "tokens/s", "linear"),
     ):
         plot = empty_plot(TOKENS, unit, height=270)
-        share = metric in ("train/clipped", "train/tok_per_sec")
+        share, dense = metric in ("train/clipped", "train/tok_per_sec"), False
         for name, style in {**behind, **front}.items():
             x, y = (runs[name][column] for column in ("tokens", metric))
             label = name if name in complete else f"{name} (not complete)"
+            dense = dense or len(x) > DENSE
             if name in front and not share and len(x) > DENSE:  # spikes behind, the mean in front
                 plot.add_trace(_line(*thin(x, y), label, style | {"width": 0.6, "dash": "solid"}))
                 plot.data[-1].opacity = 0.35
@@ -317,8 +333,8 @@ def training_curves(results: StudyResults, shown: ShownRuns) -> Iterator[Figure]
         drawn = [name for name in (*behind, *front) if name in complete] or [*behind, *front]
         _limit(plot, [runs[name][metric] for name in drawn], metric, scale)
         doc = next(m.doc for m in GLOSSARY.values() if m.name == metric)
-        how = "mean of 50 windows" if share else "lines are means of windows, faint each window's lowest and highest"
-        yield Figure(title=title, caption=f"{doc[0].upper()}{doc[1:]}; {how}.", plot=plot, size="panel")
+        how = "; means of 50 windows" if share else "; lines are means, faint the extremes" if dense else ""
+        yield Figure(title=title, caption=f"{doc}{how}", plot=plot, size="panel")
 
 
 def _limit(plot: go.Figure, values: Sequence[pd.Series], metric: str, scale: str) -> None:

@@ -47,7 +47,7 @@ def shown_runs(results: StudyResults) -> ShownRuns:
         best_so_far[results.tuned.run_id] = (results.tuned.run_id,)
     candidates = {contrast.candidate: runs[contrast.candidate] for contrast in verdict.contrasts} or best_so_far
     hidden = {once, *(() if verdict.contrasts else best_so_far)}
-    others = [run for run in _finished_by_rank(results) if run not in hidden]
+    others = [run for run in _by_rank(results) if run not in hidden]
     return ShownRuns(
         baseline=(runs[BASELINE] or (once,)) if verdict.noise else (once,),
         candidates=candidates,
@@ -60,11 +60,11 @@ def _with_loss(results: StudyResults, candidate: str) -> tuple[str, ...]:
     return tuple(full.loc[full["loss"].notna(), "run"])
 
 
-def _finished_by_rank(results: StudyResults) -> list[str]:
-    """Every finished search trial: the complete ones best first, then the others."""
+def _by_rank(results: StudyResults) -> list[str]:
+    """Every search trial: the complete ones best first, then the others, unfinished ones included."""
     trials = results.trials
-    finished = trials.loc[(trials["phase"] == "search") & trials["outcome"].notna(), "run_id"].astype("str")
-    return list(dict.fromkeys([*results.ranked()["run_id"].astype("str"), *finished]))
+    searched = trials.loc[trials["phase"] == "search", "run_id"].astype("str")
+    return list(dict.fromkeys([*results.ranked()["run_id"].astype("str"), *searched]))
 
 
 def objective_column(study: Study) -> str:

@@ -10,12 +10,13 @@ from markupsafe import Markup
 
 from hpstudy.analysis.answers import by_speed
 from hpstudy.analysis.departures import departures_sentence
-from hpstudy.analysis.in_short import InShort, found_name, in_short, opponent
-from hpstudy.analysis.numbers import plain, short
+from hpstudy.analysis.in_short import InShort, found_name, in_short, opponent, role_name
+from hpstudy.analysis.numbers import duration, plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
 from hpstudy.report import curve_figures, search_figures
 from hpstudy.report.curves import ShownRuns, evaluated
+from hpstudy.report.endings import not_complete
 from hpstudy.report.strips import strip
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import interval, relative
@@ -27,7 +28,7 @@ HEADINGS = {
     "best found": "The best values found",
     "best so far": "The best so far, one seed",
 }
-MARKS = re.compile(r"\((R|TM)\)| Processor| CPU\b")  # in the names of devices
+MARKS = re.compile(r"\((R|TM)\)| Processor")  # in the names of devices
 X_AXES: tuple[curve_figures.XAxis, ...] = ("tokens", "steps", "seconds")
 
 
@@ -75,7 +76,7 @@ def first_screen(results: StudyResults, shown: ShownRuns) -> FirstScreen:
         changes=tuple(_changes(results)),
         toml=found.as_toml(study) if found else "",
         departures=departures_sentence(study),
-        differences=curve_figures.differences(results) if decided else None,
+        differences=curve_figures.differences(results, shown) if decided else None,
         caveats=caveats,
         links=tuple(_links(results)),
         advice=now.advice,
@@ -98,6 +99,7 @@ def _tabs(results: StudyResults, shown: ShownRuns) -> Iterator[tuple[str, Figure
 def _evidence(results: StudyResults) -> Iterator[str]:
     """The measured difference, seeds and p; then runs, tokens, compute, device, date and commit."""
     study, verdict, trials, environment = results.study, results.verdict(), results.trials, results.environment
+    ended = trials[trials["outcome"].notna()]
     if verdict.contrasts:
         first = verdict.contrasts[0]
         timed = by_speed(study) and first.speed
@@ -108,10 +110,12 @@ def _evidence(results: StudyResults) -> Iterator[str]:
         yield f"{first.n} fresh seed {'pairs' if first.design == 'paired' else 'runs a side'}"
         p = first.speed.p if timed and first.speed else first.level
         yield "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
-    ended = trials[trials["outcome"].notna()]
+        yield from (f"over {role_name(added.opponent)} {interval(added)}" for added in verdict.additions)
     yield f"{len(ended):,} run{'s' if len(ended) != 1 else ''}"
+    if lost := len(not_complete(results)):
+        yield f"{lost} of {int((trials['phase'] == 'search').sum())} trials not complete"
     yield f"{short(float(ended['tokens'].sum()))} tokens"
-    yield f"{_duration(float(ended['train_seconds'].sum()))} of training"
+    yield f"{duration(float(ended['train_seconds'].sum()))} of training"
     device = [environment.get("device_name"), environment.get("precision")]
     if any(device):
         yield MARKS.sub("", ", ".join(str(part) for part in device if part))
@@ -119,12 +123,6 @@ def _evidence(results: StudyResults) -> Iterator[str]:
         yield f"{trials['started'].min():%-d %b %Y}"
     if results.commit:
         yield f"commit {results.commit[:7]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _changes(results: StudyResults) -> Iterator[ChangeRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ from hpstudy.report.style import DARK, Figure
 
 if TYPE_CHECKING:
     from hpstudy.search.importance import Importance  # Optuna takes half a second to import
+
+MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # before a number, not within a word or a range
 
 
 def write_report(
@@ -77,7 +80,10 @@ def render(
 
 def coded(text: str) -> Markup:
     """A sentence whose commands and keys, between backticks, are set as code."""
-    parts = (Markup("<code>{}</code>" if odd % 2 else "{}").format(part) for odd, part in enumerate(text.split("`")))
+    parts = (
+        Markup("<code>{}</code>").format(part) if odd % 2 else MINUS.sub("−", part)
+        for odd, part in enumerate(text.split("`"))
+    )
     return Markup("").join(parts)
 
 

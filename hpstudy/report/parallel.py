@@ -21,6 +21,7 @@ from hpstudy.report.svg import tag
 WIDTH, HEIGHT, TOP, BOTTOM = 1176, 340, 34, 316  # pixels; lines run between TOP and BOTTOM
 LEFT, RIGHT = 44, 80
 AXIS_WIDTH = 110  # pixels that an axis needs, at least
+LEAST_WIDTH = 760  # pixels, below which its texts are too small
 MOST_LINES = 200
 WEAKEST = 0.14  # opacity of the worst trial's line
 
@@ -53,9 +54,12 @@ def parallel_coordinates(results: StudyResults, winner: str | None) -> Markup:
     baseline = []
     if all(study.space[key].contains(value) for key, value in theirs.items()):
         heights = [position(study.space[key], value) for key, value in theirs.items()]
+        own = ranked.loc[ranked["run_id"] == study.baseline_run_id, column]
+        heights += [_height(float(own.iloc[0]), limits, column)] if len(own) else []
         baseline = [tag("polyline", class_="baseline", points=_points(places, heights))]
     axes = [_axis(at, places[at], key, _marks(study.space[key])) for at, key in enumerate(study.space)]
-    axes.append(_axis(len(axes), places[-1], *_result_marks(limits, column)))
+    beyond = bool((ranked[column] != ranked[column].clip(*limits)).any())
+    axes.append(_axis(len(axes), places[-1], *_result_marks(limits, column, beyond)))
     return tag(
         "svg",
         *reversed(lines),  # the best is on top
@@ -63,7 +67,7 @@ def parallel_coordinates(results: StudyResults, winner: str | None) -> Markup:
         *axes,
         id="parallel",
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        style=f"min-width: {AXIS_WIDTH * len(axes)}px",
+        style=f"min-width: {max(LEAST_WIDTH, AXIS_WIDTH * len(axes))}px",
         role="group",
         aria_label=f"{len(lines)} trials over {', '.join(study.space)} and their result",
     )
@@ -87,15 +91,19 @@ def _marks(dimension: Any) -> dict[str, float]:
     return {tick_text(mark): position(dimension, mark) for mark in ticks(dimension, most=5)}
 
 
-def _result_marks(limits: tuple[float, float], column: str) -> tuple[str, dict[str, float]]:
-    """The name of the result's axis, and its ticks."""
+def _result_marks(limits: tuple[float, float], column: str, beyond: bool) -> tuple[str, dict[str, float]]:
+    """The name of the result's axis, and its ticks. The worst one stands for all `beyond` it."""
     low, high = limits
     heights = np.linspace(0, 1, 4)
     values = low + heights * (high - low)
     if column != "val_loss":
-        return "tokens/s", {plain(float(value)): float(h) for value, h in zip(values, heights, strict=True)}
-    digits = min(max(0, 1 - math.floor(math.log10(high - low))), 5) if high > low else 3
-    return "val loss", {f"{value:.{digits}f}": float(h) for value, h in zip(values, heights, strict=True)}
+        texts = [plain(float(value)) for value in values]
+        texts[0] = f"≤ {texts[0]}" if beyond else texts[0]
+    else:
+        digits = min(max(0, 1 - math.floor(math.log10(high - low))), 5) if high > low else 3
+        texts = [f"{value:.{digits}f}" for value in values]
+        texts[-1] = f"≥ {texts[-1]}" if beyond else texts[-1]
+    return "val loss" if column == "val_loss" else "tokens/s", dict(zip(texts, heights.tolist(), strict=True))
 
 
 def _axis(at: int, x: float, name: str, marks: Mapping[str, float]) -> Markup:

@@ -26,6 +26,7 @@ from hpstudy.study import Choices
 if TYPE_CHECKING:
     from hpstudy.search.importance import Importance  # Optuna takes half a second to import
 
+FEW_TRIALS = 16  # each with a tick
 IMPORTANCE_CAPTION = (
     "PED-ANOVA over complete trials: what sets the best tenth apart, with the middle 90% over resampled trials. A "
     "share is no effect size."
@@ -52,17 +53,12 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
             (complete[complete["run_id"] == winner], {"color": ACCENT, "size": 13}),
         ):
             values = rows[column].to_numpy("float64")
-            beyond = values != np.clip(values, *limits)
-            symbols = [
-                "triangle-up" if far and column == "val_loss" else "triangle-down" if far else "circle"
-                for far in beyond
-            ]
             plot.add_trace(
                 go.Scatter(
                     x=[position(dimension, value) for value in rows[key]],
                     y=np.clip(values, *limits),
                     mode="markers",
-                    marker={**style, "symbol": symbols},
+                    marker={**style, "symbol": _symbols(values, limits, column)},
                     customdata=[
                         [html.escape(str(run)), tick_text(value), value_text(true, column)]
                         for run, value, true in zip(rows["run_id"], rows[key], values, strict=True)
@@ -110,6 +106,12 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
         pad = 0.08 * (limits[1] - limits[0]) or 0.01
         plot.update_yaxes(range=[limits[0] - pad, limits[1] + 1.4 * pad])
         yield Figure(title=key, caption=RULES[key].doc, plot=plot, size="panel")
+
+
+def _symbols(values: np.ndarray, limits: tuple[float, float], column: str) -> list[str]:
+    """Circles, and triangles towards values beyond the axis."""
+    beyond = "triangle-up" if column == "val_loss" else "triangle-down"
+    return [beyond if value != np.clip(value, *limits) else "circle" for value in values]
 
 
 def value_text(value: float, column: str) -> str:
@@ -184,7 +186,8 @@ def best_so_far(results: StudyResults) -> Figure:
     plot.add_trace(
         go.Scatter(
             x=done["trial"].to_numpy("int64"), y=np.clip(values, low, high), mode="markers",
-            marker={"color": MUTED, "size": 7, "opacity": 0.75}, customdata=texts,
+            marker={"color": MUTED, "size": 7, "opacity": 0.75, "symbol": _symbols(values, (low, high), column)},
+            customdata=texts,
             hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
         )
     )  # fmt: skip
@@ -207,7 +210,7 @@ def best_so_far(results: StudyResults) -> Figure:
             x=1, xref="paper", y=float(baseline.iloc[0]), text=opponent(study), showarrow=False,
             xanchor="right", yanchor="bottom", font={"color": INK, "size": 12.5},
         )  # fmt: skip
-    plot.update_xaxes(tickformat="d")
+    plot.update_xaxes(tickformat="d", dtick=1 if len(done) + len(others) <= FEW_TRIALS else None)
     plot.update_yaxes(range=[low - pad, high + pad])
     caption = (
         "One seed each. Selection flatters the best of a search, so this curve is no result. Crosses: not complete."

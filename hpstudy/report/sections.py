@@ -44,7 +44,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
     certain = [tables.sides(results), *tables.certainty(verdict), tables.speedups(results)]
     reached = (tables.statistics(verdict),) if verdict.contrasts else ()
     panels = tuple(search_figures.hyperparameter_panels(results, winner))
-    together = (search_figures.importance_bars(importances),) if importances else ()
+    together = (search_figures.importance_bars(importances),) if len(importances) > 1 else ()
     commit = results.commit
     parts = [
         Section(

@@ -10,6 +10,7 @@ from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.numbers import plain
 from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
+from hpstudy.records import Outcome
 from hpstudy.report.curves import objective_column
 from hpstudy.report.endings import ending, not_complete
 from hpstudy.report.search_figures import badness, shown_range, value_text
@@ -20,7 +21,7 @@ WIDTH, HEIGHT, EDGE = 190, 40, 7  # pixels; EDGE keeps dots inside
 
 
 def strip(results: StudyResults, key: str, winner: str | None) -> Markup:
-    """A key's strip: the better a trial, the lower it stands. Trials that are not complete are crosses on top."""
+    """A key's strip: the better a trial, the lower it stands. On top are the others, pruned ones hollow, lost ones crossed."""
     study, column = results.study, objective_column(results.study)
     dimension, complete = study.space[key], results.ranked()
     limits = shown_range(complete[column], column)
@@ -29,8 +30,11 @@ def strip(results: StudyResults, key: str, winner: str | None) -> Markup:
         x = _across(dimension, value)
         drawn.append(tag("line", class_="baseline", x1=x, x2=x, y1=0, y2=HEIGHT - 2))
     for row in not_complete(results).to_dict("records"):
-        path = f"M{_across(dimension, row[key]) - 2.5:.1f},3 l5,5 m0,-5 l-5,5"
-        drawn.append(tag("path", tag("title", f"{row['run_id']}: {ending(row)}"), class_="lost", d=path))
+        x, title = _across(dimension, row[key]), tag("title", f"{row['run_id']}: {ending(row)}")
+        if row["outcome"] == Outcome.PRUNED:
+            drawn.append(tag("circle", title, class_="pruned", cx=x, cy=5.5, r=2.5))
+        else:
+            drawn.append(tag("path", title, class_="lost", d=f"M{x - 2.5:.1f},3 l5,5 m0,-5 l-5,5"))
     for row in reversed(complete.to_dict("records")):  # the best is on top
         y = HEIGHT - EDGE - badness(row[column], limits, column) * (HEIGHT - 2 * EDGE)
         kind, size = ("winner", 5) if row["run_id"] == winner else ("trial", 2.7)

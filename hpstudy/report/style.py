@@ -8,6 +8,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 INK, MUTED, FAINT, GRID, ACCENT = "#16181d", "#6a707b", "#c9cdd4", "#eceef1", "#0a63d8"
+PAPER = "rgba(255,255,255,0.82)"  # behind labels
 INK_BAND, ACCENT_BAND = "rgba(22,24,29,0.10)", "rgba(10,99,216,0.16)"
 DARK = {
     INK: "#f1f3f6",
@@ -15,6 +16,7 @@ DARK = {
     FAINT: "#454b56",
     GRID: "#272b32",
     ACCENT: "#6cabff",
+    PAPER: "rgba(17,19,23,0.82)",
     INK_BAND: "rgba(241,243,246,0.14)",
     ACCENT_BAND: "rgba(108,171,255,0.20)",
 }

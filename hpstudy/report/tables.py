@@ -11,7 +11,7 @@ import pandas as pd
 
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
-from hpstudy.analysis.numbers import decimals, plain, short, with_sign
+from hpstudy.analysis.numbers import decimals, duration, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.records import Outcome
@@ -211,8 +211,10 @@ def speedups(results: StudyResults) -> Table | None:
 
 def _ratio(ratio: Ratio) -> str:
     def times(value: float | None) -> str:
-        return MISSING if value is None else f"{'≥ ' if value >= ratio.most else ''}{value:.2f}x"
+        return MISSING if value is None else f"{value:.2f}x"
 
+    if ratio.low is not None and ratio.low >= ratio.most:
+        return f"≥ {times(ratio.most)}"
     return f"{times(ratio.value)} [{times(ratio.low)}, {times(ratio.high)}]"
 
 
@@ -263,7 +265,7 @@ def _common_values(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> 
 
 
 def cost(trials: pd.DataFrame) -> Table:
-    """Finished runs, their tokens and hours of training, by phase."""
+    """Finished runs, their tokens and their time of training, by phase."""
     done = trials[trials["outcome"].notna()]
     phases = [(str(phase), runs) for phase, runs in done.groupby("phase", observed=True)]
     rows = tuple(
@@ -272,11 +274,11 @@ def cost(trials: pd.DataFrame) -> Table:
             f"{len(runs):,}",
             ", ".join(f"{count} {what}" for what, count in runs["outcome"].value_counts().items() if count),
             short(float(runs["tokens"].sum())),
-            f"{runs['train_seconds'].sum() / 3600:.3g}",
+            duration(float(runs["train_seconds"].sum())),
         )
         for name, runs in [*phases, ("all", done)]
     )
-    return Table(title="Cost", header=("phase", "runs", "outcomes", "tokens", "hours of steps"), rows=rows)
+    return Table(title="Cost", header=("phase", "runs", "outcomes", "tokens", "time of steps"), rows=rows)
 
 
 def environment_table(environment: Mapping[str, Any]) -> Table:
