@@ -21,7 +21,7 @@ WIDTH, HEIGHT, EDGE = 190, 40, 7  # pixels; EDGE keeps dots inside
 
 
 def strip(results: StudyResults, key: str, winner: str | None) -> Markup:
-    """A key's strip: the better a trial, the lower it stands. On top are the others, pruned ones hollow, lost ones crossed."""
+    """A key's strip: the better a trial, the lower it stands. On top are the others: pruned hollow, lost crossed."""
     study, column = results.study, objective_column(results.study)
     dimension, complete = study.space[key], results.ranked()
     limits = shown_range(complete[column], column)

@@ -20,7 +20,7 @@ from tests.helpers.stores import BASELINE, LOWER, NOISY, SEEDS, Ends, ends, fres
 MakeStudy = Callable[..., Study]
 OTHERS = tuple(map(other_seed, SEEDS))
 SAME_TEXT = "The search chose it on the same validation text."
-FEW = "No run went badly wrong; of 5 seeds, up to 45% of either side's further runs may still do."
+FEW = "No fresh run went badly wrong; of 5 seeds, up to 45% of either side's further runs may still do."
 OPPONENT = "the baseline (GPT-3's values except for warmup_fraction and batch_tokens)"
 
 SPEED = "train/tok_per_sec"

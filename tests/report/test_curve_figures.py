@@ -43,20 +43,22 @@ def test_the_difference_curve_ends_at_the_verdicts_difference(gallery) -> None:
 def test_the_strip_of_differences_has_interval_margin_and_every_pair(gallery) -> None:
     results = gallery("decided")
     first = results.verdict().contrasts[0]
-    rings, dot = differences(results).plot.data
+    rings, dot = differences(results, shown_runs(results)).plot.data
     ours, theirs = results.fresh.sides(first.candidate)
     assert sorted(rings.x) == pytest.approx(sorted(ours - theirs))
     assert dot.x[0] == first.difference
     assert dot.x[0] + dot.error_x.array[0] == pytest.approx(first.high)
     assert dot.x[0] - dot.error_x.arrayminus[0] == pytest.approx(first.low)
-    margin = next(shape for shape in differences(results).plot.layout.shapes if shape.type == "rect")
+    margin = next(
+        shape for shape in differences(results, shown_runs(results)).plot.layout.shapes if shape.type == "rect"
+    )
     assert (margin.x0, margin.x1) == (-first.margin, first.margin)
 
 
 def test_a_study_of_speed_shows_ratios_of_tokens_per_second(gallery) -> None:
     results = gallery("speed")
     speed = results.verdict().contrasts[0].speed
-    _, dot = differences(results).plot.data
+    _, dot = differences(results, shown_runs(results)).plot.data
     assert dot.x[0] == speed.ratio
     shown = shown_runs(results)
     names = {note.text.partition(" <b>")[0] for note in speed_curve(results, shown).plot.layout.annotations}

@@ -22,6 +22,7 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.cli.report_commands import report_page
 from hpstudy.errors import MachineError, UserError
 from hpstudy.report import results_markdown, write_report
+from hpstudy.report.html import coded
 from hpstudy.search.importance import Importance
 from hpstudy.study import Study
 from tests.bench.scale import write
@@ -54,7 +55,7 @@ def test_both_pages_show_the_verdict_of_the_results(tiny: Tiny, confirmed: Build
     pages, verdict = report(results), results.verdict()
     assert verdict.headline.startswith("Yes: search-0001 is better than the baseline (GPT-3's values except for ")
     assert headline(pages.html) == ("Yes", "Tuned values reach 3.6111 nats where GPT-3's reach 4.0100.")
-    assert f"<p>{html.escape(verdict.headline)}</p>" in pages.html
+    assert f"<p>{coded(verdict.headline)}</p>" in pages.html
     assert f"**{verdict.sentence}**".replace("_", r"\_") in html.unescape(pages.markdown).splitlines()
 
 
@@ -167,7 +168,7 @@ def test_without_fresh_seeds_the_headline_names_no_winner(tiny: Tiny, searched: 
     badge, sentence = headline(pages.html)
     assert badge == "No verdict yet"
     assert sentence == "The best trial so far reaches 3.600 nats, GPT-3's values 4.000; one seed each, no verdict."
-    assert html.escape(results.verdict().sentence) in pages.html
+    assert coded(results.verdict().sentence) in pages.html
     for text in pages:
         assert "(one seed)" in text
         assert "Difference to the baseline" not in text
