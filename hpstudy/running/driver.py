@@ -54,7 +54,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
         try:
             with closing(_Driver(study, store, options, progress, stop)) as driver:
                 driver.start_workers()
-                store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
+                store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved(), study.path)
                 driver.say_notes()
                 driver.search()
                 driver.baseline()

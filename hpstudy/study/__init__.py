@@ -4,7 +4,16 @@ schema.py holds the tables and keys, parse.py reads them, checks.py has the rule
 `Study` (study.py) of them. frozen.py keeps a study that has begun from changing, and ranking.py orders its trials.
 """
 
-from hpstudy.study.frozen import changed_keys, load_frozen, refuse_changes, seeds_of_others, with_frozen_seeds
+from hpstudy.study.frozen import (
+    changed_keys,
+    load_frozen,
+    refuse_changes,
+    run_command,
+    seeds_of_others,
+    study_argument,
+    study_file,
+    with_frozen_seeds,
+)
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
 from hpstudy.study.study import GROWING, Choices, Dimension, FloatRange, Study, Value, num_trials, study_sha256
@@ -28,7 +37,10 @@ __all__ = [
     "num_trials",
     "parse_study",
     "refuse_changes",
+    "run_command",
     "seeds_of_others",
+    "study_argument",
+    "study_file",
     "study_name",
     "study_sha256",
     "with_frozen_seeds",
