@@ -10,7 +10,7 @@ from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals
 from hpstudy.analysis.results import StudyResults
-from hpstudy.analysis.state import State
+from hpstudy.analysis.state import Stage, State
 from hpstudy.statistics.race import Answer
 from hpstudy.study import Study
 
@@ -31,6 +31,20 @@ def opponent(study: Study) -> str:
     """How tables name the baseline: GPT-3 if it has GPT-3's value of every searched key, else baseline."""
     departed = {departure.key for departure in departures(study)}
     return "baseline" if departed & set(study.space) else "GPT-3"
+
+
+def in_a_word(results: StudyResults, now: State) -> str:
+    """`yes, better`, `nothing better` or `equivalent`; of a study without an answer, where it stands."""
+    study, verdict = results.study, results.verdict()
+    if now.stage is not Stage.DONE:
+        return str(now.stage)
+    if not verdict.contrasts:
+        return "not confirmed" if study.space else "reference"
+    first = verdict.contrasts[0]
+    if found_nothing(first, study):
+        return "nothing faster" if by_speed(study) else "nothing better"
+    answer = str(deciding(first, study))
+    return f"{verdict.reply}, {answer}" if verdict.reply else answer
 
 
 def in_short(results: StudyResults, now: State) -> InShort:
@@ -72,7 +86,7 @@ def _sentence(
     theirs = f"{opponent(study)}'s" if opponent(study) == "GPT-3" else "the baseline's"
     if by_speed(study):
         return _on_speed(c, answer, theirs)
-    digits = _shared_digits(baseline, best)
+    digits = shared_digits(baseline, best)
     ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
     size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
     if found_nothing(c, study):
@@ -99,6 +113,6 @@ def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:
     return f"Tuned values train at {times} the speed of {theirs}."
 
 
-def _shared_digits(*sides: Measured) -> int:
+def shared_digits(*sides: Measured) -> int:
     """The digits that both errors allow."""
     return min((decimals(side.se) for side in sides if side.se is not None), default=ONE_SEED_DIGITS)

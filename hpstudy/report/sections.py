@@ -27,6 +27,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()  # shown on request
     commands: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()  # (text, relative address)
 
 
 def sections(results: StudyResults, importances: Mapping[str, float]) -> list[Section]:

@@ -96,7 +96,7 @@ def _own_file(root: Path) -> Path | None:
     """The file that the study was begun or last resumed with, if it is still there."""
     with suppress(HpstudyError, KeyError, TypeError):
         kept = read_json(root / SOURCE, json_object) or {}
-        path = (root.resolve() / kept["path"]).resolve()
+        path = Path(root.resolve(), str(kept["path"])).resolve()
         if path.is_file() and path.name == f"{root.name}.toml":
             return path
     return None
