@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpstudy.analysis.answers import Noise
     from hpstudy.analysis.together import PooledNoise
 
+SEARCHES: tuple[Phase, ...] = ("search", "tuned-lr")  # phases that are one after the other
 MUCH = 1 / 3  # of a run's time, above which evaluation is worth a word
 
 CHECK: dict[str, str] = {
