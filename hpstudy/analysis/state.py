@@ -97,7 +97,7 @@ def state(results: StudyResults) -> State:
     now = holder(root)
     if now is not None:
         watch = command("status", study.name, root.parent)
-        stage, step = Stage.RUNNING, Step(brief="wait", advice="it is running now", command=watch)
+        stage, step = Stage.RUNNING, Step(brief="wait", advice="it is running now; ask again later", command=watch)
     elif damaged := trials.loc[trials["outcome"] == DAMAGED, "run_id"].astype("str").tolist():
         stage, step = Stage.STOPPED, _repair(root, damaged)
     elif left := _left(results, planned):

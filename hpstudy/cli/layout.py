@@ -50,11 +50,14 @@ def side_by_side_parts(columns: Sequence[Column], width: int) -> Iterator[list[C
 
 
 def as_table(columns: Sequence[Column]) -> Table:
-    """The columns without lines around them. What does not fit the terminal is cut, never wrapped."""
+    """The columns without lines around them. What does not fit is cut, never wrapped; the first column stays whole."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     for column in columns:
         side: Literal["left", "right"] = "right" if column.right else "left"
-        table.add_column(column.heading, justify=side, vertical="top", no_wrap=True, overflow="ellipsis")
+        least = None if table.columns else column.width
+        table.add_column(
+            column.heading, justify=side, vertical="top", no_wrap=True, overflow="ellipsis", min_width=least
+        )
     for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*row)
     return table

@@ -88,7 +88,7 @@ def _print_studies(console: Console, runs: Path) -> None:
         console.print("best and baseline: val loss in nats, or tokens per second", style="dim")
         for line in lines:
             if line.running:
-                say_fact(console, "", f"{line.name}: {line.running}".strip(), whole=True)
+                console.print(f"{line.name}: {line.running}", soft_wrap=True)
         console.print(f"`{command('status', 'NAME', runs)}` explains the next step\n", style="dim", soft_wrap=True)
     if waiting:
         names, questions = Column(heading="not begun", cells=list(waiting)), list(waiting.values())
@@ -139,11 +139,11 @@ def _layouts(lines: Sequence[_Line]) -> Iterator[list[Column]]:
     best = Column(heading="best", cells=[line.best for line in lines], right=True)
     baseline = Column(heading="baseline", cells=[line.baseline for line in lines], right=True)
     step = Column(heading="next", cells=[line.step for line in lines])
-    whole = Column(heading="next", cells=[line.command for line in lines])
+    whole = Column(heading="command", cells=[line.command for line in lines])
     question = Column(heading="question", cells=[line.question for line in lines])
     core = [name, stands, trials, best, baseline]
-    yield [*core, whole, question]
-    yield [*core, whole]
+    yield [*core, step, whole, question]
+    yield [*core, step, whole]
     yield [*core, step]
     yield [name, stands, trials, step]
     yield [name, stands, step]

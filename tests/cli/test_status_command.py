@@ -42,15 +42,11 @@ def test_each_study_has_a_line_with_both_losses_its_answer_and_its_next_command(
     result = status()
     assert (result.code, result.err) == (0, "")
     # 3.6, 3.6111 and 3.6222 against 4, 4.01 and 4.02: standard errors of 0.0064 and 0.0058
-    assert row(result, "sure") == [
-        "sure",
-        "yes,",
-        "better",
-        *["10", "of", "10", "3.6111", "4.0100"],
-        *longer("sure", 20),
-    ]
+    longer = ["more", "trials", "hpstudy", "run", "sure.toml", "--trials", "20"]
+    assert row(result, "sure") == ["sure", "yes,", "better", "10", "of", "10", "3.6111", "4.0100", *longer]
     assert row(result, "unsure")[:8] == ["unsure", "not", "confirmed", "10", "of", "10", "3.600", "4.000"]
-    assert row(result, "begun") == ["begun", "stopped", "1", "of", "5", "-", "4.000", "hpstudy", "run", "begun.toml"]
+    run = ["hpstudy", "run", "begun.toml"]
+    assert row(result, "begun") == ["begun", "stopped", "1", "of", "5", "-", "4.000", "resume", *run]
 
 
 def test_a_list_fits_eighty_columns_and_says_the_step_in_words_there() -> None:
