@@ -41,7 +41,7 @@ CHECK: dict[str, str] = {
     "speed": "per micro-batch: `micro_batch`, `step_seconds`, `tok_per_sec`, `eval_seconds`; null if it does not fit",
     "cost": "`runs`, the `steps` of one, `tokens` and `seconds` of all on so many `workers`; upper bounds in a race",
     "plan": "phase -> its runs",
-    "evaluation": "its `share` of a run's time, and `cheaper` values of [trainer] if that is much; else null",
+    "evaluation": "its `share` of a run's time; if that is much, `cheaper`: `values` of [trainer], and `eval_share` with them",
     "noise": "of the study's `own` baseline and of `similar` studies: `sd` (nats) and `runs`; null if it is unknown",
     "warnings": "what is legal but probably not meant",
 }

@@ -98,20 +98,30 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
     )
 
 
-def cheaper(cost: Cost, spec: TrainerSpec) -> str:
-    """Values of [trainer] with which evaluation takes about EVAL_GOAL of a run; empty if it takes no more than that.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cheaper:
+    """Values of [trainer] that make evaluation cheaper."""
+
+    values: dict[str, int]
+    eval_share: float  # of a run's time, with them
+
+    def __str__(self) -> str:
+        """`evals = 5 and val_tokens = 32768`."""
+        return " and ".join(f"{key} = {value}" for key, value in self.values.items())
+
+
+def cheaper(cost: Cost, spec: TrainerSpec) -> Cheaper | None:
+    """Values of [trainer] with which evaluation takes EVAL_GOAL of a run, or comes near; None if it takes no more.
 
     Fewer evaluations come first, down to LEAST_EVALS; then a smaller validation set, down to LEAST_VAL_TOKENS.
     """
     evals = min(cost.steps, spec.evals)
     allowed = EVAL_GOAL / (1 - EVAL_GOAL) * cost.train_seconds / (cost.eval_seconds / evals)  # of today's size
-    if allowed >= evals:
-        return ""
     fewer = min(evals, max(LEAST_EVALS, math.floor(allowed)))
-    smaller = spec.val_tokens * allowed / fewer
-    changes = [f"evals = {fewer}"] if fewer < evals else []
-    if smaller < spec.val_tokens:
-        least = min(max(LEAST_VAL_TOKENS, spec.context), spec.val_tokens)
-        size = max(least, 2 ** math.floor(math.log2(smaller)))
-        changes += [f"val_tokens = {size}"] if size < spec.val_tokens else []
-    return " and ".join(changes)
+    least = min(max(LEAST_VAL_TOKENS, spec.context), spec.val_tokens)
+    smaller = max(least, 2 ** math.floor(math.log2(spec.val_tokens * min(allowed / fewer, 1.0))))
+    values = {"evals": fewer} if fewer < evals else {}
+    if allowed < fewer and smaller < spec.val_tokens:
+        values["val_tokens"] = smaller
+    then = cost.eval_seconds * fewer / evals * values.get("val_tokens", spec.val_tokens) / spec.val_tokens
+    return Cheaper(values=values, eval_share=then / (cost.train_seconds + then)) if values else None
