@@ -17,7 +17,7 @@ from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.records import Phase
 from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import planned
-from hpstudy.running.cost import EVAL_GOAL, Cost, cheaper, estimate
+from hpstudy.running.cost import Cheaper, Cost, cheaper, estimate
 from hpstudy.running.interface import Options
 from hpstudy.study import Choices, Study, load_study, seeds_of_others
 from hpstudy.tracking.store import begun_studies
@@ -41,7 +41,7 @@ CHECK: dict[str, str] = {
     "speed": "per micro-batch: `micro_batch`, `step_seconds`, `tok_per_sec`, `eval_seconds`; null if it does not fit",
     "cost": "`runs`, the `steps` of one, `tokens` and `seconds` of all on so many `workers`; upper bounds in a race",
     "plan": "phase -> its runs",
-    "evaluation": "its `share` of a run's time; if that is much, `cheaper`: `values` of [trainer], and `eval_share` with them",
+    "evaluation": "its `share` of a run's time; `cheaper`, if that is much: `values`, and `eval_share` with them",
     "noise": "of the study's `own` baseline and of `similar` studies: `sd` (nats) and `runs`; null if it is unknown",
     "warnings": "what is legal but probably not meant",
 }
@@ -72,9 +72,9 @@ class _Checked:
         return self.cost.seconds([*searches, fresh], self.workers)
 
     @property
-    def cheaper(self) -> str:
+    def cheaper(self) -> Cheaper | None:
         """The values of [trainer] that make evaluation cheaper, if it takes much and the study may still change."""
-        return cheaper(self.cost, self.study.spec) if self.cost.eval_share > MUCH and not self.begun else ""
+        return cheaper(self.cost, self.study.spec) if self.cost.eval_share > MUCH and not self.begun else None
 
 
 def check(name: str, runs: Path, device: str, trials: int | None, *, as_json: bool = False) -> None:
@@ -172,9 +172,8 @@ def _print_cost(console: Console, found: _Checked) -> None:
         counts[-1] += f"; the race stops after {looks[0]} to {looks[-1]} seeds a side"
     say_fact(console, "", ", ".join(counts))
     if cost.eval_share > MUCH:
-        remedy = (
-            f"; `{found.cheaper}` in [trainer] would make it about {EVAL_GOAL:.0%} or less" if found.cheaper else ""
-        )
+        better = found.cheaper
+        remedy = f"; `{better}` in [trainer] would make it {better.eval_share:.0%}" if better else ""
         say_fact(console, "", f"evaluation takes {cost.eval_share:.0%} of it{remedy}")
     for noise in (found.noise, found.pooled):
         if noise:
@@ -230,7 +229,7 @@ def _as_json(found: _Checked) -> dict[str, Any]:
             "workers": found.workers,
         },
         "plan": {str(phase): len(shares) for phase, shares in found.plan.items()},
-        "evaluation": {"share": cost.eval_share, "cheaper": found.cheaper or None},
+        "evaluation": {"share": cost.eval_share, "cheaper": asdict(found.cheaper) if found.cheaper else None},
         "noise": {
             "own": {"sd": found.noise.sd, "runs": found.noise.n} if found.noise else None,
             "similar": {"sd": found.pooled.sd, "runs": found.pooled.runs} if found.pooled else None,
