@@ -118,6 +118,21 @@ Thread(target=import_ahead).start()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_run_and_confirm_end_stdout_with_one_json_object(tiny_file, tmp_path: Path) -> None:
+    few, runs = {"trials = 5": "trials = 2"}, tmp_path / "runs"
+    flags = ("--runs", runs, "--device", "cpu", "--wandb", "disabled", "--workers", 1, "--json")
+    ran = hpstudy("run", tiny_file(replace=few), *flags)
+    assert (ran.code, ran.out.count("\n")) == (0, 1)
+    found = json.loads(ran.out)
+    assert found == json.loads(hpstudy("status", "tiny", "--runs", runs, "--json").out)
+    assert (found["stage"], found["next"]["step"], found["trials"]["ended"]) == ("done", "more seeds", 2)
+    assert Path(found["report"]).exists()
+    assert "search 2/2" in ran.err
+    path = tiny_file(replace=few, more="[confirm]\nseeds = [7, 8, 9]")
+    confirmed = json.loads(hpstudy("confirm", path, *flags).out)
+    assert confirmed["tuned"]["seeds"] == 3
+
+
 def test_confirm_refuses_before_the_search_is_done(tiny_file, tmp_path: Path) -> None:
     result = hpstudy("confirm", tiny_file(), "--runs", tmp_path / "runs")
     assert result.code == 2
