@@ -108,7 +108,8 @@ def _print_comparison(console: Console, findings: Sequence[Finding], runs: Path)
 def _columns(table: Table) -> Iterator[Column]:
     """The columns of a table, numbers to the right, a mean above its error, a difference above its interval."""
     for place, heading in enumerate(table.header):
-        cells = [row[place].replace(" ±", "\n±").replace(" [", "\n[") for row in table.rows]
+        comma = ",\n" if heading == "answer" else ", "
+        cells = [row[place].replace(" ±", "\n±").replace(" [", "\n[").replace(", ", comma) for row in table.rows]
         yield Column(heading=heading.replace(" [", "\n["), cells=cells, right=heading not in WORDS)
 
 

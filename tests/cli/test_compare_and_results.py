@@ -143,7 +143,8 @@ def test_json_of_several_studies_is_a_list_with_what_belongs_to_all(compare, res
     assert answers["cautions"] == list(cautions([load(name, tmp_path / "runs") for name in ("sure", "unsure")]))
 
 
-def test_a_table_of_eighty_columns_leaves_out_what_the_page_holds(two, tmp_path: Path):
+@pytest.mark.usefixtures("two")
+def test_a_table_of_eighty_columns_leaves_out_what_the_page_holds(tmp_path: Path):
     findings = [finding(load(name, tmp_path / "runs")) for name in ("sure", "unsure")]
     columns = list(_columns(side_by_side(findings)))
     shorter = [column for column in columns if column.heading in IN_SHORT]
