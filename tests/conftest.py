@@ -13,6 +13,7 @@ import pytest
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.hparams import RULES, Scale
 from hpstudy.records import Outcome, Phase, Run, repeats
+from hpstudy.running.confirm import update_selections
 from hpstudy.study import Study, load_study, schema
 from hpstudy.study import load as load_module
 from tests.helpers.stores import begun, header_of, keep_run, result_of, step_record
@@ -80,7 +81,7 @@ def write_run(tmp_path: Path) -> Write:
     """Writes one run of `study` that ends at `loss`; a run with a loss of NaN has diverged."""
 
     def write(study: Study, run_id: str, phase: Phase, loss: float, *, trial: int | None = None, seed: int = 0) -> None:
-        store = begun(tmp_path, name=study.name, text=study.path.read_text(), values=study.resolved())
+        store = begun(tmp_path, name=study.name, text=study.path.read_text(), values=study.resolved(), path=study.path)
         draw = np.random.default_rng([trial or 0, seed])
         hparams = study.baseline_hparams(study.spec.tokens)
         if trial:
@@ -146,7 +147,9 @@ def confirmed(
     """The search, then baseline and trial 1 on three fresh seeds: trial 1 is lower by 0.4 nats."""
 
     def build(study: Study) -> StudyResults:
-        searched(study)
+        store = searched(study).store
+        assert store is not None
+        update_selections(study, store, print)
         for number, seed in enumerate((101, 102, 103)):
             write_run(study, f"baseline-s{seed}", "baseline", 4.0 + number / 100, seed=seed)
             write_run(study, f"confirm-0001-s{seed}", "confirm", 3.6 + number / 90, trial=1, seed=seed)

@@ -10,7 +10,7 @@ from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals
 from hpstudy.analysis.results import StudyResults
-from hpstudy.analysis.state import State
+from hpstudy.analysis.state import Stage, State
 from hpstudy.records import trial_phase
 from hpstudy.statistics.race import Answer
 from hpstudy.study import Study
@@ -53,6 +53,20 @@ def role_name(candidate: str) -> str:
             return candidate
 
 
+def in_a_word(results: StudyResults, now: State) -> str:
+    """`yes, better`, `nothing better` or `equivalent`; of a study without an answer, where it stands."""
+    study, verdict = results.study, results.verdict()
+    if now.stage is not Stage.DONE:
+        return str(now.stage)
+    if not verdict.contrasts:
+        return "not confirmed" if study.space else "reference"
+    first = verdict.contrasts[0]
+    if found_nothing(first, study):
+        return "nothing faster" if by_speed(study) else "nothing better"
+    answer = str(deciding(first, study))
+    return f"{verdict.reply}, {answer}" if verdict.reply else answer
+
+
 def in_short(results: StudyResults, now: State) -> InShort:
     """The answer so far. `now` is where the study stands."""
     study, verdict = results.study, results.verdict()
@@ -92,7 +106,7 @@ def _sentence(
     theirs = f"{opponent(study)}'s" if opponent(study) == "GPT-3" else "the baseline's"
     if by_speed(study):
         return _on_speed(c, answer, theirs)
-    digits = _shared_digits(baseline, best)
+    digits = shared_digits(baseline, best)
     ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
     size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
     if found_nothing(c, study):
@@ -123,6 +137,6 @@ def _times(speed: Relative) -> str:
     return f"{speed.ratio:.{decimals((speed.high - speed.low) / 2)}f} times"
 
 
-def _shared_digits(*sides: Measured) -> int:
+def shared_digits(*sides: Measured) -> int:
     """The digits that both errors allow."""
     return min((decimals(side.se) for side in sides if side.se is not None), default=ONE_SEED_DIGITS)

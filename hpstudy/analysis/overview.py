@@ -17,7 +17,7 @@ from hpstudy.tracking.wandb_sink import whereabouts
 OVERVIEW: dict[str, str] = {
     "study": "its name",
     "question": "what it asks",
-    "stage": "running, stopped, undecided or done",
+    "stage": "running, stopped, undecided or done; in a list also not begun, or unreadable",
     "holder": "who runs it now, with `host`, `pid` and `since` (UTC); null if nobody does",
     "trials": "of the search: `ended` of `planned`, and how many ended in each outcome",
     "reply": "yes, no, undecided, or nothing better found; null without a verdict, or if the file says no `yes`",
@@ -37,9 +37,10 @@ OVERVIEW: dict[str, str] = {
     "started": "when the first run began (UTC)",
     "report": "path of the report; null until it is written",
     "wandb": "where its W&B runs are",
-    "next": "`advice` and the `command` that follows it",
+    "next": "the `step` in a word or two, the same as `advice`, and the `command` that follows it",
+    "problems": "what was left out of the numbers and why, or why the study cannot be read",
 }
-"""Key -> what it holds, for `overview`."""
+"""Key -> what it holds, for `overview`. In a list, what is not known of a study that has not begun is null."""
 
 
 def overview(results: StudyResults) -> dict[str, Any]:
@@ -82,9 +83,15 @@ def overview(results: StudyResults) -> dict[str, Any]:
         "started": trials["started"].min().isoformat() if len(trials) else None,
         "report": str(page) if page.exists() else None,
         "wandb": whereabouts(root, study.name),
-        "next": {"advice": where.advice, "command": where.command},
+        "next": {"step": where.step.brief, "advice": where.advice, "command": where.command},
+        "problems": list(results.frames.problems),
     }
-    return {key: _finite(made[key]) for key in OVERVIEW}
+    return {key: finite(made[key]) for key in OVERVIEW}
+
+
+def unknown(name: str, **values: Any) -> dict[str, Any]:
+    """The keys of OVERVIEW for a study that has no readable runs, with these values; None for all others."""
+    return dict.fromkeys(OVERVIEW) | {"study": name, "problems": []} | values
 
 
 def _difference(c: Contrast | None) -> dict[str, Any] | None:
@@ -97,10 +104,10 @@ def _speed(found: Relative) -> dict[str, Any]:
     return {"ratio": found.ratio, "low": found.low, "high": found.high, "p": found.p}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value as JSON knows it: numbers that are not finite are None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

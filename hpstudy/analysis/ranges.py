@@ -33,7 +33,7 @@ class AtEnd:
     def as_toml(self) -> str:
         """The wider range as a study file states it."""
         wider = self.wider
-        return f'{self.key} = {{ low = {wider.low:g}, high = {wider.high:g}, scale = "{wider.scale}" }}'
+        return f'{self.key} = {{ low = {wider.low:.12g}, high = {wider.high:.12g}, scale = "{wider.scale}" }}'
 
 
 def position(dimension: Dimension, value: Value) -> float:
@@ -54,7 +54,7 @@ def at_ends(study: Study, best: HParams) -> Iterator[AtEnd]:
         if isinstance(dimension, Choices) or key not in values:
             continue
         where = position(dimension, values[key])
-        if min(where, 1 - where) <= NEAR and (wider := _wider(key, dimension, upper=where >= 0.5)) != dimension:
+        if min(where, 1 - where) <= NEAR and (wider := _wider(study, key, dimension, where >= 0.5)) != dimension:
             side, end = ("lower", dimension.low) if where < 0.5 else ("upper", dimension.high)
             yield AtEnd(key=key, value=float(values[key]), side=side, end=end, wider=wider)
 
@@ -69,7 +69,7 @@ def _scaled(scale: str, value: float) -> float:
             return value
 
 
-def _wider(key: str, dimension: FloatRange, *, upper: bool) -> FloatRange:
+def _wider(study: Study, key: str, dimension: FloatRange, upper: bool) -> FloatRange:
     """The range, half as long again at one end, with a round end that is legal for the key."""
     ends = [_scaled(dimension.scale, end) for end in (dimension.low, dimension.high)]
     moved = ends[upper] + (0.5 if upper else -0.5) * (ends[1] - ends[0])
@@ -84,8 +84,28 @@ def _wider(key: str, dimension: FloatRange, *, upper: bool) -> FloatRange:
     rule = RULES[key]
     if not rule.allows(end):
         end = rule.high if upper else rule.low
+    end = _within_schedule(study, key, end)
     beyond = end > dimension.high if upper else end < dimension.low
     if not (rule.allows(end) and beyond):
         return dimension
     low, high = (dimension.low, end) if upper else (end, dimension.high)
     return FloatRange(low=low, high=high, scale=dimension.scale)
+
+
+def _within_schedule(study: Study, key: str, end: float) -> float:
+    """The end, moved so that every warm-up of the search ends before every decay does."""
+    if key == "warmup_fraction":
+        return min(end, *_ends(study, "decay_fraction"))
+    if key == "decay_fraction" and "warmup_fraction" in {*study.space, *study.hparams}:
+        return max(end, *_ends(study, "warmup_fraction"))
+    return end
+
+
+def _ends(study: Study, key: str) -> tuple[float, ...]:
+    """The lowest and the highest value that trials may have, and the baseline's."""
+    dimension = study.space.get(key)
+    if isinstance(dimension, FloatRange):
+        values: tuple[Value, ...] = (dimension.low, dimension.high)
+    else:
+        values = dimension.values if dimension else ()
+    return tuple(map(float, (*values, getattr(study.baseline, key))))

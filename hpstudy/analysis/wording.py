@@ -9,11 +9,10 @@ from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Reply,
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.numbers import decimals, listed
-from hpstudy.files import command
 from hpstudy.records import bounded_loss, trial_phase
 from hpstudy.statistics.difference import ALPHA
 from hpstudy.statistics.race import BASELINE, Answer
-from hpstudy.study import Study
+from hpstudy.study import Study, run_command
 from hpstudy.study.schema import LEAST_LOOK
 
 
@@ -76,7 +75,7 @@ def sentences(
 
 def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) -> str:
     study, runs, missing = fresh.study, fresh.table, fresh.unfinished
-    resume = f"`{command('run', study.name, fresh.frames.runs)}` resumes the study"
+    resume = f"`{run_command(fresh.frames.runs / study.name)}` resumes the study"
     if len(study.seeds) < LEAST_LOOK:
         return f"No verdict: it takes {LEAST_LOOK} fresh seeds, and [confirm] seeds states fewer."
     if not study.space and noise:

@@ -37,6 +37,7 @@ Trials = Annotated[
     int | None,
     typer.Option("--trials", min=1, max=MAX_TRIALS, metavar="N", help="Trials in all; more extend the search."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Prints one JSON object, for scripts; see `hpstudy reference`.")]
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
 
 AcceptEnvironment = Annotated[
@@ -77,11 +78,11 @@ def new(
 
 
 @app.command(epilog="Example: hpstudy check quickstart")
-def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials = None) -> None:
+def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials = None, as_json: Json = False) -> None:
     """Validates a study; prints its space, its baseline, and its cost before anything runs."""
-    from hpstudy.cli import study_commands
+    from hpstudy.cli import check_command
 
-    study_commands.check(name, runs, device, trials)
+    check_command.check(name, runs, device, trials, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy run quickstart --wandb offline")
@@ -93,11 +94,12 @@ def run(
     workers: Workers = "auto",
     trials: Trials = None,
     accept_environment: AcceptEnvironment = False,
+    as_json: Json = False,
 ) -> None:
     """Searches, trains the baseline, confirms the winner on fresh seeds, and reports. Run it again to resume."""
     from hpstudy.cli import study_commands
 
-    study_commands.run(name, _options(runs, device, wandb, workers, trials, accept_environment))
+    study_commands.run(name, _options(runs, device, wandb, workers, trials, accept_environment), as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy confirm quickstart")
@@ -108,22 +110,24 @@ def confirm(
     wandb: Wandb = "auto",
     workers: Workers = "auto",
     accept_environment: AcceptEnvironment = False,
+    as_json: Json = False,
 ) -> None:
     """Trains winner and baseline on fresh seeds, once the search is done; for seeds that were added."""
     from hpstudy.cli import study_commands
 
-    study_commands.confirm(name, _options(runs, device, wandb, workers, None, accept_environment))
+    study_commands.confirm(name, _options(runs, device, wandb, workers, None, accept_environment), as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy status quickstart")
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study; without it, all of them.")] = None,
     runs: Runs = RUNS,
+    as_json: Json = False,
 ) -> None:
-    """Prints what is done, unfinished and failed."""
-    from hpstudy.cli import report_commands
+    """Says where studies stand and what comes next: a line for each, or one study with its answer so far."""
+    from hpstudy.cli import status_command
 
-    report_commands.status(name, runs)
+    status_command.status(name, runs, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy export quickstart --format csv")
@@ -139,11 +143,11 @@ def export(
 
 
 @app.command(epilog="Example: hpstudy report quickstart")
-def report(name: Name, runs: Runs = RUNS) -> None:
+def report(name: Name, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Writes the report as HTML and Markdown, and prints the path of the page."""
     from hpstudy.cli import report_commands
 
-    report_commands.report(name, runs)
+    report_commands.report(name, runs, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy sync quickstart")
@@ -164,11 +168,12 @@ def sync(
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Two studies that have begun, or more.")],
     runs: Runs = RUNS,
+    as_json: Json = False,
 ) -> None:
     """Shows several studies side by side: prints a table, writes a page, and prints its path."""
     from hpstudy.cli import report_commands
 
-    report_commands.compare(names, runs)
+    report_commands.compare(names, runs, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy results betas clipping > RESULTS.md")
@@ -177,11 +182,12 @@ def results(
         list[str] | None, typer.Argument(metavar="[NAME...]", help="Studies that have begun; without it, all of them.")
     ] = None,
     runs: Runs = RUNS,
+    as_json: Json = False,
 ) -> None:
     """Prints the answers of studies as Markdown: a table of all, then each with its numbers and its command."""
     from hpstudy.cli import report_commands
 
-    report_commands.results(names or [], runs)
+    report_commands.results(names or [], runs, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy workspace quickstart --save")
@@ -224,10 +230,11 @@ def dashboard(
 
 @app.command(epilog="Example: hpstudy reference")
 def reference() -> None:
-    """Prints every key of a study file and every logged metric, as Markdown."""
+    """Prints every key of a study file, every logged metric and every key of --json, as Markdown."""
+    from hpstudy.cli.json_reference import json_markdown
     from hpstudy.study.reference import reference_markdown
 
-    print(reference_markdown(), end="")
+    print(f"{reference_markdown()}\n{json_markdown()}", end="")
 
 
 @app.command(epilog="Example: hpstudy schema > studies/.hpstudy.schema.json")

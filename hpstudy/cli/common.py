@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import suppress
 from typing import Any, TextIO
@@ -46,3 +47,8 @@ class Lasting:
 def say(line: str) -> None:
     """One line on stderr."""
     err().print(line, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document in one line on stdout."""
+    print(json.dumps(value, allow_nan=False))

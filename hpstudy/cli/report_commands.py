@@ -1,45 +1,46 @@
-"""`status`, `report`, `export`, `compare`, `results` and `dashboard`: what studies have found so far."""
+"""`report`, `export`, `compare`, `results` and `dashboard`: what studies have found so far."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.console import Console
 
 from hpstudy.analysis.dashboard import study_note, trial_attributes
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import load as load_frames
-from hpstudy.analysis.results import StudyResults, best_by_loss, load
-from hpstudy.cli.common import err, out, say
+from hpstudy.analysis.overview import overview
+from hpstudy.analysis.results import StudyResults, load
+from hpstudy.cli.common import err, out, print_json, say
+from hpstudy.cli.layout import Column, as_table, side_by_side_parts, widest
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command
-from hpstudy.records import Outcome
 from hpstudy.search import JOURNAL, Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
-from hpstudy.study import list_studies, load_frozen, study_name
-from hpstudy.study.ranking import ranks_by_loss
+from hpstudy.study import load_frozen, run_command, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 
-OUTCOMES = tuple(Outcome)
-WORDS = ("study", "winner", "answer")  # columns of text
+if TYPE_CHECKING:
+    from hpstudy.report.compare import Finding
+    from hpstudy.report.tables import Table
+
+WORDS = ("study", "winner", "answer", "")  # columns of text
 MAX_STEM = 200  # characters of a file's name
 
 
-def status(name: str | None, runs: Path) -> None:
-    """One line per study, or one study's phases and its best trial."""
-    if name is None:
-        _print_studies(runs)
-    else:
-        _print_runs(loaded(study_name(name), runs))
-
-
-def report(name: str, runs: Path) -> None:
+def report(name: str, runs: Path, *, as_json: bool = False) -> None:
     """Writes the report of a study as far as it is, and prints the path of the page."""
-    out().print(str(report_page(loaded(study_name(name), runs))), soft_wrap=True)
+    results = loaded(study_name(name), runs)
+    page = report_page(results)
+    if as_json:
+        print_json(overview(results))
+    else:
+        out().print(str(page), soft_wrap=True)
 
 
 def report_page(results: StudyResults) -> Path:
@@ -61,39 +62,78 @@ def export(name: str, runs: Path, fmt: Format) -> None:
         out().print(str(path), soft_wrap=True)
 
 
-def compare(names: Sequence[str], runs: Path) -> None:
-    """Prints the studies' questions and their table, writes the page, and prints its path last."""
-    from hpstudy.report import finding, side_by_side, write_side_by_side  # plotly takes half a second to import
+def compare(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
+    """Prints the studies' questions and tables, writes the page, and prints its path last."""
+    from hpstudy.report import finding, write_side_by_side  # plotly takes half a second to import
     from hpstudy.report.compare import incomparable
 
     findings = [finding(found) for found in all_loaded(names, runs)]
     if len(findings) < 2:
         one = " ".join(names)
         raise UserError(f"compare {one}: takes two studies or more; `{command('report', names[0], runs)}` shows one")
-    console = out()
+    stem = "+".join(found.study.name for found in findings)[:MAX_STEM]
+    page = write_side_by_side(findings, runs / "compare" / f"{stem}.html")
+    if as_json:
+        studies = [overview(found.results) for found in findings]
+        print_json({"studies": studies, "incomparable": list(incomparable(findings)), "page": str(page)})
+    else:
+        _print_comparison(out(), findings, runs)
+        out().print(str(page), soft_wrap=True)
+
+
+def _print_comparison(console: Console, findings: Sequence[Finding], runs: Path) -> None:
+    from hpstudy.report.compare import IN_SHORT, REPORT, incomparable, side_by_side, values
+
     for found in findings:
         console.print(f"{found.study.name}: {found.study.question}")
+    console.print()
     shown = side_by_side(findings)
-    table = Table(caption=shown.note, caption_justify="left", box=None, pad_edge=False, header_style="dim")
-    for heading in shown.header:
-        table.add_column(_in_two_lines(heading), justify="left" if heading in WORDS else "right")
-    for row in shown.rows:
-        table.add_row(*map(_in_two_lines, row))
-    console.print(table)
+    columns = list(_columns(shown))
+    shorter = [column for column in columns if column.heading in IN_SHORT]
+    console.print(widest([columns, shorter], console.width))
+    console.print(shown.note, style="dim")
+    if (winners := values(findings)).rows:
+        console.print()
+        for part in side_by_side_parts(list(_columns(winners)), console.width):
+            console.print(as_table(part))
+        console.print(winners.note, style="dim")
     for sentence in incomparable(findings):
-        console.print(sentence)
-    stem = "+".join(found.study.name for found in findings)[:MAX_STEM]
-    console.print(str(write_side_by_side(findings, runs / "compare" / f"{stem}.html")), soft_wrap=True)
+        console.print(f"\n{sentence}")
+    console.print()
+    for each in findings:
+        report = each.results.store.root / REPORT if each.results.store else None
+        missing = f"`{command('report', each.study.name, runs)}` writes its report"
+        shown_path = str(report) if report and report.exists() else missing
+        console.print(f"{each.study.name}: {shown_path}", soft_wrap=True)
 
 
-def results(names: Sequence[str], runs: Path) -> None:
+def _columns(table: Table) -> Iterator[Column]:
+    """The columns of a table, numbers to the right, a mean above its error, a difference above its interval."""
+    for place, heading in enumerate(table.header):
+        comma = ",\n" if heading == "answer" else ", "
+        cells = [row[place].replace(" ±", "\n±").replace(" [", "\n[").replace(", ", comma) for row in table.rows]
+        yield Column(heading=heading.replace(" [", "\n["), cells=cells, right=heading not in WORDS)
+
+
+def results(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
     """Prints the answers of studies as Markdown; of all that have begun if none is named."""
+    from hpstudy.analysis.together import adjusted_levels, cautions
     from hpstudy.report import results_markdown  # plotly takes half a second to import
 
     begun = begun_studies(runs)
     if not (names or begun):
         raise UserError(f"{runs}: no study has begun there; start one with `{command('run', 'NAME', runs)}`")
-    print(results_markdown(all_loaded(names, runs) if names else list(readable(begun, runs))), end="")
+    found = all_loaded(names, runs) if names else list(readable(begun, runs))
+    if as_json:
+        levels = zip(found, adjusted_levels(found), strict=True)
+        print_json(
+            {
+                "studies": [overview(results) | {"p_adjusted": level} for results, level in levels],
+                "cautions": list(cautions(found)),
+            }
+        )
+    else:
+        print(results_markdown(found), end="")
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
@@ -101,7 +141,8 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     store = RunStore(runs / study_name(name))
     journal = store.root / JOURNAL
     if not journal.exists():
-        raise UserError(f"{journal}: no search has begun; start it with `{command('run', name, runs)}`")
+        start = run_command(store.root) if store.root.exists() else command("run", name, runs)
+        raise UserError(f"{journal}: no search has begun; start it with `{start}`")
     err().print(f"optuna-dashboard on http://{host}:{port}/ (Ctrl-C ends it)")
     try:
         serve(
@@ -117,55 +158,6 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
             f"--host {host} --port {port}: must be an address that is free here, but got: {error.strerror}; "
             "choose another port"
         ) from error
-
-
-def _print_studies(runs: Path) -> None:
-    table = Table("study", "runs", "finished", "lowest val loss", "question", box=None, header_style="dim")
-    questions = dict(list_studies())
-    begun = begun_studies(runs)
-    for name in sorted({*questions, *begun}):
-        try:
-            counts = _counts(name, runs) if name in begun else ("-", "-", "-")
-        except HpstudyError as error:
-            _warn(f"{name}: {error}")
-            counts = ("?", "?", "?")
-        table.add_row(name, *counts, questions.get(name, "(no study file here)"))
-    out().print(table)
-
-
-def _counts(name: str, runs: Path) -> tuple[str, str, str]:
-    """(runs, those that ended, the best loss of the search) of a study that has begun."""
-    trials = load_frames(name, runs=runs).trials
-    best = best_by_loss(trials)
-    loss = f"{best['val_loss'].iloc[0]:.4f}" if len(best) else "-"
-    return str(len(trials)), str(trials["outcome"].notna().sum()), loss
-
-
-def _print_runs(results: StudyResults) -> None:
-    trials, ranked, sentence = results.trials, results.ranked(), results.verdict().sentence
-    table = Table("phase", "runs", *OUTCOMES, "unfinished", box=None, header_style="dim")
-    for phase, runs in trials.groupby("phase", observed=True):
-        counts = runs["outcome"].value_counts()
-        table.add_row(
-            str(phase),
-            str(len(runs)),
-            *(str(int(counts.get(outcome, 0))) for outcome in OUTCOMES),
-            str(int(runs["outcome"].isna().sum())),
-        )
-    console = out()
-    console.print(table)
-    if len(ranked):
-        best = ranked.iloc[0]
-        by_loss = ranks_by_loss(results.study.metrics)
-        score = f"val loss {best['val_loss']:.4f}" if by_loss else f"{best['tok_per_sec']:,.0f} tok/s"
-        console.print(f"best of the search: {score} ({best['run_id']}, one seed)")
-    console.print(sentence, soft_wrap=True)
-    if noise := results.noise:
-        console.print(f"noise: {noise}")
-    resume = command("run", results.name, results.frames.runs)
-    wanted = trials["outcome"].isna() & ~trials["run_id"].isin(results.fresh.ahead)
-    for run_id in trials.loc[wanted, "run_id"]:
-        console.print(f"unfinished: {run_id}; `{resume}` resumes it", soft_wrap=True)
 
 
 def loaded(name: str, runs: Path) -> StudyResults:
@@ -202,8 +194,3 @@ def readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:
             yield loaded(name, runs)
         except HpstudyError as error:
             _warn(f"{name}: {error}")
-
-
-def _in_two_lines(cell: str) -> str:
-    """A mean above its error, a difference above its interval, for narrow terminals."""
-    return cell.replace(" ±", "\n±").replace(" [", "\n[")

@@ -1,9 +1,8 @@
-"""`check`, `run`, `confirm` and `replay`: all that trains a study's runs."""
+"""`run`, `confirm` and `replay`: all that trains a study's runs."""
 
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,58 +12,21 @@ from threading import Thread, current_thread, main_thread
 from types import FrameType
 
 from rich.console import Console
-from rich.table import Table
 
-from hpstudy.cli.common import err, out, say
-from hpstudy.cli.progress import StudyProgress, duration
-from hpstudy.data.corpus import check_size, corpus_of
+from hpstudy.cli.common import err, out, print_json
+from hpstudy.cli.progress import StudyProgress
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import RUNS, command
-from hpstudy.running.confirm import planned
-from hpstudy.running.cost import Cost, estimate
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
 from hpstudy.running.replay import replay as train_again
-from hpstudy.study import Choices, Study, as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
-from hpstudy.tracking.store import RunStore, begun_studies
+from hpstudy.study import Study, as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
+from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import whereabouts
 
 
-def check(name: str, runs: Path, device: str, trials: int | None) -> None:
-    """Validates a study and prints its space, its baseline and its cost."""
-    study = as_begun(load_study(name), runs / study_name(name))
-    console = out()
-    corpus = corpus_of(study.spec)
-    check_size(corpus, study.spec.context, study.largest_batch_tokens)
-    console.print(f"{study.name}: {study.question}", style="bold")
-    console.print(_space_table(study))
-    from hpstudy.analysis.departures import departures_sentence  # pandas takes half a second to import
-
-    console.print(departures_sentence(study), soft_wrap=True)
-    for warning in (*study.warnings, *seeds_of_others(study, runs)):
-        say(f"warning: {warning}")
-    plan = planned(study, trials)
-    shares = [share for phase in plan.values() for share in phase]
-    with tempfile.TemporaryDirectory() as folder:
-        cost = estimate(study, device, shares, Path(folder) / "worker.log", say)
-    _print_cost(console, study, cost, corpus.num_train_tokens)
-    counts = [f"{len(phase)} {name}" for name, phase in plan.items()]
-    if looks := study.confirm.looks:
-        counts[-1] += f"; the race stops after {looks[0]} to {looks[-1]} seeds a side"
-    console.print(f"         {', '.join(counts)}", soft_wrap=True)
-    if begun := begun_studies(runs):
-        from hpstudy.analysis.together import pooled_noise  # scipy takes a second to import
-        from hpstudy.cli.report_commands import readable
-
-        found = {results.name: results for results in readable(begun, runs)}
-        if study.name in found and (noise := found[study.name].noise):
-            console.print(f"noise    {noise}", soft_wrap=True)
-        if pooled := pooled_noise(study, list(found.values())):
-            console.print(f"noise    {pooled}", soft_wrap=True)
-
-
-def run(name: str, options: Options) -> None:
-    """Runs or resumes a study, writes its report, and prints the comparison and the verdict."""
+def run(name: str, options: Options, *, as_json: bool = False) -> None:
+    """Runs or resumes a study, writes its report, and prints the comparison and the verdict, or what `status` knows."""
     study = as_begun(load_study(name), options.runs / study_name(name))
     console = err()
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
@@ -80,7 +42,10 @@ def run(name: str, options: Options) -> None:
         except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
     ahead.join()  # two threads that import the same modules can get in each other's way
-    _print_result(study, store, options.runs, _resume(name, replace(options, trials=None)))
+    if as_json:
+        _print_overview(study, options.runs)
+    else:
+        _print_result(study, store, options.runs, _resume(name, replace(options, trials=None)))
 
 
 def import_ahead() -> None:
@@ -89,7 +54,7 @@ def import_ahead() -> None:
         import_module("hpstudy.report")
 
 
-def confirm(name: str, options: Options) -> None:
+def confirm(name: str, options: Options, *, as_json: bool = False) -> None:
     """Does what `run` does once the search is done. Refuses to search."""
     study, store = load_study(name), RunStore(options.runs / study_name(name))
     wanted = num_trials(study, None)
@@ -101,7 +66,7 @@ def confirm(name: str, options: Options) -> None:
         )
     if not study.confirm.seeds:
         raise UserError(f"{study.path}: [confirm] seeds: must hold fresh seeds to confirm on, but is empty; add some")
-    run(name, options)
+    run(name, options, as_json=as_json)
 
 
 def replay(name: str, run_id: str, runs: Path, device: str) -> None:
@@ -136,6 +101,15 @@ def _resume(name: str, options: Options) -> str:
     return command("run", name, options.runs, *given)
 
 
+def _print_overview(study: Study, runs: Path) -> None:
+    from hpstudy.analysis.overview import overview
+    from hpstudy.cli.report_commands import loaded, report_page
+
+    results = loaded(study.name, runs)
+    report_page(results)
+    print_json(overview(results))
+
+
 def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> None:
     from hpstudy.analysis.results import load
     from hpstudy.cli.report_commands import report_page
@@ -158,52 +132,6 @@ def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> Non
         lines.append(("", f"{resume} --trials {more}"))
     for what, value in lines:
         console.print(f"{what:<8} {value}", soft_wrap=True)
-
-
-def _space_table(study: Study) -> Table:
-    """What varies, and the baseline's values."""
-    baseline = study.baseline
-    table = Table("searched", "from", "to", "scale", "baseline", box=None, pad_edge=False, header_style="dim")
-    for key, dimension in study.space.items():
-        value = getattr(baseline, key)
-        if isinstance(dimension, Choices):
-            table.add_row(key, ", ".join(str(v) for v in dimension.values), "", "choices", f"{value}")
-        else:
-            scale = "log of 1 - value" if dimension.scale == "log1m" else dimension.scale
-            table.add_row(key, f"{dimension.low:g}", f"{dimension.high:g}", scale, f"{value:g}")
-    if not study.space:
-        table.add_row("nothing: the baseline alone", "", "", "", "")
-    return table
-
-
-def _print_cost(console: Console, study: Study, cost: Cost, train_tokens: int) -> None:
-    spec, environment = study.spec, cost.environment
-    epochs = cost.run_tokens / train_tokens
-    console.print(
-        f"model    {cost.num_params:,} parameters, {spec.context} tokens of context, {spec.tokenizer}\n"
-        f"data     {spec.corpus}: {train_tokens:,} training tokens ({epochs:.2f} epochs a run)\n"
-        f"device   {environment['device']} ({environment['device_name']}), {environment['precision']}: "
-        f"{environment['reason']}",
-        markup=False,
-        soft_wrap=True,
-    )
-    batch = study.baseline.batch_tokens
-    for size, timed in cost.timed.items():
-        if (step := timed.median_step) is None:
-            console.print(f"speed    micro-batch {size}: {timed.message}", soft_wrap=True)
-            continue
-        console.print(
-            f"speed    micro-batch {size}: {1000 * step:,.1f} ms a step, {batch / step:,.0f} tok/s; "
-            f"{timed.eval_seconds:.2f} s an evaluation",
-            markup=False,
-        )
-    upper = "up to " if study.confirm.looks else ""
-    most = "up to " if cost.tokens < cost.runs * cost.run_tokens else ""
-    console.print(
-        f"cost     {upper}{cost.runs} runs of {most}{cost.steps:,} steps, {cost.tokens:,} tokens in all, "
-        f"about {duration(cost.seconds)} on one worker",
-        markup=False,
-    )
 
 
 @contextmanager

@@ -1,18 +1,20 @@
-"""Several studies side by side: one table, their differences on one axis, and the curves of each."""
+"""Several studies side by side: their answers, the values of their winners, their differences, the curves of each."""
 
 from __future__ import annotations
 
 import html
 import math
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from hpstudy.analysis.answers import Contrast, Verdict, by_speed, deciding
-from hpstudy.analysis.numbers import short
+from hpstudy.analysis.numbers import plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.files import write_atomic
 from hpstudy.report.curve_figures import loss_curves
@@ -23,9 +25,12 @@ from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plo
 from hpstudy.report.tables import Table, interval, mean_se, relative
 from hpstudy.study import Study
 
+REPORT = Path("report", "index.html")  # of a study, from its run folder
 NO_VERDICT = "one seed each, no verdict"
 NO_CANDIDATE = "no verdict"
 MEASURED_ON = ("corpus", "tokenizer", "context", "val_tokens")  # losses compare only if these are equal
+NOTHING_SEARCHED = "nothing searched"
+IN_SHORT = ("study", "baseline", "val loss", "difference\n[95%]", "answer")  # columns of a narrow terminal
 HEADER = ("study", "baseline", "winner", "val loss", "difference [95%]", "answer", "tok/s", "tokens")
 NOTE = (
     "Losses in nats, mean ± standard error (seeds); differences to the baseline with their 95% interval, ratios of "
@@ -61,6 +66,8 @@ class Finding:
         """The verdict in one word, or that there is none."""
         if self.contrast:
             return str(deciding(self.contrast, self.study))
+        if not self.study.space:
+            return NOTHING_SEARCHED
         return NO_CANDIDATE if self.verdict.noise else NO_VERDICT
 
 
@@ -81,28 +88,68 @@ def side_by_side(findings: Sequence[Finding]) -> Table:
     return Table(title="Side by side", header=HEADER, rows=tuple(map(_row, findings)), note=NOTE)
 
 
+def values(findings: Sequence[Finding]) -> Table:
+    """A row per key that any of the studies searches, a column per study: its winner's values."""
+    keys = dict.fromkeys(key for found in findings for key in found.study.space)
+    rows = [(key, *(_value(found, key) for found in findings)) for key in keys]
+    none = [found.study.name for found in findings if found.results.tuned is None]
+    note = "A study's best values so far, before them the baseline's; in brackets what the study does not search."
+    if none:
+        note += f" Without a winner the baseline's alone: {', '.join(none)}."
+    return Table(
+        title="The winners' values",
+        header=("", *(found.study.name for found in findings)),
+        rows=tuple(rows),
+        note=note,
+    )
+
+
+def _value(found: Finding, key: str) -> str:
+    """`0.1 → 0.5`: the baseline's value and the winner's. `(0.1)` if the study does not search the key."""
+    baseline = plain(getattr(found.study.baseline, key))
+    tuned = found.results.tuned
+    if key not in found.study.space or tuned is None:
+        ours = plain(getattr(tuned.hparams, key)) if tuned else baseline
+        return f"({ours})"
+    if key not in tuned.values:
+        return "no effect"
+    now = plain(tuned.values[key])
+    return f"{now} as before" if now == baseline else f"{baseline} → {now}"
+
+
 def incomparable(findings: Sequence[Finding]) -> Iterator[str]:
-    """A sentence for each thing that makes the losses of the studies incomparable."""
+    """A sentence on what makes the losses of the studies incomparable, if anything does."""
+    differ = []
     for key in MEASURED_ON:
         names = defaultdict(list)
         for found in findings:
             names[str(getattr(found.study.spec, key))].append(found.study.name)
         if len(names) > 1:
-            values = "; ".join(f"{value} in {', '.join(studies)}" for value, studies in names.items())
-            yield f"Losses and their differences are not comparable between these studies: {key} is {values}."
+            differ.append(f"{key} is {_in_studies(names)}")
+    if differ:
+        yield f"Losses and their differences are not comparable between these studies: {'. '.join(differ)}."
+
+
+def _in_studies(names: Mapping[str, Sequence[str]]) -> str:
+    """`gpt2:256 in ranks; bytes in raw`."""
+    return "; ".join(f"{value} in {', '.join(studies)}" for value, studies in names.items())
 
 
 def write_side_by_side(findings: Sequence[Finding], page: Path) -> Path:
     """Writes the page atomically and returns its path. Raises MachineError if it cannot be written."""
     names = ", ".join(found.study.name for found in findings)
     questions = tuple(f"{found.study.name}: {found.study.question}" for found in findings)
+    different = tuple(incomparable(findings))
+    shared = [findings] if not different else [[found] for found in findings if _has_difference(found)]
+    figures = tuple(differences(group, size="half" if different else "full") for group in shared)
     sections = [
         Section(
             title="Side by side",
-            figures=(differences(findings),),
-            tables=(side_by_side(findings),),
-            warnings=tuple(incomparable(findings)),
+            figures=figures,
+            tables=(side_by_side(findings), *([values(findings)] if values(findings).rows else [])),
+            warnings=different,
             text=questions,
+            links=tuple(_links(findings, page)),
         ),
         Section(title="Winner and baseline", figures=tuple(map(_curves, findings))),
     ]
@@ -111,7 +158,19 @@ def write_side_by_side(findings: Sequence[Finding], page: Path) -> Path:
     return page
 
 
-def differences(findings: Sequence[Finding]) -> Figure:
+def _links(findings: Sequence[Finding], page: Path) -> Iterator[tuple[str, str]]:
+    """The studies' reports, as far as they are written, with their addresses from the page."""
+    for found in findings:
+        report = found.results.store.root / REPORT if found.results.store else None
+        if report is not None and report.exists():
+            yield f"Report of {found.study.name}", os.path.relpath(report, page.parent)
+
+
+def _has_difference(found: Finding) -> bool:
+    return found.contrast is not None and not by_speed(found.study)
+
+
+def differences(findings: Sequence[Finding], size: Literal["full", "half"] = "full") -> Figure:
     """Each winner's difference to its baseline with its interval, a row per study, beside that study's margin."""
     plot = empty_plot("difference in val loss (nats)", "", height=120 + 64 * len(findings))
     plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
@@ -146,9 +205,14 @@ def differences(findings: Sequence[Finding]) -> Figure:
     plot.update_yaxes(tickvals=rows, ticktext=names, range=[-len(findings) + 0.4, 0.8], showgrid=False)
     caption = (
         "Dot and 95% interval on fresh seeds; left of the dashed line beats that study's baseline. "
-        "Shaded: each study's margin. Ratios are of tokens/s, if a study improves nothing else."
+        "Shaded: each study's margin."
     )
-    return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
+    if any(by_speed(found.study) for found in findings):
+        caption += " Ratios are of tokens/s, as that study improves nothing else."
+    title = "Difference to the baseline"
+    if len(findings) == 1:
+        title += f": {findings[0].study.name}"
+    return Figure(title=title, caption=caption, plot=plot, size=size)
 
 
 def _row(found: Finding) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -13,9 +13,13 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.running.messages import Setup, Timed
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.running.worker import Worker
-from hpstudy.spec import MAX_STEPS
+from hpstudy.spec import MAX_STEPS, TrainerSpec
 from hpstudy.study import Choices, Study
 from hpstudy.training.schedule import extent
+
+EVAL_GOAL = 0.2  # of a run's time; what evaluations should take at most
+LEAST_EVALS = 5  # a curve and a pruner need some
+LEAST_VAL_TOKENS = 8192  # fewer measure the loss too coarsely
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +30,24 @@ class Cost:
     steps: int  # of one full run at the baseline's batch
     run_tokens: int  # of one full run
     tokens: int  # of all runs
-    seconds: float  # of all runs on one worker; the mean over the micro-batches if they are searched
+    train_seconds: float  # of one full run's steps; the mean over the micro-batches if they are searched
+    eval_seconds: float  # of one run's evaluations
     timed: dict[int, Timed]  # by micro-batch
     environment: dict[str, Any]
     num_params: int
+
+    @property
+    def eval_share(self) -> float:
+        """The share of a full run's time that evaluation takes."""
+        return self.eval_seconds / (self.train_seconds + self.eval_seconds)
+
+    def seconds(self, phases: Iterable[Sequence[float]], workers: int) -> float:
+        """Of phases of runs, each as shares of the full budget, on so many workers. A phase waits for its last run."""
+        rounds = (math.ceil(len(shares) / workers) * self._run_seconds(mean(shares)) for shares in phases if shares)
+        return sum(rounds)
+
+    def _run_seconds(self, share: float) -> float:
+        return share * self.train_seconds + self.eval_seconds
 
 
 def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: Callable[[str], None]) -> Cost:
@@ -72,8 +90,38 @@ def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: C
         steps=steps,
         run_tokens=run_tokens,
         tokens=round(run_tokens * sum(runs)),
-        seconds=sum(runs) * full_batches * mean_step + len(runs) * min(steps, spec.evals) * mean_eval,
+        train_seconds=full_batches * mean_step,
+        eval_seconds=min(steps, spec.evals) * mean_eval,
         timed=timed,
         environment=ready.environment,
         num_params=ready.num_params,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cheaper:
+    """Values of [trainer] that make evaluation cheaper."""
+
+    values: dict[str, int]
+    eval_share: float  # of a run's time, with them
+
+    def __str__(self) -> str:
+        """`evals = 5 and val_tokens = 32768`."""
+        return " and ".join(f"{key} = {value}" for key, value in self.values.items())
+
+
+def cheaper(cost: Cost, spec: TrainerSpec) -> Cheaper | None:
+    """Values of [trainer] with which evaluation takes EVAL_GOAL of a run, or comes near; None if it takes no more.
+
+    Fewer evaluations come first, down to LEAST_EVALS; then a smaller validation set, down to LEAST_VAL_TOKENS.
+    """
+    evals = min(cost.steps, spec.evals)
+    allowed = EVAL_GOAL / (1 - EVAL_GOAL) * cost.train_seconds / (cost.eval_seconds / evals)  # of today's size
+    fewer = min(evals, max(LEAST_EVALS, math.floor(allowed)))
+    least = min(max(LEAST_VAL_TOKENS, spec.context), spec.val_tokens)
+    smaller = max(least, 2 ** math.floor(math.log2(spec.val_tokens * min(allowed / fewer, 1.0))))
+    values = {"evals": fewer} if fewer < evals else {}
+    if allowed < fewer and smaller < spec.val_tokens:
+        values["val_tokens"] = smaller
+    then = cost.eval_seconds * fewer / evals * values.get("val_tokens", spec.val_tokens) / spec.val_tokens
+    return Cheaper(values=values, eval_share=then / (cost.train_seconds + then)) if values else None

@@ -54,7 +54,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
         try:
             with closing(_Driver(study, store, options, progress, stop)) as driver:
                 driver.start_workers()
-                store.freeze_study(frozen_text(study), study.resolved())
+                store.freeze_study(frozen_text(study), study.resolved(), study.path)
                 driver.say_notes()
                 driver.search()
                 driver.baseline()

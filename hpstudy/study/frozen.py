@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command, json_object, read_json
-from hpstudy.study.load import load_study, parse_study, with_seeds
+from hpstudy.study.load import load_study, parse_study, study_folders, with_seeds
 from hpstudy.study.parse import read
 from hpstudy.study.study import GROWING, Study, study_sha256
 
 STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
+SOURCE = "source.json"  # in the run folder: where the study's own file is; versions before 0.3 wrote none
 ANOTHER_STUDY = "put the values back, or copy the file under another name for another study"
 PLAINEST = """
 question = "What are the defaults?"
@@ -29,12 +32,13 @@ def load_frozen(root: Path) -> Study:
 
     Raises UserError if no study has begun there or its frozen files were edited, MachineError if they are damaged.
     """
-    path, run_it = root / STUDY_FILE, f"`{command('run', root.name, root.parent)}`"
-    repair = f"{run_it} writes this copy again from the study's own file"
+    path = root / STUDY_FILE
+    run_it = command("run", study_argument(root) or root.name, root.parent)
+    repair = f"`{run_it}` writes this copy again from the study's own file"
     if not path.exists():
         if (root / STUDY_VALUES).exists():
             raise UserError(f"{path}: is missing; {repair}")
-        raise UserError(f"{root}: no study has begun there; start it with {run_it}")
+        raise UserError(f"{root}: no study has begun there; start it with `{run_it}`")
     text = path.read_text(encoding="utf-8", errors="replace")  # damage then shows as bad TOML or changed values
     try:
         study = parse_study(text, name=root.name, path=path)
@@ -49,6 +53,74 @@ def frozen_text(study: Study) -> str:
     """What the run folder keeps of a study's file: its text, and its format if the file states none."""
     text = study.path.read_text(encoding="utf-8-sig")
     return text if study.states_format else f"format = {study.format}  # hpstudy's newest when the study began\n{text}"
+
+
+def source_of(path: Path, root: Path) -> dict[str, str]:
+    """What SOURCE holds: the path of a study's own file from its run folder, so that both can move together."""
+    return {"path": os.path.relpath(path.resolve(), root.resolve())}
+
+
+def study_file(root: Path) -> Path | None:
+    """The file of the study in the run folder `root`: where it was when the study began, by name, or in this folder.
+
+    None if there is none. A file that is found by its name alone must state this study.
+    """
+    file = f"{root.name}.toml"
+    named = _by_name(root.name)
+    if (own := _own_file(root)) is not None:
+        return named if named is not None and named.samefile(own) else _from_here(own)
+    return next((path for path in (named, Path(file)) if path is not None and _is_study_of(path, root)), None)
+
+
+def study_argument(root: Path) -> str | None:
+    """What `hpstudy run` takes for the study in the run folder `root`: its name, or the path of its file if it has one.
+
+    None if the file is not found.
+    """
+    path = study_file(root)
+    return None if path is None else root.name if path == _by_name(root.name) else str(path)
+
+
+def run_command(root: Path, *more: str) -> str:
+    """The command line that runs or resumes the study in the run folder `root`.
+
+    If its own file is gone, it is made again from the copy in the run folder.
+    """
+    if (argument := study_argument(root)) is not None:
+        return command("run", argument, root.parent, *more)
+    file = f"{root.name}.toml"
+    copy = shlex.join(["cp", str(root / STUDY_FILE), file])
+    return f"{copy} && {command('run', file, root.parent, *more)}"
+
+
+def _by_name(name: str) -> Path | None:
+    """The file that `hpstudy run NAME` takes."""
+    return next((path for folder in study_folders() if (path := folder / f"{name}.toml").is_file()), None)
+
+
+def _own_file(root: Path) -> Path | None:
+    """The file that the study was begun or last resumed with, if it is still there."""
+    with suppress(HpstudyError, KeyError, TypeError):
+        kept = read_json(root / SOURCE, json_object) or {}
+        path = Path(root.resolve(), str(kept["path"])).resolve()
+        if path.is_file() and path.name == f"{root.name}.toml":
+            return path
+    return None
+
+
+def _from_here(path: Path) -> Path:
+    """The path from the current folder, if it is inside."""
+    here = Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _is_study_of(path: Path, root: Path) -> bool:
+    """Whether a file states the study that began in the run folder `root`."""
+    with suppress(HpstudyError):
+        if path.is_file():
+            refuse_changes(load_study(str(path)), root)
+            return True
+    return False
 
 
 def as_begun(study: Study, root: Path) -> Study:

@@ -45,7 +45,7 @@ from hpstudy.records import (
     step_differences,
 )
 from hpstudy.study import GROWING
-from hpstudy.study.frozen import ENVIRONMENT, STUDY_FILE, STUDY_VALUES
+from hpstudy.study.frozen import ENVIRONMENT, SOURCE, STUDY_FILE, STUDY_VALUES, source_of
 from hpstudy.tracking.lease import LEASE, Holding, held, leased
 from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, sealed
 
@@ -382,11 +382,16 @@ class RunStore:
         """The object in a file of the study, or None if there is no file. Raises MachineError if it is damaged."""
         return read_json(self.root / name, json_object)
 
-    def freeze_study(self, toml_text: str, resolved: dict[str, Any]) -> None:
-        """Keeps the study file and the values it had when the study began. Later only the growing keys are renewed."""
+    def freeze_study(self, toml_text: str, resolved: dict[str, Any], path: Path | None = None) -> None:
+        """Keeps the study file and the values it had when the study began. Later only the growing keys are renewed.
+
+        Also keeps the `path` of the file, for the commands that hpstudy names.
+        """
         began = self.read_json(STUDY_VALUES) or resolved
         write_atomic(self.root / STUDY_FILE, toml_text)
         self.write_json(STUDY_VALUES, {**began, **{key: resolved[key] for key in GROWING if key in resolved}})
+        if path is not None:
+            self.write_json(SOURCE, source_of(path, self.root))
 
     def begin(self, header: RunHeader, *, fresh: bool = False, exact: bool = True) -> RunWriter:
         """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else.

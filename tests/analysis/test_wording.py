@@ -13,7 +13,7 @@ import pytest
 from hpstudy.analysis.fresh_runs import FreshRuns
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.records import Outcome
-from hpstudy.study import Choices, FloatRange, Sampler, Study
+from hpstudy.study import Choices, FloatRange, Sampler, Study, run_command
 from hpstudy.study.schema import other_seed
 from tests.helpers.stores import BASELINE, LOWER, NOISY, SEEDS, Ends, ends, fresh_runs, on_seeds, repeated
 
@@ -28,7 +28,7 @@ LOSS = "val/loss"
 
 
 def resume(root: Path) -> str:
-    return f"hpstudy run tiny --runs {root / 'runs'}"
+    return run_command(root / "runs" / "tiny")
 
 
 def sentence(root: Path, runs: Ends, asked: Study, *, selections: int = 1) -> str:

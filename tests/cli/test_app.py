@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.cli import app
+from hpstudy.cli.check_command import CHECK
+from hpstudy.cli.json_reference import json_markdown
 from hpstudy.study.reference import reference_markdown
-from tests.helpers.command_line import PROGRAM, hpstudy
+from tests.helpers.command_line import PROGRAM, REPOSITORY, hpstudy
 
 ROOT = typer.main.get_command(app)
 COMMANDS = ROOT.commands
@@ -98,4 +101,9 @@ def test_the_completion_that_bash_is_shown_completes_commands(tmp_path: Path) ->
 
 
 def test_reference_prints_every_key_and_metric() -> None:
-    assert hpstudy("reference") == (0, reference_markdown(), "")
+    page = REPOSITORY / "studies" / "README.md"
+    printed = hpstudy("reference")
+    assert printed == (0, f"{reference_markdown()}\n{json_markdown()}", "")
+    assert page.read_text(encoding="utf-8") == printed.out, "run `hpstudy reference > studies/README.md`"
+    for keys in (OVERVIEW, CHECK):
+        assert all(f"| `{key}` | {doc} |" in printed.out for key, doc in keys.items())

@@ -67,7 +67,8 @@ def test_every_view_names_the_same_best_trial(
     frame = last_frame(study, lambda progress: progress.phase("search", 5, finished))
     assert f"best {score.removeprefix('val loss ')} ({best}) · baseline " in frame
 
-    assert f"best of the search: {score} ({best}, one seed)\n" in hpstudy("status", "tiny", "--runs", runs).out
+    measured = f"{loss:.3f} nats" if LOSS in metrics else f"{tok_per_sec:,.0f} tokens/s"
+    assert f"best     {best} {measured}, " in hpstudy("status", "tiny", "--runs", runs).out
 
     results = load("tiny", runs)
     terminal = io.StringIO()

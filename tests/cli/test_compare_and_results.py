@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hpstudy.analysis.numbers import plain
+from hpstudy.analysis.results import load
+from hpstudy.analysis.together import cautions
+from hpstudy.cli.layout import fits
+from hpstudy.cli.report_commands import _columns
+from hpstudy.report import finding, side_by_side, write_side_by_side
+from hpstudy.report.compare import IN_SHORT, _links
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.browser import in_a_browser, opened
 from tests.helpers.command_line import Result, hpstudy
 
+MODE = 'clip_mode = { choices = ["global", "none"] }'
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
 Tiny, Build = Callable[..., Study], Callable[[Study], Any]
 
@@ -79,6 +88,69 @@ def test_stdout_ends_with_the_path_of_a_page_with_its_figures(compare):
 def test_a_browser_draws_the_page_without_network_or_error(compare):
     dom = opened(Path(compare("sure", "unsure").out.splitlines()[-1]))
     assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == 3
+
+
+@pytest.mark.usefixtures("two")
+def test_the_winners_values_stand_side_by_side_with_the_baselines(compare, tmp_path: Path):
+    result = compare("sure", "unsure")
+    trial = load("sure", tmp_path / "runs").trials.set_index("run_id").loc["search-0001"]
+    rows = [line.split("  ") for line in result.out.splitlines()]
+    for key, before in (("lr", "0.0006"), ("beta2", "0.95")):
+        (cells,) = ([cell.strip() for cell in row if cell.strip()] for row in rows if row[0].strip() == key)
+        assert cells == [key, *[f"{before} → {plain(float(trial[key]))}"] * 2]  # the same trial in both
+
+
+def test_a_key_that_a_study_does_not_search_is_in_brackets_and_a_winner_that_kept_it_says_so(
+    compare, tiny: Tiny, searched: Build
+):
+    searched(tiny("both"))
+    searched(tiny("mode", replace={'beta2 = { low = 0.9, high = 0.999, scale = "log1m" }': MODE}))
+    lines = [line.split() for line in compare("both", "mode").out.splitlines()]
+    assert ["clip_mode", "(global)", "global", "as", "before"] in lines  # made-up trials differ in lr and beta2
+
+
+def test_only_studies_whose_losses_compare_share_an_axis(tiny: Tiny, confirmed: Build, tmp_path: Path):
+    for name, replace in (("ranks", {}), ("bytes", {'"gpt2:256"': '"bytes"'})):
+        confirmed(tiny(name, more=CONFIRM, replace=replace))
+    findings = [finding(load(name, tmp_path / "runs")) for name in ("ranks", "bytes")]
+    apart = write_side_by_side(findings, tmp_path / "apart.html").read_text()
+    assert apart.count("Difference to the baseline: ") == 2
+    together = write_side_by_side([findings[0]] * 2, tmp_path / "together.html").read_text()
+    assert together.count("Difference to the baseline") == 1
+
+
+@pytest.mark.usefixtures("two")
+def test_reports_are_named_if_they_are_written_and_else_what_writes_them(compare, tmp_path: Path):
+    runs = tmp_path / "runs"
+    assert hpstudy("report", "sure", "--runs", runs).code == 0
+    lines = compare("sure", "unsure").out.splitlines()
+    assert f"sure: {runs / 'sure' / 'report' / 'index.html'}" in lines
+    assert f"unsure: `hpstudy report unsure --runs {runs}` writes its report" in lines
+    findings = [finding(load(name, runs)) for name in ("sure", "unsure")]
+    assert list(_links(findings, runs / "compare" / "x.html")) == [("Report of sure", "../sure/report/index.html")]
+
+
+@pytest.mark.usefixtures("two")
+def test_json_of_several_studies_is_a_list_with_what_belongs_to_all(compare, results, tmp_path: Path):
+    found = json.loads(compare("sure", "unsure", "--json").out)
+    assert [study["study"] for study in found["studies"]] == ["sure", "unsure"]
+    assert (found["incomparable"], Path(found["page"]).exists()) == ([], True)
+    assert found["studies"][0] == json.loads(hpstudy("report", "sure", "--runs", tmp_path / "runs", "--json").out) | {
+        "report": None  # it was written after the comparison
+    }
+    answers = json.loads(results("--json").out)
+    assert [study["p_adjusted"] for study in answers["studies"]] == [answers["studies"][0]["difference"]["p"], None]
+    assert answers["cautions"] == list(cautions([load(name, tmp_path / "runs") for name in ("sure", "unsure")]))
+
+
+@pytest.mark.usefixtures("two")
+def test_a_table_of_eighty_columns_leaves_out_what_the_page_holds(tmp_path: Path):
+    findings = [finding(load(name, tmp_path / "runs")) for name in ("sure", "unsure")]
+    columns = list(_columns(side_by_side(findings)))
+    shorter = [column for column in columns if column.heading in IN_SHORT]
+    assert [column.heading for column in shorter] == list(IN_SHORT)
+    assert fits(shorter, 80)
+    assert not fits(columns, 80)
 
 
 def test_losses_of_different_tokenizers_are_reported_as_not_comparable(compare, tiny: Tiny, searched: Build):

@@ -1,4 +1,4 @@
-"""`status`, `export`, `report` and `dashboard` on a finished study."""
+"""`export`, `report` and `dashboard` on a finished study."""
 
 from __future__ import annotations
 
@@ -18,44 +18,6 @@ import pytest
 
 from hpstudy.analysis.frames import load
 from tests.helpers.command_line import PROGRAM, hpstudy
-
-
-def val_losses(study: Path) -> dict[str, float]:
-    """The validation loss of each run of a search, by run id."""
-    return {
-        folder.name: json.loads((folder / "result.json").read_text())["val_loss"] for folder in study.glob("search-*")
-    }
-
-
-def test_status_counts_the_runs_of_a_study_and_names_the_unfinished(finished, copied: Path) -> None:
-    losses = val_losses(copied / "tiny")
-    best, worst = min(losses, key=losses.get), max(losses, key=losses.get)
-    result = hpstudy("status", "tiny", "--runs", copied)
-    assert ["search", "5", "5", "0", "0", "0", "0", "0"] in [line.split() for line in result.out.splitlines()]
-    assert f"best of the search: val loss {losses[best]:.4f} ({best}, one seed)" in result.out
-    assert "No verdict: it takes 3 fresh seeds" in result.out
-    (copied / "tiny" / worst / "result.json").unlink()
-    result = hpstudy("status", finished.path, "--runs", copied)
-    assert ["search", "5", "4", "0", "0", "0", "0", "1"] in [line.split() for line in result.out.splitlines()]
-    assert f"unfinished: {worst}; `hpstudy run tiny --runs {copied}` resumes it" in result.out
-
-
-def test_status_without_a_name_lists_studies_that_have_and_have_not_begun(finished, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "waiting.toml").write_text(finished.path.read_text())
-    result = hpstudy("status", "--runs", finished.runs)
-    assert (result.code, result.err) == (0, "")
-    rows = {row.split()[0]: row.split(maxsplit=4)[1:] for row in result.out.splitlines()[1:]}
-    lowest = min(val_losses(finished.runs / "tiny").values())
-    assert [cell.strip() for cell in rows["tiny"]] == ["5", "5", f"{lowest:.4f}", "(no study file here)"]
-    assert [cell.strip() for cell in rows["waiting"]] == ["-", "-", "-", "Does the smallest study there is run?"]
-
-
-def test_status_without_any_runs_succeeds_and_writes_no_file(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert hpstudy("status").code == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_exported_parquet_reads_back_as_the_tables(copied: Path) -> None:

@@ -25,8 +25,8 @@ def test_check_prints_space_baseline_departures_and_cost_and_writes_no_file(tiny
     result = hpstudy("check", path, "--trials", 7)
     assert result.code == 0
     rows = [line.split() for line in result.out.splitlines()]
-    assert ["lr", "0.001", "0.03", "log", "0.0006"] in rows
-    assert ["beta2", "0.9", "0.999", "log", "of", "1", "-", "value", "0.95"] in rows
+    assert ["lr", "log", "0.001", "to", "0.03", "0.0006"] in rows
+    assert ["beta2", "log", "of", "1", "-", "value", "0.9", "to", "0.999", "0.95"] in rows
     # warm-up: 10 steps of 20
     sentence = (
         "The baseline is GPT-3's except for warmup_fraction 0.5 of the run's tokens (GPT-3: 0.00125), batch_tokens 256 "
@@ -38,6 +38,7 @@ def test_check_prints_space_baseline_departures_and_cost_and_writes_no_file(tiny
     # 7 trials and the baseline, 5,120 / 256 steps each
     assert "cost     8 runs of 20 steps, 40,960 tokens in all, about " in result.out
     assert "tok/s" in result.out
+    assert " on 2 workers" in result.out or " on one worker" in result.out  # [budget] parallel is 2
     assert result.err.startswith("warning: [search] lr: no trial can have the baseline's value")
     assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.toml"]
 
@@ -117,6 +118,21 @@ Thread(target=import_ahead).start()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_run_and_confirm_end_stdout_with_one_json_object(tiny_file, tmp_path: Path) -> None:
+    few, runs = {"trials = 5": "trials = 2"}, tmp_path / "runs"
+    flags = ("--runs", runs, "--device", "cpu", "--wandb", "disabled", "--workers", 1, "--json")
+    ran = hpstudy("run", tiny_file(replace=few), *flags)
+    assert (ran.code, ran.out.count("\n")) == (0, 1)
+    found = json.loads(ran.out)
+    assert found == json.loads(hpstudy("status", "tiny", "--runs", runs, "--json").out)
+    assert (found["stage"], found["next"]["step"], found["trials"]["ended"]) == ("done", "more seeds", 2)
+    assert Path(found["report"]).exists()
+    assert "search 2/2" in ran.err
+    path = tiny_file(replace=few, more="[confirm]\nseeds = [7, 8, 9]")
+    confirmed = json.loads(hpstudy("confirm", path, *flags).out)
+    assert confirmed["tuned"]["seeds"] == 3
+
+
 def test_confirm_refuses_before_the_search_is_done(tiny_file, tmp_path: Path) -> None:
     result = hpstudy("confirm", tiny_file(), "--runs", tmp_path / "runs")
     assert result.code == 2
@@ -147,7 +163,7 @@ def test_seeds_added_to_a_finished_search_are_confirmed_and_noise_and_verdict_sh
     again = hpstudy("run", path, *flags)
     assert again.out == result.out
     assert "confirm: 12 of 12 are done from an earlier session" in again.err
-    assert f"noise: {results.noise}" in hpstudy("status", "tiny", "--runs", runs).out
+    assert f"noise    {results.noise}" in hpstudy("status", "tiny", "--runs", runs).out
     checked = hpstudy("check", path, "--runs", runs, "--device", "cpu").out
     assert f"noise    {results.noise}" in checked
     # 2 trials; the baseline and the winner on three seeds, each 20 steps; and the winner at 10 and 15 steps

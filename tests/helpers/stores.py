@@ -96,11 +96,18 @@ def unsealed(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(kept | changes))
 
 
-def begun(root: Path, *, name: str = "tiny", text: str = "", values: Mapping[str, Any] | None = None) -> RunStore:
-    """The store of a study that has begun, in the folder `root`/runs."""
+def begun(
+    root: Path,
+    *,
+    name: str = "tiny",
+    text: str = "",
+    values: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> RunStore:
+    """The store of a study that has begun, in the folder `root`/runs; `path` is where its own file is."""
     store = RunStore(root / "runs" / name)
     store.create()
-    store.freeze_study(text, dict(values or {}))
+    store.freeze_study(text, dict(values or {}), path)
     return store
 
 
@@ -173,7 +180,7 @@ def fresh_runs(
 
 def results_of(study: Study, frames: StudyFrames, root: Path) -> StudyResults:
     """What a study with these tables found. The study is kept in a store in the folder `root`."""
-    store = begun(root, name=study.name, text=study.path.read_text(), values=study.resolved())
+    store = begun(root, name=study.name, text=study.path.read_text(), values=study.resolved(), path=study.path)
     return StudyResults(frames=frames, store=store)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from hpstudy.study.reference import reference_markdown
 from hpstudy.study.schema import StudyFile, Table
 from tests.helpers.study_files import parse, text
 
-PAGE = Path(__file__).parents[2] / "studies" / "README.md"
 HYPERPARAMETERS = "[hparams], [search] and [baseline] overrides: the hyperparameters"
 ROW = re.compile(r"^\| `(?P<key>[^`]+)` \|(?P<cells>.*)\|$")
 TOP_LEVEL = {"question", "yes", "format"}  # all other keys of a file are sections
@@ -71,10 +69,6 @@ EXAMPLES = [
     for cells in rows.values()
     if cells[-1]
 ]
-
-
-def test_the_page_among_the_studies_is_the_reference() -> None:
-    assert PAGE.read_text(encoding="utf-8") == reference_markdown(), "run `hpstudy reference > studies/README.md`"
 
 
 def test_every_key_of_every_table_has_one_row_with_its_meaning() -> None:

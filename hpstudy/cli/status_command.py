@@ -1,0 +1,209 @@
+"""`status`: where every study stands in one line each, or one study with its next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hpstudy.analysis.answers import by_speed
+from hpstudy.analysis.in_short import in_a_word, opponent, shared_digits
+from hpstudy.analysis.measured import Measured, measured
+from hpstudy.analysis.numbers import listed, short
+from hpstudy.analysis.overview import overview, unknown
+from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.state import Stage, State, state
+from hpstudy.cli.common import out, print_json, say
+from hpstudy.cli.layout import Column, as_table, say_fact, widest
+from hpstudy.cli.report_commands import loaded
+from hpstudy.errors import HpstudyError
+from hpstudy.files import command
+from hpstudy.records import Outcome
+from hpstudy.study import Study, list_studies, study_name
+from hpstudy.tracking.store import begun_studies
+
+UNREADABLE = "unreadable"
+
+
+def status(name: str | None, runs: Path, *, as_json: bool = False) -> None:
+    """One line per study, or one study's phases, answer and next step."""
+    if name is not None:
+        results = loaded(study_name(name), runs)
+        if as_json:
+            print_json(overview(results))
+        else:
+            _print_study(out(), results, state(results))
+    elif as_json:
+        print_json({"studies": list(_overviews(runs))})
+    else:
+        _print_studies(out(), runs)
+
+
+def _names(runs: Path) -> tuple[list[str], dict[str, str]]:
+    """(the studies that have begun, name -> question of the others that can be run by name)."""
+    begun = begun_studies(runs)
+    return begun, {name: question for name, question in list_studies() if name not in begun}
+
+
+def _start(name: str, runs: Path) -> str:
+    return command("run", name, runs)
+
+
+def _overviews(runs: Path) -> Iterator[dict[str, Any]]:
+    begun, waiting = _names(runs)
+    for name in begun:
+        try:
+            yield overview(loaded(name, runs))
+        except HpstudyError as error:
+            yield unknown(name, stage=UNREADABLE, problems=str(error).splitlines())
+    for name, question in waiting.items():
+        following = {"step": "run", "advice": "run it", "command": _start(name, runs)}
+        yield unknown(name, question=question, stage=str(Stage.NOT_BEGUN), next=following)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A study in the list."""
+
+    name: str
+    state: str
+    trials: str = "-"
+    best: str = "-"
+    baseline: str = "-"
+    step: str = "-"
+    command: str = "-"
+    question: str = ""
+    running: str = ""  # since when and by whom
+
+
+def _print_studies(console: Console, runs: Path) -> None:
+    begun, waiting = _names(runs)
+    lines = list(_lines(begun, runs))
+    if lines:
+        console.print(widest(list(_layouts(lines)), console.width))
+        console.print("best and baseline: val loss in nats, or tokens per second", style="dim")
+        for line in lines:
+            if line.running:
+                console.print(f"{line.name}: {line.running}", soft_wrap=True)
+        console.print(f"`{command('status', 'NAME', runs)}` explains the next step\n", style="dim", soft_wrap=True)
+    if waiting:
+        names, questions = Column(heading="not begun", cells=list(waiting)), list(waiting.values())
+        console.print(as_table([names, Column(heading="question", cells=questions)]))
+        console.print(f"`{_start('NAME', runs)}` begins one", style="dim", soft_wrap=True)
+    if not (lines or waiting):
+        console.print("no study has begun, and there is no study file here")
+
+
+def _lines(begun: Sequence[str], runs: Path) -> Iterator[_Line]:
+    for name in begun:
+        try:
+            results = loaded(name, runs)
+            yield _line(results, state(results))
+        except HpstudyError as error:
+            say(f"warning: {name}: {error}")
+            yield _Line(name=name, state=UNREADABLE)
+
+
+def _line(results: StudyResults, now: State) -> _Line:
+    baseline, best = measured(results)
+    digits = shared_digits(*(side for side in (baseline, best) if side))
+    return _Line(
+        name=results.name,
+        state=in_a_word(results, now),
+        trials=f"{now.trials} of {now.planned}",
+        best=_score(best, results.study, digits) if best else "-",
+        baseline=_score(baseline, results.study, digits),
+        step=now.step.brief,
+        command=now.command,
+        question=results.study.question,
+        running=str(now) if now.stage is Stage.RUNNING else "",
+    )
+
+
+def _score(side: Measured, study: Study, digits: int) -> str:
+    """What a side reached, without its error."""
+    if not by_speed(study):
+        return "-" if side.val_loss is None else f"{side.val_loss:.{digits}f}"
+    return "-" if side.tok_per_sec is None else f"{short(side.tok_per_sec)}/s"
+
+
+def _layouts(lines: Sequence[_Line]) -> Iterator[list[Column]]:
+    """The columns of the list, from the fullest to the narrowest."""
+    name = Column(heading="study", cells=[line.name for line in lines])
+    stands = Column(heading="state", cells=[line.state for line in lines])
+    trials = Column(heading="trials", cells=[line.trials for line in lines], right=True)
+    best = Column(heading="best", cells=[line.best for line in lines], right=True)
+    baseline = Column(heading="baseline", cells=[line.baseline for line in lines], right=True)
+    step = Column(heading="next", cells=[line.step for line in lines])
+    whole = Column(heading="command", cells=[line.command for line in lines])
+    question = Column(heading="question", cells=[line.question for line in lines])
+    core = [name, stands, trials, best, baseline]
+    yield [*core, step, whole, question]
+    yield [*core, step, whole]
+    yield [*core, step]
+    yield [name, stands, trials, step]
+    yield [name, stands, step]
+
+
+def _print_study(console: Console, results: StudyResults, now: State) -> None:
+    study, verdict = results.study, results.verdict()
+    console.print(f"{study.name}: {study.question}", style="bold")
+    console.print(_phases(results))
+    say_fact(console, "state", f"{now}; {now.trials} of {now.planned} trials have ended")
+    if begun := _unfinished(results):
+        say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
+    say_fact(console, "best", _best(results))
+    say_fact(console, "answer", verdict.sentence)
+    if verdict.noise:
+        say_fact(console, "noise", str(verdict.noise))
+    say_fact(console, "next", now.advice)
+    say_fact(console, "", now.command, whole=True)
+
+
+def _unfinished(results: StudyResults) -> list[str]:
+    """The runs that have begun and will be resumed."""
+    trials = results.trials
+    wanted = trials["outcome"].isna() & ~trials["run_id"].isin(results.fresh.ahead)
+    return trials.loc[wanted, "run_id"].astype("str").tolist()
+
+
+def _best(results: StudyResults) -> str:
+    """What both sides reached."""
+    study = results.study
+    baseline, best = measured(results)
+    theirs = f"{opponent(study)} {_measure(baseline, study)}"
+    if best is None:
+        return f"{theirs} ({_seeds(baseline)})" if baseline.seeds else "nothing is measured yet"
+    ours = f"{best.run_id} {_measure(best, study)}"
+    return f"{ours}, {theirs} ({_seeds(best)})" if baseline.seeds else f"{ours} ({_seeds(best)})"
+
+
+def _measure(side: Measured, study: Study) -> str:
+    speed = f"{side.tok_per_sec:,.0f} tokens/s" if side.tok_per_sec is not None else "no speed"
+    return speed if by_speed(study) else f"{side} nats"
+
+
+def _seeds(side: Measured) -> str:
+    return "one seed, that of the search" if side.seeds == 1 else f"{side.seeds} fresh seeds"
+
+
+def _phases(results: StudyResults) -> Table:
+    """The runs of each phase by outcome. An outcome that no run had is left out, if it is not `complete`."""
+    phases = list(results.trials.groupby("phase", observed=True))
+    columns = [
+        Column(heading="phase", cells=[str(phase) for phase, _ in phases]),
+        Column(heading="runs", cells=[str(len(runs)) for _, runs in phases], right=True),
+    ]
+    known = results.trials["outcome"]
+    for outcome in dict.fromkeys([*map(str, Outcome), *known.dropna().astype("str")]):
+        counts = [int((runs["outcome"] == outcome).sum()) for _, runs in phases]
+        if any(counts) or outcome == Outcome.COMPLETE:
+            columns.append(Column(heading=outcome.replace("_", " "), cells=list(map(str, counts)), right=True))
+    unfinished = [int(runs["outcome"].isna().sum()) for _, runs in phases]
+    if any(unfinished):
+        columns.append(Column(heading="unfinished", cells=list(map(str, unfinished)), right=True))
+    return as_table(columns)

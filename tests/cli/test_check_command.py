@@ -1,0 +1,57 @@
+"""`check --json`, and what `check` says of evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpstudy.cli.check_command import CHECK
+from tests.helpers.command_line import hpstudy
+
+BIG_EVALS = {"evals = 4": "evals = 20", "val_tokens = 512": "val_tokens = 65536"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_json_holds_what_is_searched_the_baseline_and_the_cost(tiny_file) -> None:
+    path = tiny_file(replace={"low = 1e-4": "low = 1e-3"})  # GPT-3's 6e-4 is outside
+    result = hpstudy("check", path, "--device", "cpu", "--trials", 7, "--json")
+    assert (result.code, result.out.count("\n")) == (0, 1)
+    found = json.loads(result.out)
+    assert list(found) == list(CHECK)
+    assert found["space"][0] == {"key": "lr", "low": 1e-3, "high": 3e-2, "scale": "log", "baseline": 6e-4}
+    assert found["baseline"]["warmup_fraction"] == 0.5  # 10 steps of 20
+    assert [departure["key"] for departure in found["departures"]] == ["warmup_fraction", "batch_tokens"]
+    assert found["plan"] == {"search": 7, "baseline": 1}
+    assert {key: found["cost"][key] for key in ("runs", "steps", "tokens")} == {
+        "runs": 8, "steps": 20, "tokens": 40_960,
+    }  # fmt: skip
+    assert 1 <= found["cost"]["workers"] <= 2  # [budget] parallel
+    assert found["warnings"][0].startswith("[search] lr: no trial can have the baseline's value")
+    assert found["noise"] == {"own": None, "similar": None}
+    assert not Path("runs").exists()
+
+
+def test_evaluation_that_takes_most_of_the_time_is_said_with_its_remedy(tiny_file) -> None:
+    result = hpstudy("check", tiny_file(replace=BIG_EVALS), "--device", "cpu")
+    assert result.code == 0
+    assert "evaluation takes 9" in result.out  # 20 evaluations of 65,536 tokens in a run of 5,120
+    assert "`evals = 5 and val_tokens = 8192` in [trainer] would make it " in result.out
+
+
+def test_a_warning_comes_last(tiny_file) -> None:
+    result = hpstudy("check", tiny_file(replace={"low = 1e-4": "low = 1e-3"}), "--device", "cpu")
+    assert result.err.splitlines()[-1].startswith("warning: [search] lr")
+    order = [result.out.index(part) for part in ("searched", "The baseline is", "speed  ", "cost  ")]
+    assert order == sorted(order)
+
+
+def test_an_error_with_json_leaves_stdout_empty() -> None:
+    result = hpstudy("check", "nonsense", "--json")
+    assert (result.code, result.out) == (2, "")
+    assert "no such study" in result.err
