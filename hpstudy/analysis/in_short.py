@@ -72,7 +72,7 @@ def _sentence(
     theirs = f"{opponent(study)}'s" if opponent(study) == "GPT-3" else "the baseline's"
     if by_speed(study):
         return _on_speed(c, answer, theirs)
-    digits = _shared_digits(baseline, best)
+    digits = shared_digits(baseline, best)
     ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
     size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
     if found_nothing(c, study):
@@ -99,6 +99,6 @@ def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:
     return f"Tuned values train at {times} the speed of {theirs}."
 
 
-def _shared_digits(*sides: Measured) -> int:
+def shared_digits(*sides: Measured) -> int:
     """The digits that both errors allow."""
     return min((decimals(side.se) for side in sides if side.se is not None), default=ONE_SEED_DIGITS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 
 def short(value: float) -> str:
     """3,451,204 as 3.45M: three digits and a unit."""
@@ -18,13 +16,32 @@ def short(value: float) -> str:
 
 def plain(value: Any) -> str:
     """A value with four digits (five between 0.9 and 1), text as it is, "-" for a missing value."""
+    import pandas as pd  # here: takes half a second, and the live view needs none of it
+
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return "-"
     if isinstance(value, str):
         return value
+    if isinstance(value, int) and abs(value) < 1e4:
+        return str(value)
     if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
         return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
     return short(value) if math.isfinite(value) else "infinite"
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 20s`, `1h 05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def p_text(p: float) -> str:
+    """`p = 0.0023`, or `p < 0.0001`."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
 def decimals(width: float) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hpstudy.analysis import stats
 from hpstudy.analysis.answers import Contrast, by_speed, deciding, found_nothing
@@ -50,19 +51,35 @@ class State:
         return f"running{since} by {self.holder}"
 
 
-def state(results: StudyResults) -> State:
-    """Where a study in a run store stands."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Commands:
+    """Writes the commands that name the study."""
+
+    name: str
+    runs: Path
+    flags: Sequence[str]  # of every `run`
+
+    def __call__(self, verb: str, *more: str) -> str:
+        return command(verb, self.name, self.runs, *(self.flags if verb == "run" else ()), *more)
+
+
+def state(results: StudyResults, name: str | None = None, *, flags: Sequence[str] = ()) -> State:
+    """Where a study in a run store stands.
+
+    Its commands name it `name`, such as by the path of its file, and those that run it have `flags`.
+    """
     assert results.store is not None
+    commands = _Commands(name=name or results.study.name, runs=results.frames.runs, flags=flags)
     study, trials, root = results.study, results.trials, results.store.root
     searched = trials[trials["phase"] == "search"]
     planned = max(num_trials(study), len(searched))
-    now, runs = holder(root), results.frames.runs
+    now = holder(root)
     if now is not None:
-        stage, advice, line = Stage.RUNNING, "it is running now", command("status", study.name, runs)
+        stage, advice, line = Stage.RUNNING, "it is running now", commands("status")
     elif left := _left(results, planned):
-        stage, advice, line = Stage.STOPPED, f"{left}; resume it", command("run", study.name, runs)
+        stage, advice, line = Stage.STOPPED, f"{left}; resume it", commands("run")
     else:
-        stage, advice, line = _after(results)
+        stage, advice, line = _after(results, commands)
     ended = int(searched["outcome"].notna().sum())
     return State(stage=stage, holder=now, trials=ended, planned=planned, advice=advice, command=line)
 
@@ -99,12 +116,12 @@ def _is_new(now: Selection, before: Sequence[Selection]) -> bool:
     return not before or (before[-1].candidates, before[-1].seeds) != (now.candidates, now.seeds)
 
 
-def _after(results: StudyResults) -> tuple[Stage, str, str]:
+def _after(results: StudyResults, commands: _Commands) -> tuple[Stage, str, str]:
     """(stage, advice, command) of a study that has nothing left to train."""
-    study, verdict, runs = results.study, results.verdict(), results.frames.runs
-    export = command("export", study.name, runs)
+    study, verdict = results.study, results.verdict()
+    export = commands("export")
     searched = int((results.trials["phase"] == "search").sum())
-    longer = command("run", study.name, runs, "--trials", str(2 * searched))
+    longer = commands("run", "--trials", str(num_trials(study, 2 * searched)))
     if not study.space:
         return Stage.DONE, "nothing is searched; its runs are a reference for others", export
     if not verdict.contrasts:
@@ -115,39 +132,39 @@ def _after(results: StudyResults) -> tuple[Stage, str, str]:
         return Stage.UNDECIDED, advice, export if tried_all else longer
     first = verdict.contrasts[0]
     if deciding(first, study) is Answer.UNDECIDED:
-        return Stage.UNDECIDED, *_more_seeds(results, first)
+        return Stage.UNDECIDED, *_more_seeds(results, first, commands)
     ends = list(at_ends(study, found.hparams)) if (found := results.tuned) else []
     if ends and not first.is_opponent:
         wider = ", ".join(end.as_toml for end in ends)
         keys = " and ".join(end.key for end in ends)
         advice = f"the best trial is at the end of the range of {keys}; in a copy of the study file, take {wider}"
-        return Stage.DONE, advice, command("run", f"{study.name}-wider", runs)
+        return Stage.DONE, advice, replace(commands, name=f"{study.name}-wider")("run")
     if num_trials(study, 2 * searched) <= searched:
         return Stage.DONE, "every point of the grid is tried; its tables are for pandas", export
     more = "better values may exist" if found_nothing(first, study) else "a longer search may find still better values"
     return Stage.DONE, more, longer
 
 
-def _more_seeds(results: StudyResults, c: Contrast) -> tuple[str, str]:
+def _more_seeds(results: StudyResults, c: Contrast, commands: _Commands) -> tuple[str, str]:
     """How an undecided comparison could be decided, and the command."""
-    study, runs, looks = results.study, results.frames.runs, results.study.confirm.looks
+    study, looks = results.study, results.study.confirm.looks
     trained = looks[-1] if looks else max(c.n, len(study.seeds))
     wanted = _seeds_for_speed(c) if by_speed(study) else _seeds_for_loss(c)
     if wanted is None or wanted - trained > MOST_MORE_SEEDS:
         count = f"more than {stats.MOST_SEEDS:,}" if wanted is None else f"about {wanted:,}"
-        report = command("report", study.name, runs)
-        return f"to decide a difference this small takes {count} seeds a side; longer runs may show more", report
+        advice = f"to decide a difference this small takes {count} seeds a side; longer runs may show more"
+        return advice, commands("report")
     total = max(wanted, trained + 2)  # if fewer should have been enough, it was bad luck
     if looks:
         return (
             f"about {total} seeds a side would decide it; the looks of a race are fixed, so ask again in a copy of the "
             f"study file with `[confirm] looks = {[*looks, total]}`",
-            command("run", f"{study.name}-longer", runs),
+            replace(commands, name=f"{study.name}-longer")("run"),
         )
     seeds = [*study.seeds, *range(max(study.seeds) + 1, max(study.seeds) + 1 + total - len(study.seeds))]
     return (
         f"about {total} seeds a side would decide it: set `[confirm] seeds = {seeds}` in the study file",
-        command("run", study.name, runs),
+        commands("run"),
     )
 
 

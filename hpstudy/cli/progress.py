@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hpstudy.analysis.numbers import duration
 from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
 from hpstudy.study import Study
 from hpstudy.study.ranking import Score, best_first, front, ranks_by_loss
@@ -147,13 +148,3 @@ class StudyProgress:
 
 def _loss(loss: float | None) -> str:
     return "-" if loss is None or math.isnan(loss) else f"{loss:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `3m 20s`, `1h 05m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from hpstudy.analysis.numbers import duration
 from hpstudy.cli.common import err, out, say
-from hpstudy.cli.progress import StudyProgress, duration
+from hpstudy.cli.progress import StudyProgress
 from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import RUNS, command
@@ -27,7 +29,10 @@ from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRe
 from hpstudy.running.replay import replay as train_again
 from hpstudy.study import Choices, Study, load_frozen, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
-from hpstudy.tracking.wandb_sink import whereabouts
+
+if TYPE_CHECKING:
+    from hpstudy.analysis.results import StudyResults
+    from hpstudy.analysis.state import State
 
 
 def check(name: str, runs: Path, device: str, trials: int | None) -> None:
@@ -80,7 +85,11 @@ def run(name: str, options: Options) -> None:
         except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
     ahead.join()  # two threads that import the same modules can get in each other's way
-    _print_result(study, store, options.runs, _resume(name, replace(options, trials=None)))
+    from hpstudy.analysis.results import load
+    from hpstudy.analysis.state import state
+
+    results = load(store.root.name, options.runs)
+    _print_result(results, state(results, name, flags=_flags(replace(options, trials=None))))
 
 
 def import_ahead() -> None:
@@ -130,34 +139,25 @@ def replay(name: str, run_id: str, runs: Path, device: str) -> None:
 
 def _resume(name: str, options: Options) -> str:
     """The command that resumes a study, with each flag that is not at its default."""
+    return command("run", name, options.runs, *_flags(options))
+
+
+def _flags(options: Options) -> list[str]:
+    """The flags of `run` that are not at their default."""
     default = Options(runs=RUNS, device="auto", wandb="auto")
-    flags = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "trials"))
-    given = [word for flag, v in flags if v != getattr(default, flag) for word in (f"--{flag}", str(v))]
-    return command("run", name, options.runs, *given)
+    given = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "trials"))
+    return [word for flag, v in given if v != getattr(default, flag) for word in (f"--{flag}", str(v))]
 
 
-def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> None:
-    from hpstudy.analysis.results import load
+def _print_result(results: StudyResults, now: State) -> None:
+    """Writes the report, and prints what the study found."""
     from hpstudy.cli.report_commands import report_page
-    from hpstudy.report.leaderboard import leaderboard
-    from hpstudy.report.terminal import leaderboard_table
+    from hpstudy.report.terminal import last_screen
 
-    results = load(study.name, runs)
-    page = report_page(results)
-    console = out()
-    console.print(leaderboard_table(leaderboard(results), study.name, width=console.width, noise=results.noise))
-    console.print(f"\n{results.verdict().sentence}\n", style="bold")
-    lines = [
-        ("files", store.root),
-        ("report", page),
-        ("W&B runs", whereabouts(store.root, study.name)),
-        ("next", command("export", study.name, runs)),
-    ]
-    searched = int((results.trials["phase"] == "search").sum())
-    if (more := num_trials(study, 2 * searched)) > searched:
-        lines.append(("", f"{resume} --trials {more}"))
-    for what, value in lines:
-        console.print(f"{what:<8} {value}", soft_wrap=True)
+    page, console = report_page(results), out()
+    height = console.height if console.is_terminal else None
+    screen = last_screen(results, now, page, width=console.width, height=height, encoding=console.encoding)
+    console.print(screen, soft_wrap=True)
 
 
 def _space_table(study: Study) -> Table:
