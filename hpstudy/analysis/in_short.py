@@ -76,8 +76,8 @@ def _sentence(
     ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
     size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
     if found_nothing(c, study):
-        trials = results.fresh.num_trials
-        return f"The best of {trials} trials reaches {ours} nats where {theirs} values reach {reference}."
+        best_of = best_trial(results.fresh.num_trials)
+        return f"The {best_of} reaches {ours} nats where {theirs} values reach {reference}."
     match answer:
         case Answer.BETTER:
             return f"Tuned values reach {ours} nats where {theirs} reach {reference}."
@@ -87,6 +87,11 @@ def _sentence(
             return f"Tuned values and {theirs} reach the same loss, {reference} nats, within {c.margin:.2g}."
         case _:
             return f"Tuned values and {theirs} are {size} nats apart, which {c.n} seeds cannot tell from noise."
+
+
+def best_trial(trials: int) -> str:
+    """`best of 12 trials`, or `only trial`."""
+    return f"best of {trials} trials" if trials > 1 else "only trial"
 
 
 def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:

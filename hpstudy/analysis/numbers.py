@@ -22,8 +22,6 @@ def plain(value: Any) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    if isinstance(value, int) and abs(value) < 1e4:
-        return str(value)
     if isinstance(value, float) and math.isfinite(value) and abs(value) < 1e4:
         return f"{value:.5g}" if 0.9 < value < 1 else f"{value:.4g}"  # a beta is known by its digits after the nines
     return short(value) if math.isfinite(value) else "infinite"

@@ -55,21 +55,26 @@ class State:
 class _Commands:
     """Writes the commands that name the study."""
 
-    name: str
+    study: str
+    given: str  # what `run` calls it: its name, or the path of its file
     runs: Path
     flags: Sequence[str]  # of every `run`
 
     def __call__(self, verb: str, *more: str) -> str:
-        return command(verb, self.name, self.runs, *(self.flags if verb == "run" else ()), *more)
+        if verb == "run":
+            return command(verb, self.given, self.runs, *self.flags, *more)
+        return command(verb, self.study, self.runs, *more)
 
 
-def state(results: StudyResults, name: str | None = None, *, flags: Sequence[str] = ()) -> State:
+def state(results: StudyResults, given: str | None = None, *, flags: Sequence[str] = ()) -> State:
     """Where a study in a run store stands.
 
-    Its commands name it `name`, such as by the path of its file, and those that run it have `flags`.
+    Commands that run it call it `given`, such as the path of its file, and have `flags`.
     """
     assert results.store is not None
-    commands = _Commands(name=name or results.study.name, runs=results.frames.runs, flags=flags)
+    commands = _Commands(
+        study=results.study.name, given=given or results.study.name, runs=results.frames.runs, flags=flags
+    )
     study, trials, root = results.study, results.trials, results.store.root
     searched = trials[trials["phase"] == "search"]
     planned = max(num_trials(study), len(searched))
@@ -138,7 +143,7 @@ def _after(results: StudyResults, commands: _Commands) -> tuple[Stage, str, str]
         wider = ", ".join(end.as_toml for end in ends)
         keys = " and ".join(end.key for end in ends)
         advice = f"the best trial is at the end of the range of {keys}; in a copy of the study file, take {wider}"
-        return Stage.DONE, advice, replace(commands, name=f"{study.name}-wider")("run")
+        return Stage.DONE, advice, replace(commands, given=f"{study.name}-wider")("run")
     if num_trials(study, 2 * searched) <= searched:
         return Stage.DONE, "every point of the grid is tried; its tables are for pandas", export
     more = "better values may exist" if found_nothing(first, study) else "a longer search may find still better values"
@@ -159,7 +164,7 @@ def _more_seeds(results: StudyResults, c: Contrast, commands: _Commands) -> tupl
         return (
             f"about {total} seeds a side would decide it; the looks of a race are fixed, so ask again in a copy of the "
             f"study file with `[confirm] looks = {[*looks, total]}`",
-            replace(commands, name=f"{study.name}-longer")("run"),
+            replace(commands, given=f"{study.name}-longer")("run"),
         )
     seeds = [*study.seeds, *range(max(study.seeds) + 1, max(study.seeds) + 1 + total - len(study.seeds))]
     return (

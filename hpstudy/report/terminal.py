@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
-from hpstudy.analysis.in_short import Tone, in_short, opponent, shared_digits
+from hpstudy.analysis.in_short import Tone, best_trial, in_short, opponent, shared_digits
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals, duration, listed, p_text, plain, short
 from hpstudy.analysis.results import StudyResults
@@ -18,6 +18,7 @@ from hpstudy.analysis.state import State
 from hpstudy.analysis.tuned import Change
 from hpstudy.running.confirm import read_selections
 from hpstudy.statistics.race import Answer
+from hpstudy.study import Value
 from hpstudy.tracking.wandb_sink import whereabouts
 
 GAP = 3  # characters between columns
@@ -178,7 +179,11 @@ def _signed(number: float, digits: int) -> str:
 
 def _changes(results: StudyResults, units: bool) -> Iterator[Row]:
     for change in results.tuned.changes if results.tuned else ():
-        yield Row(change.key, plain(change.baseline), plain(change.tuned), _change(change, units))
+        yield Row(change.key, _value(change.baseline), _value(change.tuned), _change(change, units))
+
+
+def _value(value: Value) -> str:
+    return str(value) if isinstance(value, int) and value < 10_000 else plain(value)
 
 
 def _change(change: Change, units: bool) -> str:
@@ -209,7 +214,7 @@ def _words(results: StudyResults, c: Contrast) -> str:
     study = results.study
     if found_nothing(c, study):
         worse = "slower" if by_speed(study) else "worse"
-        return f"the best of {results.fresh.num_trials} trials is {worse}"
+        return f"the {best_trial(results.fresh.num_trials)} is {worse}"
     match deciding(c, study):
         case Answer.EQUIVALENT:
             return f"the tuned values are as good, within {c.margin:.2g} nats"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpstudy.cli.progress import StudyProgress, duration
+from hpstudy.cli.progress import StudyProgress
 from hpstudy.records import Outcome, Run, RunResult, StepRecord
 from hpstudy.study import Study
 from tests.helpers.terminal import last_frame
@@ -190,11 +190,3 @@ def test_a_throughput_study_shows_speeds(tiny) -> None:
         progress.phase("search", 5, [(a_run(study), a_result(5.5)), (a_run(study, 1), faster)])
 
     assert "best 23,456 tok/s (search-0001) · baseline 12,346 tok/s" in last_frame(study, events)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0s"), (59.4, "59s"), (59.5, "1m 00s"), (200, "3m 20s"), (3599.6, "1h 00m"), (90_061, "25h 01m")],
-)
-def test_a_duration_has_two_units_at_most(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
