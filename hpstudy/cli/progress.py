@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpstudy.analysis.numbers import duration
+from hpstudy.cli.time_left import TimeLeft
 from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
 from hpstudy.study import Study
 from hpstudy.study.ranking import Score, best_first, front, ranks_by_loss
@@ -35,13 +36,14 @@ class _Active:
 class StudyProgress:
     """A `Progress` that shows the phase, the active runs, the best trial so far and the baseline."""
 
-    def __init__(self, study: Study, console: Console) -> None:
+    def __init__(self, study: Study, console: Console, trials: int | None = None) -> None:
+        """`trials` is the number of trials if it is not the file's."""
         self._study, self._console = study, console
+        self._left = TimeLeft(study, trials)
         self._baseline: RunResult | None = None
         self._complete: list[Score] = []  # trials of the search
-        self._phase, self._num_runs, self._done, self._earlier = "starting", 0, 0, 0
+        self._phase, self._num_runs, self._done = "", 0, 0
         self._active: dict[str, _Active] = {}
-        self._phase_start = time.monotonic()
         self._last_line = 0.0
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
@@ -49,31 +51,41 @@ class StudyProgress:
         """The context in which the view is live. It does nothing outside a terminal."""
         return self._live if self._console.is_terminal else nullcontext()
 
-    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
+    def earlier(self, finished: Sequence[Run]) -> None:
+        self._left.earlier(finished)
+
+    def phase(
+        self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]], most: int | None = None
+    ) -> None:
         self._phase, self._num_runs, self._done = name, num_runs, len(finished)
-        self._earlier, self._phase_start = len(finished), time.monotonic()
+        self._left.phase(name, num_runs, [run for run, _ in finished], most)
         for run, result in finished:
             self._rank(run, result)
         if finished:
             self.say(f"{name}: {len(finished)} of {num_runs} are done from an earlier session")
 
-    def grow(self, num_runs: int) -> None:
+    def grow(self, num_runs: int, most: int) -> None:
         self._num_runs = num_runs
+        self._left.grow(num_runs, most)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, tokens: int = 0) -> None:
+        self._left.start(run, tokens)
         self._active[run.run_id] = _Active(run=run)
 
     def step(self, run: Run, record: StepRecord) -> None:
         active = self._active[run.run_id]
         active.last = record
+        self._left.step(run, record.tokens)
         active.speeds.append(record.tok_per_sec)
         if record.val_loss is not None:
             active.val_loss = record.val_loss
         if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self.say(f"{run.run_id}: {self._describe(active)}")
+            left = f"; the study: {self._left}" if str(self._left) else ""
+            self.say(f"{run.run_id}: {self._describe(active)}{left}")
 
     def finish(self, run: Run, result: RunResult) -> None:
         del self._active[run.run_id]
+        self._left.finish(run)
         self._done += 1
         self._num_runs = max(self._num_runs, self._done)  # a run of the next look, which trained ahead
         self._rank(run, result)
@@ -115,15 +127,6 @@ class StudyProgress:
         val = f", val {active.val_loss:.4f}" if active.val_loss is not None else ""
         return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
 
-    def _time_left(self) -> str:
-        """From the pace of this phase: its finished runs and the shares of its active ones."""
-        shares = self._shares()
-        trained = self._done - self._earlier + shares
-        if trained < 0.05:
-            return "?"
-        pace = (time.monotonic() - self._phase_start) / trained
-        return duration(pace * max(0.0, self._num_runs - self._done - shares))
-
     def _shares(self) -> float:
         """The trained shares of the active runs, added up."""
         return sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
@@ -138,7 +141,7 @@ class StudyProgress:
         head.add_row(
             Text(f"{self._study.name} · {self._phase} {self._done}/{self._num_runs}", style="bold"),
             bar,
-            f"{self._time_left()} left",
+            str(self._left),
         )
         lines = [Text(f"  {run_id}  {self._describe(active)}") for run_id, active in self._active.items()]
         baseline = self._shown(Score.of("", self._baseline)) if self._baseline else "-"

@@ -75,7 +75,7 @@ def run(name: str, options: Options) -> None:
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     console.print(f"{study.name}: {study.question}")
-    progress = StudyProgress(study, console)
+    progress = StudyProgress(study, console, options.trials)
     ahead = Thread(target=import_ahead)
     ahead.start()  # takes a second or two, while a worker starts
     with _stop_on_signals(console) as stop:
@@ -83,7 +83,9 @@ def run(name: str, options: Options) -> None:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except (Interrupted, KeyboardInterrupt) as error:
-            raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
+            raise Interrupted(
+                f"stopped; every finished run is kept. Resume with:\n  {_resume(name, options)}"
+            ) from error
     ahead.join()  # two threads that import the same modules can get in each other's way
     from hpstudy.analysis.results import load
     from hpstudy.analysis.state import state
@@ -222,7 +224,7 @@ def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        console.print("stopping: saving checkpoints and closing the sinks (Ctrl-C again stops at once)")
+        console.print("stopping: waiting for checkpoints and W&B (Ctrl-C again stops at once)")
 
     heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heeded}

@@ -42,7 +42,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     worker can be kept alive.
     """
     spec = study.spec
-    corpus = corpus_of(spec)  # relative paths start in the current folder
+    corpus = corpus_of(spec, say=progress.say)  # relative paths start in the current folder
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()
@@ -85,6 +85,7 @@ class _Driver:
         Otherwise no worker starts before a run needs it.
         """
         study, store, say = self._study, self._store, self._progress.say
+        self._progress.earlier([view.header.run for view in self._finished()])
         if store.read_json(ENVIRONMENT) is None or not store.keeps(study.resolved()):
             self._pool.first()
         store.freeze_study(study.path.read_text(encoding="utf-8-sig"), study.resolved())
@@ -136,16 +137,16 @@ class _Driver:
         selections = update_selections(self._study, self._store, self._progress.say)
         self._pool.train(RaceQueue(self._study, selections, self._store.runs(), self._on_look))
 
-    def _on_look(self, race: Race, runs: Sequence[Run]) -> None:
-        """Says what a look has found, and that a phase of these runs is under way."""
+    def _on_look(self, race: Race, runs: Sequence[Run], most: int) -> None:
+        """Says what a look has found, and that a phase of these runs is under way, which may become `most`."""
         for found in race.findings.values():
             if found.seeds == max(each.seeds for each in race.findings.values()):
                 self._progress.say(described(found))
         if self._confirming:
-            self._progress.grow(len(runs))
+            self._progress.grow(len(runs), most)
         elif runs:
             self._confirming = True
-            self._begin_phase("confirm", runs)
+            self._begin_phase("confirm", runs, most)
 
     def deliver(self) -> None:
         """Waits until W&B has every finished run, also those of earlier sessions.
@@ -201,9 +202,10 @@ class _Driver:
         self._begin_phase(phase, [run])
         self._pool.train(RunList([run]))
 
-    def _begin_phase(self, phase: Phase, runs: Sequence[Run]) -> None:
+    def _begin_phase(self, phase: Phase, runs: Sequence[Run], most: int | None = None) -> None:
         results = ((run, self._store.result(run.run_id)) for run in runs)
-        self._progress.phase(phase, len(runs), [(run, result) for run, result in results if result is not None])
+        finished = [(run, result) for run, result in results if result is not None]
+        self._progress.phase(phase, len(runs), finished, most)
 
     def _tokens(self, hparams: HParams) -> int:
         return tokens_for(self._study, self._store, self._pool, hparams)

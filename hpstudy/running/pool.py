@@ -120,7 +120,7 @@ class WorkerPool:
     def train(self, queue: RunQueue) -> None:
         """Keeps the workers busy until the queue is empty and every run has ended.
 
-        If the study is stopped, active runs write a last checkpoint.
+        If the study is stopped, active runs write a last checkpoint, and each says where it resumes.
         """
         try:
             while True:
@@ -132,6 +132,8 @@ class WorkerPool:
                 self._order_checkpoints()
         except Interrupted:
             self._save_all(queue)
+            for active in self._active.values():
+                self._progress.say(f"{active.run.run_id}: {active.left_at}")
             raise
 
     def close(self) -> None:
@@ -249,6 +251,7 @@ class WorkerPool:
                 raise refusal(report)
             case Resumed(step=step, problem=problem):
                 run_id = self._active[worker].run.run_id
+                self._active[worker].resumes_after = step
                 self._progress.say(
                     f"{run_id}: its checkpoint cannot be used ({problem}); it trains again from step 1"
                     if problem
@@ -342,7 +345,12 @@ class WorkerPool:
                     case Saved(seconds=seconds, problem=problem):
                         self._active[worker].on_saved(seconds, problem)
                         missing.discard(worker)
-                    case Finished() | Refused():  # the next session finds out
+                    case Resumed(step=step):
+                        self._active[worker].resumes_after = step
+                    case Finished():  # the next session finds out how
+                        self._active[worker].trained = True
+                        missing.discard(worker)
+                    case Refused():
                         missing.discard(worker)
                     case None:
                         missing.discard(worker)
