@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from threading import RLock
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,6 +23,7 @@ from hpstudy.study import Study
 from hpstudy.study.ranking import Score, best_first, front, ranks_by_loss
 
 PLAIN_SECONDS = 10.0  # between two lines about active runs
+FRAME_SECONDS = 0.25  # between two drawings of the live view while steps come
 RECENT_STEPS = 20
 
 
@@ -45,7 +47,9 @@ class StudyProgress:
         self._phase, self._num_runs, self._done = "", 0, 0
         self._active: dict[str, _Active] = {}
         self._last_line = 0.0
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+        self._live = Live(get_renderable=self._render, console=console, auto_refresh=False, transient=True)
+        self._last_frame = 0.0
+        self._lock = RLock()  # W&B's thread says lines too; rich loses its place if two threads draw at once
 
     def shown(self) -> AbstractContextManager[object]:
         """The context in which the view is live. It does nothing outside a terminal."""
@@ -71,6 +75,7 @@ class StudyProgress:
     def start(self, run: Run, tokens: int = 0) -> None:
         self._left.start(run, tokens)
         self._active[run.run_id] = _Active(run=run)
+        self._draw()
 
     def step(self, run: Run, record: StepRecord) -> None:
         active = self._active[run.run_id]
@@ -82,6 +87,8 @@ class StudyProgress:
         if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_SECONDS:
             left = f"; the study: {self._left}" if str(self._left) else ""
             self.say(f"{run.run_id}: {self._describe(active)}{left}")
+        if time.monotonic() - self._last_frame > FRAME_SECONDS:
+            self._draw()
 
     def finish(self, run: Run, result: RunResult) -> None:
         del self._active[run.run_id]
@@ -100,7 +107,16 @@ class StudyProgress:
 
     def say(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(line, highlight=False, markup=False)
+        with self._lock:
+            self._console.print(line, highlight=False, markup=False)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draws the live view, if it is shown."""
+        with self._lock:
+            if self._live.is_started:
+                self._last_frame = time.monotonic()
+                self._live.refresh()
 
     def _rank(self, run: Run, result: RunResult) -> None:
         if run.run_id == self._study.baseline_run_id:
@@ -132,6 +148,8 @@ class StudyProgress:
         return sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
 
     def _render(self) -> Group:
+        if not self._phase:
+            return Group()
         shares = self._shares()
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(no_wrap=True)

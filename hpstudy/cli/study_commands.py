@@ -73,7 +73,7 @@ def run(name: str, options: Options) -> None:
     study = load_study(name)
     console = err()
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
-        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}")
     console.print(f"{study.name}: {study.question}")
     progress = StudyProgress(study, console, options.trials)
     ahead = Thread(target=import_ahead)

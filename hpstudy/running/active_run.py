@@ -116,14 +116,13 @@ class ActiveRun:
         """Where the run goes on if the study ends now."""
         if self.trained:
             return "its last step is recorded"
-        recorded = f"{max(self.furthest, self._last_step):,} steps are recorded"
         match self.resumes_after:
             case None:
-                return f"{recorded}; resumes from its last checkpoint"
+                return "resumes from its last checkpoint"
             case 0:
-                return f"{recorded}, but no checkpoint yet; resumes from step 1"
+                return "no checkpoint yet; resumes from step 1"
             case step:
-                return f"{recorded}; a checkpoint was written, and it resumes after step {step:,}"
+                return f"checkpoint written; resumes after step {step:,}"
 
     def begin_save(self, *, now: bool = False) -> bool:
         """Whether a checkpoint is due, once per interval or `now`. If so, the caller must order it."""
