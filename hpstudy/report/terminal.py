@@ -48,14 +48,15 @@ def last_screen(
     Its own text fits `width`; a path or a command is never cut. With a `height`, keys that do not fit are counted.
     """
     question = textwrap.wrap(results.study.question, width - 2, initial_indent="  ", subsequent_indent="  ")
-    answer = textwrap.wrap(_answer(results, now), width - 4)
+    answer = textwrap.wrap(_spelled(_answer(results, now), encoding), width - 4)
     links = list(_links(results, now, page, width))
     cautions = _cautions(results)
     others = len(question) + len(answer) + bool(cautions) + len(links) + 4  # title, headings, two empty lines
-    shown = _table(results, width, None if height is None else height - PROMPT_LINES - others)
+    shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
     mark, color = MARKS[in_short(results, now).tone]
+    mark = _spelled(mark, encoding)
     lines = [
-        Text.assemble("  ", (results.study.name, "bold"), GAP * " ", _size(results)),
+        Text.assemble("  ", (results.study.name, "bold"), GAP * " ", _spelled(_size(results), encoding)),
         *(Text(line, style="dim" if number == 0 else "") for number, line in enumerate(shown)),
         Text(),
         *map(Text, question),
@@ -64,8 +65,7 @@ def last_screen(
     ]
     if cautions:
         lines.append(Text(f"    {listed(cautions)}: see How sure in the report", style="yellow"))
-    text = Text("\n").join([*lines, Text(), *map(Text, links)])
-    return _encodable(text, encoding)
+    return Text("\n").join([*lines, Text(), *map(Text, links)])
 
 
 def _size(results: StudyResults) -> str:
@@ -77,7 +77,7 @@ def _size(results: StudyResults) -> str:
     return " · ".join([*counted, *([" ".join(device)] if device else [])])
 
 
-def _table(results: StudyResults, width: int, height: int | None) -> list[str]:
+def _table(results: StudyResults, width: int, height: int | None, encoding: str) -> list[str]:
     """The headings and the rows. Leaves out errors, then units, if lines are wider than `width`."""
     lines: list[str] = []
     for errors, units in ((True, True), (False, True), (False, False)):
@@ -85,7 +85,7 @@ def _table(results: StudyResults, width: int, height: int | None) -> list[str]:
         room = len(changes) if height is None else max(height - len(measures), 1)
         more = len(changes) - room + 1 if len(changes) > room else 0
         kept = changes[: len(changes) - more]
-        lines = _aligned([_headings(results), *measures, *kept])
+        lines = _aligned([_headings(results), *measures, *kept], encoding)
         if more:
             lines.append(f"  and {more} more keys in the report")
         if max(map(len, lines)) <= width:
@@ -93,12 +93,12 @@ def _table(results: StudyResults, width: int, height: int | None) -> list[str]:
     return lines
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    cells = [(row.label, row.baseline, row.tuned) for row in rows]
+def _aligned(rows: Sequence[Row], encoding: str) -> list[str]:
+    cells = [[_spelled(text, encoding) for text in (row.label, row.baseline, row.tuned)] for row in rows]
     widths = [GAP + max(map(len, column)) for column in zip(*cells, strict=True)]
     widths[0] = max(widths[0], LEAST_LABEL + GAP)
     texts = ("".join(map(str.ljust, texts, widths)) for texts in cells)
-    return [f"  {text}{row.note}".rstrip() for text, row in zip(texts, rows, strict=True)]
+    return [f"  {text}{_spelled(row.note, encoding)}".rstrip() for text, row in zip(texts, rows, strict=True)]
 
 
 def _headings(results: StudyResults) -> Row:
@@ -257,11 +257,11 @@ def _links(results: StudyResults, now: State, page: Path, width: int) -> Iterato
     )
 
 
-def _encodable(text: Text, encoding: str) -> Text:
+def _spelled(text: str, encoding: str) -> str:
     """The text in characters that the stream has."""
     for character, spelled in SPELLED.items():
         try:
             character.encode(encoding)
         except (UnicodeEncodeError, LookupError):
-            text = Text(spelled).join(text.split(character, allow_blank=True))
+            text = text.replace(character, spelled)
     return text

@@ -189,6 +189,8 @@ def test_a_stream_without_a_character_gets_plain_ones(study_of, tmp_path: Path, 
     screen = "\n".join(shown(study, tmp_path, encoding=encoding))
     screen.encode(encoding)
     assert mark in screen
+    headings, row = screen.splitlines()[1:3]
+    assert headings.index("tuned") == row.index("3.7100")
     assert minus in screen
     assert ("±" in screen) == (encoding == "latin-1")
 
