@@ -110,8 +110,8 @@ def _sentence(
     ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
     size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
     if found_nothing(c, study):
-        trials = results.fresh.num_trials
-        return f"The best of {trials} trials reaches {ours} nats where {theirs} values reach {reference}."
+        best_of = best_trial(results.fresh.num_trials)
+        return f"The {best_of} reaches {ours} nats where {theirs} values reach {reference}."
     match answer:
         case Answer.BETTER:
             pace = f", at {_times(c.speed)} the speed" if c.speed else ""
@@ -122,6 +122,11 @@ def _sentence(
             return f"The best values found and {theirs} reach the same loss, {reference} nats, within {c.margin:.2g}."
         case _:
             return f"The best values found and {theirs} differ by {size} nats, which {c.n} seeds cannot tell apart."
+
+
+def best_trial(trials: int) -> str:
+    """`best of 12 trials`, or `only trial`."""
+    return f"best of {trials} trials" if trials > 1 else "only trial"
 
 
 def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:

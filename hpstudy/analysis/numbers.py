@@ -20,7 +20,7 @@ def plain(value: Any) -> str:
 
     Whole numbers below a million are exact: 8,192.
     """
-    import pandas as pd  # here: durations are needed before it is
+    import pandas as pd  # here: takes half a second, and the live view needs none of it
 
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return "-"
@@ -41,6 +41,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def p_text(p: float) -> str:
+    """`p = 0.0023`, or `p < 0.0001`."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
 def decimals(width: float) -> int:

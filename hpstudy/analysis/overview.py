@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,11 +44,14 @@ OVERVIEW: dict[str, str] = {
 """Key -> what it holds, for `overview`. In a list, what is not known of a study that has not begun is null."""
 
 
-def overview(results: StudyResults) -> dict[str, Any]:
-    """The keys of OVERVIEW. Every value is plain JSON; a number that is not known is None."""
+def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of OVERVIEW. Every value is plain JSON; a number that is not known is None.
+
+    A next command that runs the study has `flags`.
+    """
     assert results.store is not None
     study, verdict, trials, found = results.study, results.verdict(), results.trials, results.tuned
-    where, root = state(results), results.store.root
+    where, root = state(results, flags=flags), results.store.root
     searched = trials.loc[trials["phase"] == "search", "outcome"].value_counts()
     first = verdict.contrasts[0] if verdict.contrasts else None
     baseline, best = measured(results)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def _since(time: str) -> str:
     return f" since {time[11:16] if today else time[:16].replace('T', ' ')} UTC"
 
 
-def state(results: StudyResults) -> State:
-    """Where a study in a run store stands."""
+def state(results: StudyResults, *, flags: Sequence[str] = ()) -> State:
+    """Where a study in a run store stands. A command that runs it has `flags`."""
     assert results.store is not None
     study, trials, root = results.study, results.trials, results.store.root
     searched = trials[trials["phase"] == "search"]
@@ -105,6 +106,8 @@ def state(results: StudyResults) -> State:
     else:
         stage, step = _after(results)
     ended = int(searched["outcome"].notna().sum())
+    if flags and "hpstudy run " in step.command:
+        step = replace(step, command=f"{step.command} {shlex.join(flags)}")
     return State(stage=stage, holder=now, trials=ended, planned=planned, step=step)
 
 
@@ -147,7 +150,7 @@ def _fresh_runs(study: Study, selections: Sequence[Selection], views: Sequence[R
     """The runs on fresh seeds of all looks so far, trained or not."""
     wanted: list[Run] = []
 
-    def keep(_race: Race, runs: Sequence[Run]) -> None:
+    def keep(_race: Race, runs: Sequence[Run], _most: int) -> None:
         wanted[:] = runs
 
     RaceQueue(study, selections, views, keep)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Reply, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.fresh_runs import FreshRuns
-from hpstudy.analysis.numbers import decimals, listed
+from hpstudy.analysis.numbers import decimals, listed, p_text
 from hpstudy.records import bounded_loss, trial_phase
 from hpstudy.statistics.difference import ALPHA
 from hpstudy.statistics.race import BASELINE, Answer
@@ -147,7 +147,7 @@ def _headline(c: Contrast, study: Study) -> str:
 
 def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
     baseline, digits = _opponent(study), decimals((c.high - c.low) / 2)
-    level = _level(c.level) + adjusted
+    level = p_text(c.level) + adjusted
     signed = f"{c.difference:+.{digits}f} nats (95% interval {c.low:+.{digits}f} to {c.high:+.{digits}f}, {seeds}"
     match c.answer:
         case Answer.EQUIVALENT:
@@ -183,7 +183,7 @@ def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str
     loss = f"Its val loss differs by {c.difference:+.{digits}f} nats ({c.answer})."
     if c.speed is None:
         return f"Undecided: fewer than {LEAST_LOOK} seeds measured the speed of {c.candidate} and of {baseline}. {loss}"
-    measured = f"{_times(c.speed)}, {seeds}, {_level(c.speed.p)}{adjusted})"
+    measured = f"{_times(c.speed)}, {seeds}, {p_text(c.speed.p)}{adjusted})"
     if c.pace is Answer.UNDECIDED:
         return f"Undecided: {c.candidate} trains at {measured} of {baseline}. {loss}"
     return f"{c.candidate} is {c.pace} than {baseline}: {measured}. {loss}"
@@ -191,10 +191,6 @@ def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str
 
 def _times(speed: Relative) -> str:
     return f"{speed.ratio:.2f} times the tokens per second (95% interval {speed.low:.2f} to {speed.high:.2f}"
-
-
-def _level(p: float) -> str:
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
 
 
 def _search_power(trials: int) -> str:

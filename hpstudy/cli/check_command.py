@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hpstudy.analysis.numbers import duration
 from hpstudy.cli.common import out, print_json, say
 from hpstudy.cli.layout import Column, as_table, say_fact
-from hpstudy.cli.progress import duration
 from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.records import Phase
 from hpstudy.running.capacity import num_workers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hpstudy.analysis.numbers import duration
 from hpstudy.cli.common import out, say
-from hpstudy.cli.progress import duration
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.files import RUNS, command, write_atomic
 from hpstudy.running.sizing import size_study

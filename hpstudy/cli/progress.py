@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from threading import RLock
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,11 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hpstudy.analysis.numbers import duration
+from hpstudy.cli.time_left import TimeLeft
 from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
 from hpstudy.study import Study
 from hpstudy.study.ranking import Score, best_first, front, ranks_by_loss
 
 PLAIN_SECONDS = 10.0  # between two lines about active runs
+FRAME_SECONDS = 0.25  # between two drawings of the live view while steps come
 RECENT_STEPS = 20
 
 
@@ -34,45 +38,61 @@ class _Active:
 class StudyProgress:
     """A `Progress` that shows the phase, the active runs, the best trial so far and the baseline."""
 
-    def __init__(self, study: Study, console: Console) -> None:
+    def __init__(self, study: Study, console: Console, trials: int | None = None) -> None:
+        """`trials` is the number of trials if it is not the file's."""
         self._study, self._console = study, console
+        self._left = TimeLeft(study, trials)
         self._baseline: RunResult | None = None
         self._complete: list[Score] = []  # trials of the search
-        self._phase, self._num_runs, self._done, self._earlier = "starting", 0, 0, 0
+        self._phase, self._num_runs, self._done = "", 0, 0
         self._active: dict[str, _Active] = {}
-        self._phase_start = time.monotonic()
         self._last_line = 0.0
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+        self._live = Live(get_renderable=self._render, console=console, auto_refresh=False, transient=True)
+        self._last_frame = 0.0
+        self._lock = RLock()  # W&B's thread says lines too; rich loses its place if two threads draw at once
 
     def shown(self) -> AbstractContextManager[object]:
         """The context in which the view is live. It does nothing outside a terminal."""
         return self._live if self._console.is_terminal else nullcontext()
 
-    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
+    def earlier(self, finished: Sequence[Run]) -> None:
+        self._left.earlier(finished)
+
+    def phase(
+        self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]], most: int | None = None
+    ) -> None:
         self._phase, self._num_runs, self._done = name, num_runs, len(finished)
-        self._earlier, self._phase_start = len(finished), time.monotonic()
+        self._left.phase(name, num_runs, [run for run, _ in finished], most)
         for run, result in finished:
             self._rank(run, result)
         if finished:
             self.say(f"{name}: {len(finished)} of {num_runs} are done from an earlier session")
 
-    def grow(self, num_runs: int) -> None:
+    def grow(self, num_runs: int, most: int) -> None:
         self._num_runs = num_runs
+        self._left.grow(num_runs, most)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, tokens: int = 0) -> None:
+        self._left.start(run, tokens)
         self._active[run.run_id] = _Active(run=run)
+        self._draw()
 
     def step(self, run: Run, record: StepRecord) -> None:
         active = self._active[run.run_id]
         active.last = record
+        self._left.step(run, record.tokens)
         active.speeds.append(record.tok_per_sec)
         if record.val_loss is not None:
             active.val_loss = record.val_loss
         if not self._console.is_terminal and time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self.say(f"{run.run_id}: {self._describe(active)}")
+            left = f"; the study: {self._left}" if str(self._left) else ""
+            self.say(f"{run.run_id}: {self._describe(active)}{left}")
+        if time.monotonic() - self._last_frame > FRAME_SECONDS:
+            self._draw()
 
     def finish(self, run: Run, result: RunResult) -> None:
         del self._active[run.run_id]
+        self._left.finish(run)
         self._done += 1
         self._num_runs = max(self._num_runs, self._done)  # a run of the next look, which trained ahead
         self._rank(run, result)
@@ -87,7 +107,16 @@ class StudyProgress:
 
     def say(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(line, highlight=False, markup=False)
+        with self._lock:
+            self._console.print(line, highlight=False, markup=False)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draws the live view, if it is shown."""
+        with self._lock:
+            if self._live.is_started:
+                self._last_frame = time.monotonic()
+                self._live.refresh()
 
     def _rank(self, run: Run, result: RunResult) -> None:
         if run.run_id == self._study.baseline_run_id:
@@ -114,20 +143,13 @@ class StudyProgress:
         val = f", val {active.val_loss:.4f}" if active.val_loss is not None else ""
         return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
 
-    def _time_left(self) -> str:
-        """From the pace of this phase: its finished runs and the shares of its active ones."""
-        shares = self._shares()
-        trained = self._done - self._earlier + shares
-        if trained < 0.05:
-            return "?"
-        pace = (time.monotonic() - self._phase_start) / trained
-        return duration(pace * max(0.0, self._num_runs - self._done - shares))
-
     def _shares(self) -> float:
         """The trained shares of the active runs, added up."""
         return sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
 
     def _render(self) -> Group:
+        if not self._phase:
+            return Group()
         shares = self._shares()
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(no_wrap=True)
@@ -137,7 +159,7 @@ class StudyProgress:
         head.add_row(
             Text(f"{self._study.name} · {self._phase} {self._done}/{self._num_runs}", style="bold"),
             bar,
-            f"{self._time_left()} left",
+            str(self._left),
         )
         lines = [Text(f"  {run_id}  {self._describe(active)}") for run_id, active in self._active.items()]
         baseline = self._shown(Score.of("", self._baseline)) if self._baseline else "-"
@@ -147,13 +169,3 @@ class StudyProgress:
 
 def _loss(loss: float | None) -> str:
     return "-" if loss is None or math.isnan(loss) else f"{loss:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `3m 20s`, `1h 05m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

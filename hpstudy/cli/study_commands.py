@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -20,9 +21,11 @@ from hpstudy.files import RUNS, command
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
 from hpstudy.running.replay import replay as train_again
-from hpstudy.study import Study, as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
+from hpstudy.study import as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore
-from hpstudy.tracking.wandb_sink import whereabouts
+
+if TYPE_CHECKING:
+    from hpstudy.analysis.results import StudyResults
 
 
 def run(name: str, options: Options, *, as_json: bool = False) -> None:
@@ -30,9 +33,9 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
     study = as_begun(load_study(name), options.runs / study_name(name))
     console = err()
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
-        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}")
     console.print(f"{study.name}: {study.question}")
-    progress = StudyProgress(study, console)
+    progress = StudyProgress(study, console, options.trials)
     ahead = Thread(target=import_ahead)
     ahead.start()  # takes a second or two, while a worker starts
     with _stop_on_signals(console) as stop:
@@ -40,12 +43,17 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except (Interrupted, KeyboardInterrupt) as error:
-            raise Interrupted(f"stopped; every finished run is kept. Resume with: {_resume(name, options)}") from error
+            raise Interrupted(
+                f"stopped; every finished run is kept. Resume with:\n  {_resume(name, options)}"
+            ) from error
     ahead.join()  # two threads that import the same modules can get in each other's way
+    from hpstudy.analysis.results import load
+
+    results, flags = load(store.root.name, options.runs), _flags(replace(options, trials=None))
     if as_json:
-        _print_overview(study, options.runs)
+        _print_overview(results, flags)
     else:
-        _print_result(study, store, options.runs, _resume(name, replace(options, trials=None)))
+        _print_result(results, flags)
 
 
 def import_ahead() -> None:
@@ -95,43 +103,36 @@ def replay(name: str, run_id: str, runs: Path, device: str) -> None:
 
 def _resume(name: str, options: Options) -> str:
     """The command that resumes a study, with each flag that is not at its default."""
+    return command("run", name, options.runs, *_flags(options))
+
+
+def _flags(options: Options) -> list[str]:
+    """The flags of `run` that are not at their default."""
     default = Options(runs=RUNS, device="auto", wandb="auto")
-    flags = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "trials"))
-    given = [word for flag, v in flags if v != getattr(default, flag) for word in (f"--{flag}", str(v))]
-    return command("run", name, options.runs, *given)
+    given = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "trials"))
+    return [word for flag, v in given if v != getattr(default, flag) for word in (f"--{flag}", str(v))]
 
 
-def _print_overview(study: Study, runs: Path) -> None:
+def _print_overview(results: StudyResults, flags: Sequence[str]) -> None:
+    """Writes the report, and prints what `status --json` knows."""
     from hpstudy.analysis.overview import overview
-    from hpstudy.cli.report_commands import loaded, report_page
-
-    results = loaded(study.name, runs)
-    report_page(results)
-    print_json(overview(results))
-
-
-def _print_result(study: Study, store: RunStore, runs: Path, resume: str) -> None:
-    from hpstudy.analysis.results import load
     from hpstudy.cli.report_commands import report_page
-    from hpstudy.report.leaderboard import leaderboard
-    from hpstudy.report.terminal import leaderboard_table
 
-    results = load(study.name, runs)
-    page = report_page(results)
-    console = out()
-    console.print(leaderboard_table(leaderboard(results), study.name, width=console.width, noise=results.noise))
-    console.print(f"\n{results.verdict().sentence}\n", style="bold")
-    lines = [
-        ("files", store.root),
-        ("report", page),
-        ("W&B runs", whereabouts(store.root, study.name)),
-        ("next", command("export", study.name, runs)),
-    ]
-    searched = int((results.trials["phase"] == "search").sum())
-    if (more := num_trials(study, 2 * searched)) > searched:
-        lines.append(("", f"{resume} --trials {more}"))
-    for what, value in lines:
-        console.print(f"{what:<8} {value}", soft_wrap=True)
+    report_page(results)
+    print_json(overview(results, flags=flags))
+
+
+def _print_result(results: StudyResults, flags: Sequence[str]) -> None:
+    """Writes the report, and prints what the study found."""
+    from hpstudy.analysis.state import state
+    from hpstudy.cli.report_commands import report_page
+    from hpstudy.report.terminal import last_screen
+
+    page, console = report_page(results), out()
+    height = console.height if console.is_terminal else None
+    now = state(results, flags=flags)
+    screen = last_screen(results, now, page, width=console.width, height=height, encoding=console.encoding)
+    console.print(screen, soft_wrap=True)
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def _stop_on_signals(console: Console) -> Iterator[StopRequest]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        console.print("stopping: saving checkpoints and closing the sinks (Ctrl-C again stops at once)")
+        console.print("stopping: waiting for checkpoints and W&B (Ctrl-C again stops at once)")
 
     heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heeded}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from glob import glob
 from importlib.util import find_spec
@@ -41,10 +41,13 @@ class Source:
     raw: bool = False  # whether the files are ids without a header
 
 
-def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Source:
+def locate(
+    name: str, tokenizer: str, base: Path, val: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Source:
     """The shards of a corpus. Relative paths of text: and shards: start at `base`.
 
-    `val` states which shards validate: a glob, or "tail" for none; without it their names tell.
+    `val` states which shards validate: a glob, or "tail" for none; without it their names tell. Calls `say` before
+    text is tokenized, which may take long.
 
     Raises UserError if the name, the tokenizer or any file of the corpus is wrong.
     """
@@ -52,10 +55,10 @@ def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Sou
     kind, _, argument = name.partition(":")
     match kind, argument:
         case "asv", "":
-            return _tokenized(_asv_text(), ASV_SHA256, tokenizer)
+            return _tokenized(_asv_text(), ASV_SHA256, tokenizer, name, say)
         case "text", path if path:
             files = _text_files(name, base / Path(path).expanduser())
-            return _tokenized(documents(name, files), _combined(map(text_sha256, files)), tokenizer)
+            return _tokenized(documents(name, files), _combined(map(text_sha256, files)), tokenizer, name, say)
         case "shards" | "raw", pattern if pattern:
             return _checked(name, *_split(name, pattern, val, base), tokenizer, raw=kind == "raw")
         case "fineweb-edu", "":
@@ -71,10 +74,12 @@ def locate(name: str, tokenizer: str, base: Path, val: str | None = None) -> Sou
     raise UserError(f'corpus "{name}": must be one of {forms}{corpus_hint(name) or did_you_mean(name, NAMES)}')
 
 
-def _tokenized(documents: Iterable[str], content: str, tokenizer: str) -> Source:
+def _tokenized(documents: Iterable[str], content: str, tokenizer: str, name: str, say: Callable[[str], None]) -> Source:
     """Documents as shards of the cache, keyed by their hash and the tokenizer. A cached corpus is not read."""
     folder = cache_dir() / TOKENS_FOLDER / tokenizer.replace(":", "-") / content
-    shards = sealed_shards(folder) or write_shards(folder, _encoded(documents, load_tokenizer(tokenizer)))
+    if not (shards := sealed_shards(folder)):
+        say(f"tokenizing {name} with {tokenizer}, once")
+        shards = write_shards(folder, _encoded(documents, load_tokenizer(tokenizer)))
     return Source(train=shards, val=[], digest=_digest(content, tokenizer))
 
 

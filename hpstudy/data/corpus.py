@@ -7,6 +7,7 @@ tail.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,15 +46,22 @@ class Corpus:
 
 
 def load_corpus(
-    name: str, tokenizer: str, val_tokens: int, *, slices: int = 1, base: Path = Path(), val: str | None = None
+    name: str,
+    tokenizer: str,
+    val_tokens: int,
+    *,
+    slices: int = 1,
+    base: Path = Path(),
+    val: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
-    """The corpus of that name. Tokenizes it into the cache on first use.
+    """The corpus of that name. Tokenizes it into the cache on first use, and calls `say` before that.
 
     Relative paths of text: and shards: start at `base`; `val` states which shards validate, see `locate`. Raises
     UserError if the name, the tokenizer or a file of the corpus is wrong, or if the corpus cannot spare `val_tokens`
     tokens for each of the `slices` on which it validates (1 or 2).
     """
-    source = locate(name, tokenizer, base, val)
+    source = locate(name, tokenizer, base, val, say)
     train = open_shards(source.train, raw=source.raw)
     held = slices * val_tokens + 1
     if source.val:
@@ -78,10 +86,10 @@ def load_corpus(
     )
 
 
-def corpus_of(spec: TrainerSpec, base: Path = Path()) -> Corpus:
+def corpus_of(spec: TrainerSpec, base: Path = Path(), say: Callable[[str], None] = lambda _: None) -> Corpus:
     """The corpus that a study trains and validates on; see `load_corpus`."""
     slices = 1 + spec.confirm_val
-    return load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, slices=slices, base=base, val=spec.val)
+    return load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, slices=slices, base=base, val=spec.val, say=say)
 
 
 def check_size(corpus: Corpus, context: int, batch_tokens: int) -> None:

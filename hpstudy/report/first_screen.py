@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hpstudy.analysis.answers import by_speed
 from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.in_short import InShort, found_name, in_short, opponent, role_name
-from hpstudy.analysis.numbers import duration, plain, short
+from hpstudy.analysis.numbers import duration, p_text, plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
 from hpstudy.report import curve_figures, search_figures
@@ -109,7 +109,7 @@ def _evidence(results: StudyResults) -> Iterator[str]:
             yield relative(first.speed).replace(" [", " speed [95% ")
         yield f"{first.n} fresh seed {'pairs' if first.design == 'paired' else 'runs a side'}"
         p = first.speed.p if timed and first.speed else first.level
-        yield "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+        yield p_text(p)
         yield from (f"over {role_name(added.opponent)} {interval(added)}" for added in verdict.additions)
     yield f"{len(ended):,} run{'s' if len(ended) != 1 else ''}"
     if lost := len(not_complete(results)):

@@ -16,7 +16,6 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.records import Outcome
 from hpstudy.report.endings import ending, not_complete
-from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, one_seed_note
 from hpstudy.statistics.race import BASELINE
 from hpstudy.study import Study
 
@@ -24,12 +23,13 @@ MOST_SEEDS = 1000  # that a table names; more are out of reach
 MIN_LOST = 3  # lost runs, before their common values are worth a sentence
 MOST_TRIALS = 200  # rows of the search's table
 MEASURES = {
-    HALFLIFE_COLUMNS[0]: "beta1 half-life (tokens)",
-    HALFLIFE_COLUMNS[1]: "beta2 half-life (tokens)",
+    "beta1_halflife_tokens": "beta1 half-life (tokens)",
+    "beta2_halflife_tokens": "beta2 half-life (tokens)",
     "decay_timescale_steps": "decay timescale (steps)",
     "clipped_share": "clipped steps",
     "tok_per_sec": "speed (tokens/s)",
 }
+HALFLIVES = ("beta1_halflife_tokens", "beta2_halflife_tokens")
 MISSING = "-"
 
 
@@ -153,7 +153,7 @@ def _cell(runs: pd.DataFrame, column: str) -> str:
     if column == "tok_per_sec":
         return plain(runs[column].median())
     value = runs[column].iloc[0]
-    return short(float(value)) if column in HALFLIFE_COLUMNS else plain(value)
+    return short(float(value)) if column in HALFLIVES else plain(value)
 
 
 def certainty(verdict: Verdict) -> Iterator[Table]:
@@ -238,7 +238,8 @@ def trials_table(results: StudyResults) -> Table:
         cells = [run_id, loss, "baseline" if is_baseline else gap, *(plain(row[key]) for key in study.space)]
         rows.append((*cells, plain(row["tok_per_sec"]), *([ending(row)] if len(others) else [])))
     note = "One seed each. Selection flatters the best of a search: only fresh seeds can say whether it is better."
-    note += f" {one_seed_note(noise)}" if noise else ""
+    if noise:
+        note += f" ~ marks differences that two seeds of one setting show too, up to {noise.one_seed:.2g} nats."
     if len(ranked) + len(others) > MOST_TRIALS:
         note += f" The first {MOST_TRIALS} of {len(ranked) + len(others):,}; trials.csv has all."
     note += "".join(f" {sentence}" for sentence in _common_values(others, ranked, study))

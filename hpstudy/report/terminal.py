@@ -1,74 +1,241 @@
-"""The table of a search for the terminal."""
+"""The last screen of `run` and `confirm`: what a study found, in the lines of a small terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import pandas as pd
-from rich import box
-from rich.table import Table
+from rich.text import Text
 
-from hpstudy.analysis.answers import Noise
-from hpstudy.analysis.numbers import short
-from hpstudy.report.leaderboard import HALFLIFE_COLUMNS, one_seed_note, signed
+from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, opponent, shared_digits
+from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
+from hpstudy.analysis.numbers import decimals, duration, listed, p_text, plain, short, with_sign
+from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.state import State
+from hpstudy.running.confirm import read_selections
+from hpstudy.statistics.race import Answer
+from hpstudy.tracking.wandb_sink import whereabouts
 
-GAP = 2  # characters between columns
-CAPTION = (
-    "Losses in nats, half-lives in tokens. One seed each, and selection flatters the best of a search: only runs on "
-    "fresh seeds can say whether it is better."
-)
+GAP = 3  # characters between columns
+LEAST_LABEL = 10  # characters
+PROMPT_LINES = 2  # of a terminal's height: the command before and the prompt after
+MARKS: dict[Tone, tuple[str, str]] = {"good": ("✓", "green"), "bad": ("✗", "red"), "open": ("·", "yellow")}
+"""Tone -> its mark and colour."""
+SPELLED = {"✓": "+", "✗": "x", "·": "-", "×": "x", "−": "-", "→": "->", "±": "+-"}
+"""Characters that a stream may not have -> what stands for them."""
 
 
-def leaderboard_table(
-    frame: pd.DataFrame, title: str | None = None, width: int = 100, noise: Noise | None = None
-) -> Table:
-    """The result of `leaderboard` for people. Runs are rows or, if that is wider than `width`, columns.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
 
-    If columns are too wide as well, the last trials are left out. Differences that two seeds of one setting may show
-    too are marked.
+    label: str
+    baseline: str
+    tuned: str
+    note: str
+
+
+def last_screen(
+    results: StudyResults, now: State, page: Path, *, width: int, height: int | None = None, encoding: str = "utf-8"
+) -> Text:
+    """What the study found, its answer, and where to look next. `now` is where it stands, `page` its report.
+
+    Its own text fits `width`; a path or a command is never cut. With a `height`, keys that do not fit are counted.
     """
-    columns = _cells(frame, noise)
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    if _width(columns) > width:
-        rows = [[heading.replace("-\n", "-").replace("\n", " "), *cells] for heading, *cells in columns]
-        while len(rows[0]) > 2 and _width(list(zip(*rows, strict=True))) > width:
-            rows = [row[:-1] for row in rows]
-    caption = f"{CAPTION} {one_seed_note(noise)}" if noise else CAPTION
-    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    table.padding = (0, GAP - 1, 0, 0)  # the box adds one
-    for index, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if index else "left", vertical="bottom", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
+    question = textwrap.wrap(results.study.question, width - 2, initial_indent="  ", subsequent_indent="  ")
+    answer = textwrap.wrap(_spelled(_answer(results, now), encoding), width - 4)
+    links = list(_links(results, now, page, width))
+    cautions = _cautions(results)
+    others = len(question) + len(answer) + bool(cautions) + len(links) + 4  # title, headings, two empty lines
+    shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
+    mark, color = MARKS[in_short(results, now).tone]
+    mark = _spelled(mark, encoding)
+    lines = [
+        Text.assemble("  ", (results.study.name, "bold"), GAP * " ", _spelled(_size(results), encoding)),
+        *(Text(line, style="dim" if number == 0 else "") for number, line in enumerate(shown)),
+        Text(),
+        *map(Text, question),
+        Text.assemble("  ", (mark, f"bold {color}"), " ", (answer[0], "bold")),
+        *(Text(f"    {line}", style="bold") for line in answer[1:]),
+    ]
+    if cautions:
+        lines.append(Text(f"    {listed(cautions)}: see How sure in the report", style="yellow"))
+    return Text("\n").join([*lines, Text(), *map(Text, links)])
 
 
-def _width(columns: Sequence[Sequence[str]]) -> int:
-    return sum(GAP + max(len(line) for text in column for line in text.split("\n")) for column in columns)
+def _size(results: StudyResults) -> str:
+    """`18 runs · 5.4M tokens · 47s of training · cpu bf16`."""
+    ended = results.trials[results.trials["outcome"].notna()]
+    runs, tokens, seconds = len(ended), float(ended["tokens"].sum()), float(ended["train_seconds"].sum())
+    device = [str(results.environment[key]) for key in ("device", "precision") if key in results.environment]
+    counted = [f"{runs} run{'s' if runs != 1 else ''}", f"{short(tokens)} tokens", f"{duration(seconds)} of training"]
+    return " · ".join([*counted, *([" ".join(device)] if device else [])])
 
 
-def _cells(frame: pd.DataFrame, noise: Noise | None) -> list[list[str]]:
-    """Each column as its heading and its cells. Outcomes are shown only if one is not complete."""
-    formats: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "val_loss": ("val\nloss", "{:.4f}".format),
-        "difference": ("difference", lambda difference: signed(difference, noise)),
-        "tok_per_sec": ("tok/s", short),
-        "speedup": ("speedup", "{:.2f}x".format),
-        "lr": ("lr", "{:.3g}".format),
-        "beta2": ("beta2", "{:.5g}".format),
-        **dict.fromkeys(HALFLIFE_COLUMNS, ("half-\nlife", short)),
+def _table(results: StudyResults, width: int, height: int | None, encoding: str) -> list[str]:
+    """The headings and the rows. Leaves out errors, then units, if lines are wider than `width`."""
+    lines: list[str] = []
+    for errors, units in ((True, True), (False, True), (False, False)):
+        measures, changes = list(_measures(results, errors)), list(_changes(results, units))
+        room = len(changes) if height is None else max(height - len(measures), 1)
+        more = len(changes) - room + 1 if len(changes) > room else 0
+        kept = changes[: len(changes) - more]
+        lines = _aligned([_headings(results), *measures, *kept], encoding)
+        if more:
+            lines.append(f"  and {more} more keys in the report")
+        if max(map(len, lines)) <= width:
+            break
+    return lines
+
+
+def _aligned(rows: Sequence[Row], encoding: str) -> list[str]:
+    cells = [[_spelled(text, encoding) for text in (row.label, row.baseline, row.tuned)] for row in rows]
+    widths = [GAP + max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths[0] = max(widths[0], LEAST_LABEL + GAP)
+    texts = ("".join(map(str.ljust, texts, widths)) for texts in cells)
+    return [f"  {text}{_spelled(row.note, encoding)}".rstrip() for text, row in zip(texts, rows, strict=True)]
+
+
+def _headings(results: StudyResults) -> Row:
+    found, contrasts = results.tuned, results.verdict().contrasts
+    if not results.study.space:
+        seeds = measured(results)[0].seeds
+        return Row("", opponent(results.study), "", f"{seeds} seed{'s' if seeds != 1 else ''}" if seeds else "")
+    if contrasts:
+        return Row("", opponent(results.study), found_name(results), _seeds(contrasts[0]))
+    return Row("", opponent(results.study), *((found_name(results), "one seed each") if found else ("", "")))
+
+
+def _seeds(c: Contrast) -> str:
+    return f"{c.n} seed pairs" if c.design == "paired" else f"{c.n} and {c.baseline_n} seeds"
+
+
+def _measures(results: StudyResults, errors: bool) -> Iterator[Row]:
+    """The loss and, if it is an objective, the speed; the one that decides is first."""
+    study, contrasts = results.study, results.verdict().contrasts
+    baseline, best = measured(results)
+    digits = shared_digits(baseline, *([best] if best else []))
+    first = contrasts[0] if contrasts else None
+    loss = Row(
+        "val loss",
+        _loss(baseline, digits, errors),
+        _loss(best, digits, errors),
+        _difference(first, baseline, best),
+    )
+    if SPEED not in study.metrics:
+        yield loss
+        return
+    speed = Row("tok/s", _speed(baseline), _speed(best), _ratio(first, baseline, best))
+    yield from (speed, loss) if by_speed(study) else (loss, speed)
+
+
+def _loss(side: Measured | None, digits: int, errors: bool) -> str:
+    if side is None:
+        return ""
+    if side.val_loss is None:
+        return "-"
+    error = f" ±{side.se:.{digits}f}" if errors and side.se is not None else ""
+    return f"{side.val_loss:.{digits}f}{error}"
+
+
+def _speed(side: Measured | None) -> str:
+    return "" if side is None else plain(side.tok_per_sec)
+
+
+def _difference(c: Contrast | None, baseline: Measured, best: Measured | None) -> str:
+    if c is not None:
+        digits = decimals((c.high - c.low) / 2)
+        value, low, high = (with_sign(number, digits) for number in (c.difference, c.low, c.high))
+        return f"{value} [{low}, {high}]"
+    if best is None or best.val_loss is None or baseline.val_loss is None:
+        return ""
+    return with_sign(best.val_loss - baseline.val_loss, ONE_SEED_DIGITS)
+
+
+def _ratio(c: Contrast | None, baseline: Measured, best: Measured | None) -> str:
+    if c is not None and c.speed is not None:
+        digits = decimals((c.speed.high - c.speed.low) / 2)
+        return f"×{c.speed.ratio:.{digits}f} [{c.speed.low:.{digits}f}, {c.speed.high:.{digits}f}]"
+    if best is None or not best.tok_per_sec or not baseline.tok_per_sec:
+        return ""
+    return f"×{best.tok_per_sec / baseline.tok_per_sec:.3g}"
+
+
+def _changes(results: StudyResults, units: bool) -> Iterator[Row]:
+    for change in results.tuned.changes if results.tuned else ():
+        effect = change.effect if units else change.effect.removesuffix(f" {change.unit}")
+        yield Row(change.key, plain(change.baseline), plain(change.tuned), effect)
+
+
+def _answer(results: StudyResults, now: State) -> str:
+    """The answer in one line, with the p value of the test that decided."""
+    study, verdict, in_one_line = results.study, results.verdict(), in_short(results, now)
+    if not study.space:
+        return in_one_line.sentence
+    if not verdict.contrasts:
+        return verdict.headline
+    first = verdict.contrasts[0]
+    words, p = _words(results, first), _p(results, first)
+    lead = verdict.reply is not None or deciding(first, study) is Answer.UNDECIDED
+    said = f"{in_one_line.badge}: {words}" if lead else words[0].upper() + words[1:]
+    return f"{said} ({p_text(p)})" if p is not None else said
+
+
+def _words(results: StudyResults, c: Contrast) -> str:
+    study = results.study
+    if found_nothing(c, study):
+        worse = "slower" if by_speed(study) else "worse"
+        return f"the {best_trial(results.fresh.num_trials)} is {worse}"
+    match deciding(c, study):
+        case Answer.EQUIVALENT:
+            return f"the best values found are as good, within {c.margin:.2g} nats"
+        case Answer.UNDECIDED:
+            what = "speeds" if by_speed(study) else "losses"
+            return f"{c.n} seeds a side cannot tell the {what} apart"
+        case answer:
+            return f"the {'tuned values' if found_name(results) == 'tuned' else 'best values found'} are {answer}"
+
+
+def _p(results: StudyResults, c: Contrast) -> float | None:
+    if by_speed(results.study):
+        return c.speed.p if c.speed else None
+    return c.level
+
+
+def _cautions(results: StudyResults) -> list[str]:
+    """What lowers the trust in the answer, in a few words each."""
+    contrasts = results.verdict().contrasts
+    found = {
+        "uneven runs": any(c.uneven for c in contrasts),
+        "diverged runs": any(c.diverged for c in contrasts),
+        "runs left out": any(c.left_out for c in contrasts),
+        "an extended search": bool(contrasts and results.store and len(read_selections(results.store)) > 1),
+        "a changed environment": bool(results.accepted_changes),
     }
-    columns = []
-    for name in frame.columns.drop("baseline"):
-        heading, format_value = formats.get(name, (name.replace("_", "\n"), _cell))
-        cells = ["-" if pd.isna(value) else format_value(value) for value in frame[name]]
-        if name == "difference":
-            cells = ["baseline" if is_it else cell for cell, is_it in zip(cells, frame["baseline"], strict=True)]
-        if name != "outcome" or (frame[name] != "complete").any():
-            columns.append([heading, *cells])
-    return columns
+    return [what for what, is_so in found.items() if is_so]
 
 
-def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+def _links(results: StudyResults, now: State, page: Path, width: int) -> Iterator[str]:
+    assert results.store is not None
+    for what, value in (
+        ("report", str(page)),
+        ("W&B", whereabouts(results.store.root, results.name)),
+        ("next", now.command),
+    ):
+        yield f"    {what:<8}{value}"
+    yield from textwrap.wrap(
+        now.advice, width, initial_indent=12 * " ", subsequent_indent=12 * " ", break_on_hyphens=False
+    )
+
+
+def _spelled(text: str, encoding: str) -> str:
+    """The text in characters that the stream has."""
+    for character, spelled in SPELLED.items():
+        try:
+            character.encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            text = text.replace(character, spelled)
+    return text

@@ -45,12 +45,17 @@ class ActiveRun:
         """Worker deaths since the last new step."""
         self.furthest = furthest
         """The last step that any attempt has recorded."""
+        self.resumes_after: int | None = None
+        """The step of its last checkpoint, 0 without one; None until its worker has said which it loaded."""
+        self.trained = False
+        """Whether its last step is recorded, though not its result."""
         self.saving = False
         """Whether its worker has an order to write a checkpoint; at most one at a time."""
         self._store, self._wandb, self._progress = store, wandb, progress
         self._summary = RunSummary()
         folder = store.folder(self.run.run_id)
         self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
+        self._last_step = 0  # that its worker has reported
         self._exact, self._checkpoint_seconds = exact, checkpoint_seconds
         self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
         self._warned = False
@@ -63,13 +68,14 @@ class ActiveRun:
         fresh = fresh or (not self._exact and self.checkpoint is None)
         self._writer = self._store.begin(self.header, fresh=fresh, exact=self._exact)
         self._wandb.begin(self.header)
-        self._progress.start(self.run)
+        self._progress.start(self.run, self.recorded[-1].tokens if self.recorded else 0)
         if self._writer.cut:
             self._progress.say(
                 f"{self.run.run_id}: {self._writer.cut} damaged bytes at the end of its steps were cut off"
             )
         for record in self.recorded:
             self._pass_on(record)
+        self.resumes_after = None if self.checkpoint else 0
         self.furthest = max(self.furthest, len(self.recorded))
 
     @property
@@ -84,6 +90,7 @@ class ActiveRun:
 
     def record(self, record: StepRecord) -> None:
         """Takes a step. Raises MachineError if it was recorded before with other figures."""
+        self._last_step = record.step
         if record.step > self.furthest:
             self.furthest, self.deaths = record.step, 0
         if self._writer.append(record):
@@ -104,6 +111,19 @@ class ActiveRun:
         self._last_report += silent
         return silent
 
+    @property
+    def left_at(self) -> str:
+        """Where the run goes on if the study ends now."""
+        if self.trained:
+            return "its last step is recorded"
+        match self.resumes_after:
+            case None:
+                return "resumes from its last checkpoint"
+            case 0:
+                return "no checkpoint yet; resumes from step 1"
+            case step:
+                return f"checkpoint written; resumes after step {step:,}"
+
     def begin_save(self, *, now: bool = False) -> bool:
         """Whether a checkpoint is due, once per interval or `now`. If so, the caller must order it."""
         due = now or time.monotonic() - self._last_order >= self._checkpoint_seconds
@@ -123,6 +143,7 @@ class ActiveRun:
         self._writer.mark()
         with contextlib.suppress(FileNotFoundError):
             self.part.replace(self._checkpoint)
+            self.resumes_after = self._last_step  # every step before a checkpoint is reported before it
         if self._checkpoint_seconds:
             self._checkpoint_seconds = max(self._checkpoint_seconds, seconds / CHECKPOINT_SHARE)
 

@@ -5,9 +5,8 @@ The answers are kept in calibration.json, so that a resumed study uses the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from hpstudy.hparams import HParams
 from hpstudy.running.micro_batch import find_micro_batch
@@ -18,15 +17,13 @@ from hpstudy.tracking.store import RunStore
 FILE = "calibration.json"
 
 
-def settle_micro_batch(
-    study: Study, store: RunStore, pool: WorkerPool, environment: Mapping[str, Any], say: Callable[[str], None]
-) -> Study:
+def settle_micro_batch(study: Study, store: RunStore, pool: WorkerPool, say: Callable[[str], None]) -> Study:
     """The study with its micro-batch of "auto" measured."""
     if not study.auto_micro_batch:
         return study
     known = _known(store)
     if "micro_batch" not in known:
-        found = find_micro_batch(study, pool.first, environment, say, pool.raise_if_stopped)
+        found = find_micro_batch(study, pool.first(), pool.environment, say, pool.raise_if_stopped)
         if found.probed:
             pool.restart_first()
         known["micro_batch"] = found.size
@@ -41,7 +38,7 @@ def tokens_for(study: Study, store: RunStore, pool: WorkerPool, hparams: HParams
     known = _known(store)
     key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
     if key not in known:
-        step_seconds = pool.first.time_steps(hparams, pool.raise_if_stopped).median_step
+        step_seconds = pool.first().time_steps(hparams, pool.raise_if_stopped).median_step
         if step_seconds is None:
             return hparams.batch_tokens  # one step, whose run then shows why it failed
         known[key] = hparams.batch_tokens / step_seconds

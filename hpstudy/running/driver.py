@@ -17,7 +17,6 @@ from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
-from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import control_of_best, update_selections
 from hpstudy.running.environment import inexact
 from hpstudy.running.interface import Options, Progress, StopRequest
@@ -25,10 +24,10 @@ from hpstudy.running.opponents import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.race_queue import RaceQueue, described
 from hpstudy.running.run_queue import RunList, TrialQueue
-from hpstudy.running.worker import pinning_variables
 from hpstudy.search import JOURNAL, Search
 from hpstudy.statistics.race import Race
 from hpstudy.study import Study, as_begun, frozen_text, refuse_changes
+from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_settings import resolve_mode
 from hpstudy.tracking.wandb_sink import sink_for
@@ -43,7 +42,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
     worker can be kept alive.
     """
     spec = study.spec
-    corpus = corpus_of(spec)  # relative paths start in the current folder
+    corpus = corpus_of(spec, say=progress.say)  # relative paths start in the current folder
     check_size(corpus, spec.context, study.largest_batch_tokens)
     store = RunStore(options.runs / study.name)
     store.create()
@@ -53,9 +52,7 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
         store.refuse_damage()
         try:
             with closing(_Driver(study, store, options, progress, stop)) as driver:
-                driver.start_workers()
-                store.freeze_study(frozen_text(study), study.resolved(), study.path)
-                driver.say_notes()
+                driver.freeze()
                 driver.search()
                 driver.baseline()
                 driver.tuned_lr()
@@ -81,23 +78,20 @@ class _Driver:
         self._wandb = sink_for(study, store.root, resolve_mode(options.wandb), progress.say)
         self._pool = WorkerPool(study, store, self._wandb, options, progress, stop)
 
-    def say_notes(self) -> None:
-        """Says once how a file system that lacks something is used nevertheless."""
-        for line in take_notes():
-            self._progress.say(line)
+    def freeze(self) -> None:
+        """Keeps the study as it is now, and measures the micro-batch if it leaves that open.
 
-    def start_workers(self) -> None:
-        """Starts the first worker, measures what the study leaves open, and starts the others."""
-        say = self._progress.say
-        if pinning := pinning_variables():
-            say(f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it")
-        environment = self._pool.start()
-        say(
-            f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
-            f"{environment['reason']}"
-        )
-        self._study = settle_micro_batch(self._study, self._store, self._pool, environment, say)
-        self._pool.grow(num_workers(self._study, environment, self._options, say))
+        A study that begins or has grown is kept once a worker is admitted, so that a refused one leaves no trace.
+        Otherwise no worker starts before a run needs it.
+        """
+        study, store, say = self._study, self._store, self._progress.say
+        self._progress.earlier([view.header.run for view in self._finished()])
+        if store.read_json(ENVIRONMENT) is None or not store.keeps(study.resolved()):
+            self._pool.first()
+        store.freeze_study(frozen_text(study), study.resolved(), study.path)
+        for line in take_notes():  # how a file system that lacks something is used nevertheless
+            say(line)
+        self._study = settle_micro_batch(study, store, self._pool, say)
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""
@@ -143,16 +137,16 @@ class _Driver:
         selections = update_selections(self._study, self._store, self._progress.say)
         self._pool.train(RaceQueue(self._study, selections, self._store.runs(), self._on_look))
 
-    def _on_look(self, race: Race, runs: Sequence[Run]) -> None:
-        """Says what a look has found, and that a phase of these runs is under way."""
+    def _on_look(self, race: Race, runs: Sequence[Run], most: int) -> None:
+        """Says what a look has found, and that a phase of these runs is under way, which may become `most`."""
         for found in race.findings.values():
             if found.seeds == max(each.seeds for each in race.findings.values()):
                 self._progress.say(described(found))
         if self._confirming:
-            self._progress.grow(len(runs))
+            self._progress.grow(len(runs), most)
         elif runs:
             self._confirming = True
-            self._begin_phase("confirm", runs)
+            self._begin_phase("confirm", runs, most)
 
     def deliver(self) -> None:
         """Waits until W&B has every finished run, also those of earlier sessions.
@@ -208,9 +202,10 @@ class _Driver:
         self._begin_phase(phase, [run])
         self._pool.train(RunList([run]))
 
-    def _begin_phase(self, phase: Phase, runs: Sequence[Run]) -> None:
+    def _begin_phase(self, phase: Phase, runs: Sequence[Run], most: int | None = None) -> None:
         results = ((run, self._store.result(run.run_id)) for run in runs)
-        self._progress.phase(phase, len(runs), [(run, result) for run, result in results if result is not None])
+        finished = [(run, result) for run, result in results if result is not None]
+        self._progress.phase(phase, len(runs), finished, most)
 
     def _tokens(self, hparams: HParams) -> int:
         return tokens_for(self._study, self._store, self._pool, hparams)

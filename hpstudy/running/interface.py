@@ -16,14 +16,19 @@ from hpstudy.tracking.wandb_settings import ModeFlag
 class Progress(Protocol):
     """Shows a human how far the study is. It never changes what is done."""
 
-    def phase(self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
-        """A phase of `num_runs` runs begins; earlier sessions finished some of them."""
+    def earlier(self, finished: Sequence[Run]) -> None:
+        """Earlier sessions finished these runs, of any phase."""
 
-    def grow(self, num_runs: int) -> None:
-        """The phase has so many runs now, because a look at its results asked for more."""
+    def phase(
+        self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]], most: int | None = None
+    ) -> None:
+        """A phase of `num_runs` runs begins, which may grow to `most`; earlier sessions finished some of them."""
 
-    def start(self, run: Run) -> None:
-        """A run begins."""
+    def grow(self, num_runs: int, most: int) -> None:
+        """A look at the results left the phase with so many runs, which may grow to `most`."""
+
+    def start(self, run: Run, tokens: int = 0) -> None:
+        """A run begins, or resumes after `tokens` that are recorded; their steps are shown again."""
 
     def step(self, run: Run, record: StepRecord) -> None:
         """A step was recorded."""

@@ -12,6 +12,7 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
+from hpstudy.running.capacity import num_workers
 from hpstudy.running.environment import ACCEPTED, admitted, describe, inexact, with_code
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.messages import (
@@ -27,7 +28,7 @@ from hpstudy.running.messages import (
     Train,
 )
 from hpstudy.running.run_queue import RunQueue
-from hpstudy.running.worker import POLL_SECONDS, START_SECONDS, AwakeClock, Worker, refusal, stop_all
+from hpstudy.running.worker import POLL_SECONDS, START_SECONDS, AwakeClock, Worker, pinning_variables, refusal, stop_all
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.system import oom_kills
@@ -62,24 +63,23 @@ class WorkerPool:
         self._num_params = 0
         self._clock = AwakeClock()
         self._longest_gap = 0.0  # seconds between two records of any run
+        self._all_started = False
         self._early_deaths = 0  # workers in a row that died before they were ready
         self._code_noted = False
         self._oom_kills = oom_kills(os.getpid())
 
-    def start(self) -> dict[str, Any]:
-        """Starts the first worker, waits until it is ready, and returns its environment."""
-        self._workers = [self._start_worker(0)]
-        return self._admit_first()
-
     @property
     def environment(self) -> dict[str, Any]:
-        """That of the worker that became ready last."""
+        """That of the worker that became ready last. Starts the first one if there is none."""
+        if self._environment is None:
+            self.first()
         assert self._environment is not None
         return self._environment
 
-    @property
     def first(self) -> Worker:
-        """The worker that measures. Waits until it is ready."""
+        """The worker that measures. Starts it if there is none, and waits until it is ready."""
+        if not self._workers:
+            self._start_first()
         if self._workers[0] not in self._ready:
             self._admit_first()
         return self._workers[0]
@@ -90,13 +90,27 @@ class WorkerPool:
         self._workers[0] = self._start_worker(0)
         self._admit_first()
 
+    def _start_first(self) -> None:
+        say = self._progress.say
+        if pinning := pinning_variables():
+            say(f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it")
+        say("starting a worker: loading torch, the corpus and the model")
+        self._workers = [self._start_worker(0)]
+        environment = self._admit_first()
+        say(
+            f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
+            f"{environment['reason']}"
+        )
+
     def _admit_first(self) -> dict[str, Any]:
         worker = self._workers[0]
         return self._admit(worker, worker.wait_until_ready(self.raise_if_stopped))
 
-    def grow(self, count: int) -> None:
-        """Starts workers until there are `count`."""
+    def _start_others(self) -> None:
+        """Starts the workers that the study still lacks, once a run needs one."""
+        count = num_workers(self._study, self.environment, self._options, self._progress.say)
         self._workers += [self._start_worker(index) for index in range(len(self._workers), count)]
+        self._all_started = True
 
     def raise_if_stopped(self) -> None:
         """Raises Interrupted if the user has asked to stop."""
@@ -106,7 +120,7 @@ class WorkerPool:
     def train(self, queue: RunQueue) -> None:
         """Keeps the workers busy until the queue is empty and every run has ended.
 
-        If the study is stopped, active runs write a last checkpoint.
+        If the study is stopped, active runs write a last checkpoint, and each says where it resumes.
         """
         try:
             while True:
@@ -118,6 +132,8 @@ class WorkerPool:
                 self._order_checkpoints()
         except Interrupted:
             self._save_all(queue)
+            for active in self._active.values():
+                self._progress.say(f"{active.run.run_id}: {active.left_at}")
             raise
 
     def close(self) -> None:
@@ -129,7 +145,9 @@ class WorkerPool:
             stop_all(self._workers)
 
     def _assign(self, queue: RunQueue) -> None:
-        """Gives idle workers the runs that wait."""
+        """Gives idle workers the runs that wait. No worker starts for a queue without a run to train."""
+        if not self._all_started and self._fetch(queue):
+            self._start_others()
         idle = [worker for worker in self._workers if worker not in self._active]
         while idle and self._fetch(queue):
             if self._begin(idle[0], self._waiting.popleft(), queue):
@@ -233,6 +251,7 @@ class WorkerPool:
                 raise refusal(report)
             case Resumed(step=step, problem=problem):
                 run_id = self._active[worker].run.run_id
+                self._active[worker].resumes_after = step
                 self._progress.say(
                     f"{run_id}: its checkpoint cannot be used ({problem}); it trains again from step 1"
                     if problem
@@ -326,7 +345,12 @@ class WorkerPool:
                     case Saved(seconds=seconds, problem=problem):
                         self._active[worker].on_saved(seconds, problem)
                         missing.discard(worker)
-                    case Finished() | Refused():  # the next session finds out
+                    case Resumed(step=step):
+                        self._active[worker].resumes_after = step
+                    case Finished():  # the next session finds out how
+                        self._active[worker].trained = True
+                        missing.discard(worker)
+                    case Refused():
                         missing.discard(worker)
                     case None:
                         missing.discard(worker)

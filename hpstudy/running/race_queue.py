@@ -26,9 +26,12 @@ class RaceQueue(RunList):
         study: Study,
         selections: Sequence[Selection],
         views: Sequence[RunView],
-        on_look: Callable[[Race, Sequence[Run]], None],
+        on_look: Callable[[Race, Sequence[Run], int], None],
     ) -> None:
-        """`on_look` is called with the race and the runs of its looks so far, at the start and after each look."""
+        """`on_look` is called at the start and after each look.
+
+        It gets the race, the runs of its looks so far, and how many these become if the race goes to its last look.
+        """
         begun = {view.run_id: view.header.run for view in views}
         repeated = sides(study, selections, begun)
         results = {view.run_id: view.result for view in views if view.result is not None}
@@ -69,7 +72,8 @@ class RaceQueue(RunList):
         wanted = self._in_order(seeds)
         if (race.seeds, race.open) != self._told:
             self._told = race.seeds, race.open
-            self._on_look(race, wanted)
+            most = seeds | {side: self._rules.looks[-1] for pair in race.open for side in pair}
+            self._on_look(race, wanted, len(self._in_order(most)))
         later = next((look for look in self._rules.looks if look > race.seeds), 0) if race.open else 0
         ahead = {side: max(seeds[side], later) for pair in race.open for side in pair}
         runs = {run.run_id: run for run in [*wanted, *self._in_order(ahead)]}

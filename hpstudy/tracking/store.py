@@ -382,6 +382,11 @@ class RunStore:
         """The object in a file of the study, or None if there is no file. Raises MachineError if it is damaged."""
         return read_json(self.root / name, json_object)
 
+    def keeps(self, resolved: dict[str, Any]) -> bool:
+        """Whether a study with these values has begun here and has not grown since it was last kept."""
+        kept = self.read_json(STUDY_VALUES)
+        return kept is not None and all(kept.get(key) == resolved[key] for key in GROWING if key in resolved)
+
     def freeze_study(self, toml_text: str, resolved: dict[str, Any], path: Path | None = None) -> None:
         """Keeps the study file and the values it had when the study began. Later only the growing keys are renewed.
 

@@ -44,13 +44,16 @@ def new_wandb_id(study: str, run_id: str) -> str:
 
 
 def whereabouts(root: Path, study: str) -> str:
-    """Where to find a study's W&B runs: the address of their group, the folder of offline files, or "none"."""
+    """Where to find a study's W&B runs: the address of their group, the command that sends offline ones, or "none"."""
     deliveries = [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := delivery(file.parent))]
     pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
-    if pages:
-        return f"{pages[0].partition('/runs/')[0]}/groups/{study}"
+    num_offline = sum(delivery["mode"] == "offline" for delivery in deliveries)
+    group = f"{pages[0].partition('/runs/')[0]}/groups/{study}" if pages else ""
+    counted = f"{num_offline} run{'s' if num_offline != 1 else ''}"
     sync = command("sync", study, root.parent)
-    return f"{root / 'wandb'} (offline; `{sync}` sends them)" if deliveries else "none"
+    if num_offline:
+        return f"{group}, {counted} offline: {sync}" if group else f"offline, {counted}: {sync}"
+    return group or "none"
 
 
 def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -> WandbSink:

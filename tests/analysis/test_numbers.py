@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpstudy.analysis.numbers import decimals, listed, plain, short
+from hpstudy.analysis.numbers import decimals, duration, listed, p_text, plain, short
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,20 @@ def test_decimals_show_two_digits_of_an_error(width: float, places: int) -> None
 
 def test_a_list_reads_as_in_a_sentence() -> None:
     assert [listed(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (59.5, "1m 00s"), (200, "3m 20s"), (3599.6, "1h 00m"), (90_061, "25h 01m")],
+)
+def test_a_duration_has_two_units_at_most(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_p_value_below_a_ten_thousandth_is_no_number() -> None:
+    assert [p_text(p) for p in (0.049, 0.00234, 0.0001, 0.00009)] == [
+        "p = 0.049",
+        "p = 0.0023",
+        "p = 0.0001",
+        "p < 0.0001",
+    ]

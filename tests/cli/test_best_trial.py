@@ -1,20 +1,18 @@
-"""Which trial is best: the live view, `status`, the terminal's table and the report name the same one."""
+"""Which trial is best: the live view, `status`, the last screen and the report name the same one."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from hpstudy import load
+from hpstudy.analysis.state import state
 from hpstudy.records import Run
-from hpstudy.report.leaderboard import leaderboard
-from hpstudy.report.terminal import leaderboard_table
+from hpstudy.report.terminal import last_screen
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.command_line import hpstudy
@@ -71,10 +69,9 @@ def test_every_view_names_the_same_best_trial(
     assert f"best     {best} {measured}, " in hpstudy("status", "tiny", "--runs", runs).out
 
     results = load("tiny", runs)
-    terminal = io.StringIO()
-    Console(file=terminal, width=110).print(leaderboard_table(leaderboard(results), "tiny", width=110))
-    rows = [line.split()[0] for line in terminal.getvalue().splitlines() if line.startswith("search-")]
-    assert rows[:2] == ["search-0000", best]  # the baseline, then the trials from the best on
+    lines = last_screen(results, state(results), Path("page"), width=80).plain.splitlines()
+    (lr,) = (line.split()[2] for line in lines if line.strip().startswith("lr "))
+    assert float(lr) == pytest.approx(study.baseline.lr * (int(best[-1]) + 1))
 
     page = Path(hpstudy("report", "tiny", "--runs", runs).out.strip())
     table = page.with_name("report.md").read_text().partition("The best of the search")[2]

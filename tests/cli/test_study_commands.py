@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from hpstudy import load
+from hpstudy.analysis.numbers import plain, short
 from tests.helpers.command_line import hpstudy, run_python
 from tests.helpers.random_studies import Tables, studies
 from tests.helpers.study_files import rendered
@@ -56,45 +57,33 @@ def test_check_accepts_any_valid_study(tmp_path: Path, data: Tables) -> None:
     assert "cost     " in result.out
 
 
-def figures(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The header and the result of a run."""
-    return tuple(json.loads((folder / name).read_text()) for name in ("header.json", "result.json"))
+def figures(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The name of a run, its hyperparameters and its result."""
+    header, result = (json.loads((folder / name).read_text()) for name in ("header.json", "result.json"))
+    return folder.name, header["run"]["hparams"], result
 
 
-def test_run_prints_baseline_and_best_trials_as_the_store_has_them(finished) -> None:
+def test_run_prints_baseline_and_best_trial_as_the_store_has_them(finished) -> None:
     assert finished.result.code == 0
-    folders = sorted((finished.runs / "tiny").glob("search-*"))
-    baseline, *others = [(folder.name, *figures(folder)) for folder in folders]
-    expected = []
-    for name, header, result in [baseline, *sorted(others, key=lambda run: run[2]["val_loss"])]:
-        hparams, loss = header["run"]["hparams"], result["val_loss"]
-        halflives = [BATCH * math.log(0.5) / math.log(hparams[beta]) for beta in ("beta1", "beta2")]
-        difference = "baseline" if name == baseline[0] else f"{loss - baseline[2]['val_loss']:+.4f}"
-        cells = [name, f"{loss:.4f}", difference, thousands(result["tok_per_sec"]), f"{hparams['lr']:.3g}"]
-        betas = [f"{hparams['beta1']:.4g}", thousands(halflives[0]), f"{hparams['beta2']:.5g}", thousands(halflives[1])]
-        expected.append([*cells, *betas, f"{hparams['weight_decay']:.4g}", str(hparams["micro_batch"])])
-    printed = [line.split() for line in finished.result.out.splitlines() if line.startswith("search-")]
-    assert printed == expected
-    for heading in ("loss", "difference", "tok/s", "lr", "beta1", "beta2", "life", "decay", "batch"):
-        assert heading in finished.result.out
-
-
-def thousands(value: float) -> str:
-    return f"{value / 1000:.3g}k"
+    (_, theirs, baseline), *others = [figures(path) for path in sorted((finished.runs / "tiny").glob("search-*"))]
+    _, ours, best = min(others, key=lambda run: run[2]["val_loss"])
+    losses = [result["val_loss"] for result in (baseline, best)]
+    rows = [line.split() for line in finished.result.out.splitlines()]
+    minus = f"{losses[1] - losses[0]:+.3f}".replace("-", "−")
+    assert ["val", "loss", *(f"{loss:.3f}" for loss in losses), minus] in rows
+    assert ["lr", "0.0006", f"{ours['lr']:.4g}", f"×{ours['lr'] / theirs['lr']:.3g}"] in rows
+    halflives = [short(BATCH * math.log(0.5) / math.log(hparams["beta2"])) for hparams in (theirs, ours)]
+    assert ["beta2", "0.95", plain(ours["beta2"]), "half-life", halflives[0], "→", halflives[1], "tokens"] in rows
 
 
 def test_run_prints_where_everything_is_and_what_comes_next(finished) -> None:
-    files, page, wandb, following, longer = finished.result.out.splitlines()[-5:]
-    assert files.split() == ["files", str(finished.runs / "tiny")]
+    page, wandb, following, *advice = finished.result.out.splitlines()[-4:]
     assert page.split() == ["report", str(finished.runs / "tiny" / "report" / "index.html")]
-    assert "No verdict: it takes 3 fresh seeds" in finished.result.out
-    assert wandb.startswith(f"W&B runs {finished.runs / 'tiny' / 'wandb'}")
+    assert "· No verdict: it takes 3 fresh seeds" in finished.result.out
+    assert wandb.split(maxsplit=1) == ["W&B", f"offline, 5 runs: hpstudy sync tiny --runs {finished.runs}"]
     assert len(list((finished.runs / "tiny" / "wandb").glob("offline-run-*"))) == 5
-    assert following.startswith("next ")
-    assert following.endswith(f"hpstudy export tiny --runs {finished.runs}")
-    assert longer.split(maxsplit=2)[:2] == ["hpstudy", "run"]
-    assert f"{finished.path} --runs {finished.runs}" in longer
-    assert longer.endswith(" --trials 10")
+    assert following.split(maxsplit=1) == ["next", f"hpstudy export tiny --runs {finished.runs}"]
+    assert [line.strip() for line in advice] == ["[confirm] seeds is empty, so nothing is compared; state fresh seeds"]
 
 
 def test_run_prints_progress_to_stderr_only(finished) -> None:
@@ -155,10 +144,9 @@ def test_seeds_added_to_a_finished_search_are_confirmed_and_noise_and_verdict_sh
     result = hpstudy("confirm", path, *flags)
     assert result.code == 0
     results = load("tiny", runs)
-    printed = " ".join(result.out.split())
-    assert " ".join(results.verdict().sentence.split()) in printed
-    limit = f"up to {results.noise.one_seed:.2g} nats."
-    assert f"~ marks differences that two seeds of one setting show too, {limit}" in printed
+    (c,) = results.verdict().contrasts
+    assert f"(p = {c.level:.2g})" in result.out or "(p < 0.0001)" in result.out
+    assert "3 seed pairs" in result.out
     assert "confirm 12/12" in result.err
     again = hpstudy("run", path, *flags)
     assert again.out == result.out

@@ -42,7 +42,7 @@ def test_a_study_continues_when_its_terminal_is_gone(command: list[str], tmp_pat
     os.close(terminal)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "search-0000" in out
+    assert "val loss" in out
     assert complete(tmp_path)
 
 

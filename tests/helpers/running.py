@@ -34,13 +34,18 @@ class Watch:
         self.lines: list[str] = []
         self._on_step = on_step
 
-    def phase(self, name: str, num_runs: int, finished: Sequence[tuple[Run, RunResult]]) -> None:
+    def phase(
+        self, name: str, num_runs: int, finished: Sequence[tuple[Run, RunResult]], most: int | None = None
+    ) -> None:
         self.finished += [run.run_id for run, _ in finished]
 
-    def grow(self, num_runs: int) -> None:
+    def grow(self, num_runs: int, most: int) -> None:
         """Shows nothing."""
 
-    def start(self, run: Run) -> None:
+    def earlier(self, finished: Sequence[Run]) -> None:
+        """Shows nothing."""
+
+    def start(self, run: Run, tokens: int = 0) -> None:
         self.started.append(run.run_id)
 
     def step(self, run: Run, record: StepRecord) -> None:

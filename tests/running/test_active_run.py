@@ -282,7 +282,7 @@ def test_a_checkpoint_ahead_of_damaged_steps_leaves_no_gap(tiny, tmp_path: Path,
 
 def test_a_checkpoint_that_cannot_be_written_is_reported_once_and_training_continues(tiny, tmp_path, uninterrupted):
     class Blocking(Watch):
-        def start(self, run: Run) -> None:
+        def start(self, run: Run, tokens: int = 0) -> None:
             (tmp_path / "tiny" / run.run_id / "checkpoint.pt.part").mkdir()  # the path of the file to write
 
     study, watch = tiny(), Blocking()

@@ -147,7 +147,7 @@ def test_another_environment_is_refused_with_each_difference(tiny, tmp_path: Pat
     was = {"precision": "bf16", "threads": 7, "torch": "1.0", "corpus_digest": "x", "device": "cuda"}
     store.write_json("environment.json", {**store.read_json("environment.json"), **was})
     with pytest.raises(UserError) as refused:
-        run_here(study, tmp_path)
+        run_here(study, tmp_path, trials=2)
     assert all(f"{key} was {value}, is" in str(refused.value) for key, value in was.items())
 
 

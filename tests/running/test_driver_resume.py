@@ -12,6 +12,7 @@ import pytest
 
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome, Run, StepRecord
+from hpstudy.running.worker import Worker
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import (
     Watch,
@@ -47,6 +48,24 @@ def test_a_study_without_a_format_resumes_with_a_later_version_that_has_other_de
     assert (later.format, later.space["lr"].scale) == (4, "linear")
     assert curves(run_here(later, tmp_path)) == first
     assert (store.root / "study.toml").read_text() == frozen
+
+
+def test_a_finished_study_starts_no_worker_even_in_another_environment(tiny, tmp_path: Path, monkeypatch):
+    study = tiny()
+    store = run_here(study, tmp_path)
+    before = store.read_json("environment.json")
+    store.write_json("environment.json", before | {"torch": "1.0"})  # only what trains depends on it
+    monkeypatch.setattr(Worker, "start", None)
+    run_here(study, tmp_path)
+    assert store.read_json("environment.json") == before | {"torch": "1.0"}
+
+
+def test_a_grown_study_is_kept_only_once_a_worker_is_admitted(tiny, tmp_path: Path):
+    store = run_here(tiny(replace={"trials = 5": "trials = 1"}), tmp_path)
+    store.write_json("environment.json", store.read_json("environment.json") | {"torch": "1.0"})
+    with pytest.raises(UserError, match=r"torch was 1\.0"):
+        run_here(tiny(replace={"trials = 5": "trials = 2"}), tmp_path)
+    assert store.read_json("study.json")["budget.trials"] == 1
 
 
 def test_more_trials_extend_a_study_as_if_it_had_been_longer(tiny, tmp_path: Path, uninterrupted):

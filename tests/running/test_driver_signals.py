@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -37,6 +38,29 @@ def test_one_ctrl_c_ends_cleanly_and_prints_how_to_resume(tiny_file, tiny, tmp_p
     study = tiny()
     store = run_here(study, runs)
     assert (trials(study, store), curves(store)) == uninterrupted
+
+
+def test_ctrl_c_says_from_which_step_each_run_resumes_and_so_it_does(tiny_file, tmp_path: Path):
+    runs, path = tmp_path / "runs", tiny_file(replace=LONG)
+    process = start_cli(path, runs, workers="2")
+    for run_id in ("search-0000", "search-0001"):
+        wait_for_step(runs, run_id, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    *_, first, second, stopped, resume = stderr.splitlines()
+    said = r"(search-000[01]): checkpoint written; resumes after step ([\d,]+)"
+    found = {run_id: step.replace(",", "") for run_id, step in re.findall(said, f"{first}\n{second}")}
+    assert found.keys() == {"search-0000", "search-0001"}
+    assert stopped == "stopped; every finished run is kept. Resume with:"
+    assert resume == f"  hpstudy run {path} --runs {runs} --wandb disabled --workers 2"
+    again = start_cli(path, runs, workers="2")
+    lines = []
+    while len(resumed := re.findall(r"(search-000[01]): resumes after step (\d+)", "".join(lines))) < 2:
+        lines.append(again.stderr.readline())
+        assert lines[-1], lines
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=30)
+    assert dict(resumed) == found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

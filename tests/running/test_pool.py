@@ -90,7 +90,7 @@ def test_workers_that_die_while_they_start_are_replaced_twice_at_most(tiny, tmp_
     attempts = {"search-0001": 3, "search-0003": 5}
 
     class Killing(Watch):
-        def start(self, run: Run) -> None:
+        def start(self, run: Run, tokens: int = 0) -> None:
             super().start(run)
             if 1 < self.started.count(run.run_id) < attempts.get(run.run_id, 0):
                 kill_workers()

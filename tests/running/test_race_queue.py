@@ -71,15 +71,16 @@ class Looks:
     """A queue of these candidates, which keeps the looks that it is told."""
 
     def __init__(self, study: Study, candidates: Sequence[str], views: Sequence[RunView] = ()) -> None:
-        self.study, self.races, self.runs = study, list[Race](), list[list[str]]()
+        self.study, self.races, self.runs, self.most = study, list[Race](), list[list[str]](), list[int]()
         searched = [view(trial(study, name), 3.0 + place / 10) for place, name in enumerate(candidates)]
         known = [view(trial(study, "search-0000"), 3.2), *searched, *views]
         selection = Selection(trials=5, seeds=study.seeds, candidates=tuple(candidates))
         self.queue = RaceQueue(study, [selection], known, self._on_look)
 
-    def _on_look(self, race: Race, runs: Sequence[Run]) -> None:
+    def _on_look(self, race: Race, runs: Sequence[Run], most: int) -> None:
         self.races.append(race)
         self.runs.append([run.run_id for run in runs])
+        self.most.append(most)
 
     def waiting(self) -> list[str]:
         """The runs that the queue gives before any of them has ended."""
@@ -259,6 +260,7 @@ def test_winner_and_tuned_lr_train_on_while_the_difference_between_them_is_open(
 def test_a_search_without_a_candidate_trains_the_baseline_for_the_first_look_alone(raced: Make) -> None:
     looks = Looks(raced(), [])
     assert looks.train() == names((1, 2, 3), "baseline")
+    assert looks.most == [3]
 
 
 def test_without_a_selection_there_is_nothing_to_train(raced: Make) -> None:
@@ -266,7 +268,7 @@ def test_without_a_selection_there_is_nothing_to_train(raced: Make) -> None:
     told: list[Any] = []
     queue = RaceQueue(study, [], [view(trial(study, "search-0000"), 3.2)], lambda *look: told.append(look))
     assert queue.next() is None
-    assert [runs for _, runs in told] == [[]]
+    assert [(runs, most) for _, runs, most in told] == [([], 0)]
 
 
 def test_the_winner_of_an_extended_search_joins_the_race_of_the_first(raced: Make) -> None:

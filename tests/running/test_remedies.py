@@ -24,6 +24,12 @@ def cut(path: Path) -> None:
     path.write_bytes(b"".join([*lines[:3], lines[3][:9] + b"\n", *lines[4:]]))
 
 
+def move_unfinished(path: Path) -> None:
+    """Makes environment.json that of another machine, while a run is left to train."""
+    edit(path, '"threads": 1', '"threads": 7')
+    (path.parent / "baseline-s8" / "result.json").unlink()
+
+
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a damaged journal": ("optuna.journal", cut, "must be an event of the study"),
     "a journal that disagrees": (
@@ -42,7 +48,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a damaged environment": ("environment.json", lambda path: path.write_text("[]"), "it is damaged"),
     "another environment": (
         "environment.json",
-        lambda path: edit(path, '"threads": 1', '"threads": 7'),
+        move_unfinished,
         "began in another environment: threads was 7, is 1",
     ),
     "edited values": (
