@@ -121,7 +121,8 @@ def eligible(study: Study, views: Sequence[RunView], phase: Literal["search", "t
     distinct: dict[HParams, str] = {}
     for score in ranked:
         distinct.setdefault(runs[score.run_id].hparams, score.run_id)
-    distinct.pop(runs[study.baseline_run_id].hparams, None)
+    if (own := runs.get(study.baseline_run_id)) is not None:
+        distinct.pop(own.hparams, None)
     return list(distinct.values())
 
 

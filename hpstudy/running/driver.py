@@ -177,6 +177,8 @@ class _Driver:
             if number is not None and number < search.num_asked:
                 search.check(number, view.header.run.hparams, view.result)
         finished = [(view.header.run, view.result) for view in begun if view.result is not None]
+        if lost or len(finished) < search.num_trials:
+            self._pool.first()  # admitted before a trial is asked for, which the journal keeps
         self._progress.phase(phase, max(search.num_trials, search.num_asked), finished)
         self._pool.train(TrialQueue(study, search, self._tokens, phase, lost))
 

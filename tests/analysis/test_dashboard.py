@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hpstudy.analysis.dashboard import study_note, trial_attributes
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.state import state
 from hpstudy.files import to_json
 from hpstudy.study import Study
 
@@ -19,7 +20,7 @@ def test_the_note_has_question_answer_verdict_and_next_step(tiny: Tiny, confirme
     assert note.startswith("## Does the smallest study there is run?\n\n**Better.** Tuned values reach 3.6111 nats")
     assert results.verdict().sentence in note
     assert "10 of 10 trials; " in note
-    assert f"`hpstudy run tiny --runs {results.store.root.parent}`" in note
+    assert f"`{state(results).command}`" in note
 
 
 def test_the_note_says_what_is_wrong_with_a_study_that_cannot_be_read(tiny: Tiny, confirmed: Build) -> None:

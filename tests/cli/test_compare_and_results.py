@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hpstudy.analysis.numbers import plain
+from hpstudy.analysis.numbers import plain, with_sign
 from hpstudy.analysis.results import load
 from hpstudy.analysis.together import cautions
 from hpstudy.cli.layout import fits
@@ -59,8 +59,8 @@ def test_compare_shows_a_verdict_beside_a_study_without_one(compare):
         f"± {stats.sem(baseline):.4f} (3)",
         f"{winner.mean():.4f}",
         f"± {stats.sem(winner):.4f} (3)",
-        f"{(winner - baseline).mean():+.4f}",
-        f"[{low:+.4f}, {high:+.4f}]",
+        with_sign((winner - baseline).mean(), 4),
+        f"[{with_sign(low, 4)}, {with_sign(high, 4)}]",
         "search-0001",
         "better",
         "25.6k",
@@ -114,9 +114,9 @@ def test_only_studies_whose_losses_compare_share_an_axis(tiny: Tiny, confirmed: 
         confirmed(tiny(name, more=CONFIRM, replace=replace))
     findings = [finding(load(name, tmp_path / "runs")) for name in ("ranks", "bytes")]
     apart = write_side_by_side(findings, tmp_path / "apart.html").read_text()
-    assert apart.count("Difference to the baseline: ") == 2
+    assert apart.count("<h3>Difference to the baseline: ") == 2
     together = write_side_by_side([findings[0]] * 2, tmp_path / "together.html").read_text()
-    assert together.count("Difference to the baseline") == 1
+    assert together.count("<h3>Difference to the baseline") == 1
 
 
 @pytest.mark.usefixtures("two")
@@ -204,7 +204,7 @@ def test_results_has_a_row_and_a_section_per_study_with_its_verdict_and_its_comm
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     (row,) = (line for line in lines if line.startswith("| sure |"))
-    assert r"| yes | better | -0.3989 \[-0.4016, -0.3961\] |" in row
+    assert r"| yes | better | −0.3989 \[−0.4016, −0.3961\] |" in row
     (row,) = (line for line in lines if line.startswith("| unsure |"))
     assert row.endswith("| - | - | - |")
     assert "&lt;b&gt;" in row

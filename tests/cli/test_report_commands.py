@@ -44,7 +44,7 @@ def test_report_writes_both_pages_and_prints_only_the_path(finished) -> None:
     result = hpstudy("report", finished.path, "--runs", finished.runs)
     folder = finished.runs / "tiny" / "report"
     assert result == (0, f"{folder / 'index.html'}\n", "")
-    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "report.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "report.md", "trials.csv"]
     assert "Does the smallest study there is run?" in (folder / "report.md").read_text()
 
 

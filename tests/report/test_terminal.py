@@ -107,7 +107,9 @@ def test_a_decided_study_shows_both_sides_and_ends_with_its_answer_and_its_links
     ]
     assert answer(lines) == f"✗ No: the tuned values are better (p = {c.level:.2g})"
     assert lines[8:11] == ["", "    report  runs/tiny/report/index.html", "    W&B     none"]
-    assert lines[11] == f"    next    hpstudy run tiny --runs {tmp_path / 'runs'} --trials 4"
+    line = state(load("tiny", tmp_path / "runs")).command
+    assert lines[11] == f"    next    {line}"
+    assert line.endswith(f"hpstudy run tiny.toml --runs {tmp_path / 'runs'} --trials 4")
     assert lines[12] == "            a longer search may find still better values"
 
 
@@ -116,14 +118,19 @@ def test_a_decided_study_shows_both_sides_and_ends_with_its_answer_and_its_links
     [
         ((3.70, 3.72, 3.71), None, "✓ The tuned values are better (p = ", "tuned"),
         ((3.70, 3.72, 3.71), ["better"], "✓ Yes: the tuned values are better (p = ", "tuned"),
-        ((4.30, 4.32, 4.31), None, "✗ The only trial is worse (p = ", "best trial"),
-        ((4.30, 4.32, 4.31), ["better"], "✗ Nothing better: the only trial is worse (p = ", "best trial"),
-        ((3.90, 4.21, 3.95), ["better"], "· Undecided: 3 seeds a side cannot tell the losses apart (p = ", "tuned"),
+        ((4.30, 4.32, 4.31), None, "✗ The only trial is worse (p = ", "best found"),
+        ((4.30, 4.32, 4.31), ["better"], "✗ Nothing better: the only trial is worse (p = ", "best found"),
+        (
+            (3.90, 4.21, 3.95),
+            ["better"],
+            "· Undecided: 3 seeds a side cannot tell the losses apart (p = ",
+            "best found",
+        ),
         (
             (4.001, 4.0115, 4.0208),
             ["equivalent"],
-            "✓ Yes: the tuned values are as good, within 0.01 nats (p = ",
-            "tuned",
+            "✓ Yes: the best values found are as good, within 0.01 nats (p = ",
+            "best found",
         ),
     ],
 )
@@ -212,9 +219,9 @@ def test_the_screen_fits_its_terminal_and_counts_the_keys_that_do_not(tiny, tmp_
     assert not any("more keys" in line for line in shown(study, tmp_path, width=width, height=None))
 
 
-def test_next_names_the_study_and_its_flags_as_the_user_gave_them(study_of, tmp_path: Path) -> None:
+def test_next_has_the_flags_that_the_user_gave(study_of, tmp_path: Path) -> None:
     study = study_of()
     keep(study, tmp_path, (3.70, 3.72, 3.71))
     results: StudyResults = load("tiny", tmp_path / "runs")
-    now = state(results, "my/tiny.toml", flags=["--wandb", "offline"])
-    assert now.command == f"hpstudy run my/tiny.toml --runs {tmp_path / 'runs'} --wandb offline --trials 4"
+    now = state(results, flags=["--wandb", "offline"])
+    assert now.command == f"{state(results).command} --wandb offline"
