@@ -42,7 +42,7 @@ def test_repr_says_question_state_answer_losses_values_and_next_step(loaded: Loa
     heading, *lines = repr(loaded).splitlines()
     assert heading == "tiny: Does the smallest study there is run?"
     facts = {line[2:].split("  ")[0]: line[2:].split("  ", 1)[-1].strip() for line in lines[:6]}
-    assert facts["state"] == "stopped, 10 of 10 trials"  # the store has no selection yet
+    assert facts["state"] == "done, 10 of 10 trials"
     assert facts["answer"] == "Better. Tuned values reach 3.6111 nats where GPT-3's reach 4.0100."
     assert facts["GPT-3"] == "val loss 4.0100 ±0.0058 nats (search-0000, 3 seeds)"
     assert facts["tuned"] == "val loss 3.6111 ±0.0064 nats (search-0001, 3 seeds)"

@@ -66,4 +66,6 @@ def test_the_pandas_in_the_readme_runs(folder_without_studies: Path, capsys):
     store = RunStore((runs / "tiny").rename(runs / "quickstart"))
     store.freeze_study(study.path.read_text(encoding="utf-8"), study.resolved())
     exec(code, {})
-    assert capsys.readouterr().out.startswith("Yes: search-0001 and the baseline (GPT-3's values except for ")
+    out = capsys.readouterr().out
+    assert out.startswith("quickstart: Are GPT-3's learning rate, betas and weight decay right for a tiny model?\n")
+    assert "} Yes: search-0001 and the baseline (GPT-3's values except for " in out

@@ -200,9 +200,7 @@ def test_resuming_in_another_environment_is_refused_with_all_that_differs(refuse
     path = runs / "tiny" / "environment.json"
     environment = json.loads(path.read_text())
     path.write_text(json.dumps(environment | {"device": "cuda:0", "precision": "bf16", "threads": 7}))
-    (runs / "tiny" / "source.json").write_text(
-        to_json(source_of(finished.path, runs / "tiny"))
-    )  # the folder was copied
+    (runs / "tiny" / "source.json").write_text(to_json(source_of(finished.path, runs / "tiny")))
     place = f"{runs / 'tiny'}: the study began in another environment"
     differences = "device was cuda:0, is cpu; precision was bf16, is fp32; threads was 7, is 1"
     more = ("--device", "cpu", "--trials", 6)  # a study that is finished trains nothing and depends on no environment
