@@ -11,10 +11,10 @@ from markupsafe import Markup
 from hpstudy.analysis.answers import by_speed
 from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.in_short import InShort, found_name, in_short, opponent, role_name
-from hpstudy.analysis.numbers import duration, p_text, plain, short
+from hpstudy.analysis.numbers import duration, p_text, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
-from hpstudy.report import curve_figures, search_figures
+from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import ShownRuns, evaluated
 from hpstudy.report.endings import not_complete
 from hpstudy.report.strips import strip
@@ -126,17 +126,11 @@ def _evidence(results: StudyResults) -> Iterator[str]:
 
 
 def _changes(results: StudyResults) -> Iterator[ChangeRow]:
-    found = results.tuned
-    if found is None:
+    if (found := tables.changes(results)) is None or results.tuned is None:
         return
-    for change in found.changes:
-        yield ChangeRow(
-            key=change.key,
-            baseline=plain(change.baseline),
-            tuned=plain(change.tuned),
-            effect=change.effect,
-            strip=strip(results, change.key, found.run_id),
-        )
+    for key, baseline, tuned, effect in found.rows:
+        drawn = strip(results, key, results.tuned.run_id)
+        yield ChangeRow(key=key, baseline=baseline, tuned=tuned, effect=effect, strip=drawn)
 
 
 def _links(results: StudyResults) -> Iterator[tuple[str, str]]:

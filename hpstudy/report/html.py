@@ -39,10 +39,10 @@ def write_report(
     importances: each searched key's share, the largest first. With `images`, `report.md` shows its figures, which are
     written as SVG beside it if kaleido is installed. Raises MachineError if the folder cannot be written.
     """
-    study, verdict, shown = results.study, results.verdict(), shown_runs(results)
+    study, shown = results.study, shown_runs(results)
     first, parts = first_screen(results, shown), sections(results, importances or {}, shown)
     files = write_images(first, parts, directory) if images else {}
-    write_atomic(directory / "report.md", report_markdown(study, verdict, first, parts, files))
+    write_atomic(directory / "report.md", report_markdown(results, first, parts, files))
     write_atomic(directory / "trials.csv", results.trials.to_csv(index=False))
     page = directory / "index.html"
     write_atomic(page, render(name=study.name, question=study.question, headline="", first=first, sections=parts))

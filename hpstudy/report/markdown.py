@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from hpstudy.analysis.answers import Verdict, by_speed, deciding
+from hpstudy.analysis.answers import by_speed, deciding
 from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.together import adjusted_levels, cautions
@@ -16,16 +16,15 @@ from hpstudy.report.first_screen import FirstScreen
 from hpstudy.report.sections import Section
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
-from hpstudy.study import Study
 
 MOST_ROWS = 25  # of a sortable table
 
 
 def report_markdown(
-    study: Study, verdict: Verdict, first: FirstScreen, sections: Sequence[Section], images: Mapping[str, str]
+    results: StudyResults, first: FirstScreen, sections: Sequence[Section], images: Mapping[str, str]
 ) -> str:
     """A study's report. `images` are the addresses of the figures that are written as files, by title."""
-    short = first.short
+    study, verdict, short = results.study, results.verdict(), first.short
     parts = [
         f"# {_md(study.name)}",
         f"> {_md(study.question)}",
@@ -33,10 +32,8 @@ def report_markdown(
         _md(" · ".join(first.evidence)),
         *_shown(images, [first.tabs[0][1], *([first.differences] if first.differences else [])]),
     ]
-    if first.changes:
-        rows = tuple((row.key, row.baseline, row.tuned, row.effect) for row in first.changes)
-        changes = Table(title=first.heading, header=("", *first.columns, ""), rows=rows)
-        parts += [f"### {_md(first.heading)}", _markdown_table(changes)]
+    if (values := tables.changes(results)) is not None:
+        parts += [f"### {_md(first.heading)}", _markdown_table(values)]
     parts += [_md(first.departures), f"**{_md(verdict.sentence)}**", f"Next: {_md(first.advice)}: `{first.command}`"]
     for section in sections:
         before = len(parts)
@@ -120,6 +117,7 @@ def _result(results: StudyResults) -> list[str]:
         f"## {_md(study.name)}",
         f"> {_md(study.question)}",
         f"**{_md(verdict.sentence)}**",
+        *([_markdown_table(values)] if (values := tables.changes(results)) else []),
         _markdown_table(summary),
         _md(" ".join([summary.note, *noise, departures_sentence(study)])),
         f"`{tables.command(results)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {_md(software)}; {_md(machine)}; "

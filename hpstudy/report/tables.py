@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
+from hpstudy.analysis.in_short import found_name, opponent
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.numbers import decimals, duration, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
@@ -71,6 +72,14 @@ class Table:
 def told(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     """The rows that say something of at least one column."""
     return tuple(row for row in rows if any(cell not in ("", MISSING) for cell in row[1:]))
+
+
+def changes(results: StudyResults) -> Table | None:
+    """What to change: each searched key that has an effect, the baseline's value, the found one, and what it means."""
+    if results.tuned is None:
+        return None
+    rows = tuple((c.key, plain(c.baseline), plain(c.tuned), c.effect) for c in results.tuned.changes)
+    return Table(title="Values", header=("", opponent(results.study), found_name(results), ""), rows=rows)
 
 
 def sides(results: StudyResults) -> Table:
