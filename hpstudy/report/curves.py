@@ -41,23 +41,33 @@ class ShownRuns:
 def shown_runs(results: StudyResults) -> ShownRuns:
     """The runs that the verdict rests on, and at most MOST_FAINT search trials, evenly spread from best to worst."""
     verdict, once = results.verdict(), results.study.baseline_run_id
-    runs = {name: _with_loss(results, name) for name in (BASELINE, *results.fresh.candidates)}
+    judged = {c.candidate: _judged(results, c.candidate, c.candidate) for c in verdict.contrasts}
+    first = verdict.contrasts[0].candidate if verdict.contrasts else None
+    baseline = _judged(results, BASELINE, first)
     best_so_far: dict[str, tuple[str, ...]] = {}
     if results.tuned:
         best_so_far[results.tuned.run_id] = (results.tuned.run_id,)
-    candidates = {contrast.candidate: runs[contrast.candidate] for contrast in verdict.contrasts} or best_so_far
+    candidates = judged or best_so_far
     hidden = {once, *(() if verdict.contrasts else best_so_far)}
     others = [run for run in _by_rank(results) if run not in hidden]
     return ShownRuns(
-        baseline=(runs[BASELINE] or (once,)) if verdict.noise else (once,),
+        baseline=(baseline or (once,)) if verdict.noise else (once,),
         candidates=candidates,
         faint=tuple(spread(others, MOST_FAINT)),
     )
 
 
-def _with_loss(results: StudyResults, candidate: str) -> tuple[str, ...]:
-    full = results.fresh.full(candidate)
-    return tuple(full.loc[full["loss"].notna(), "run"])
+def _judged(results: StudyResults, side: str, candidate: str | None) -> tuple[str, ...]:
+    """A side's fresh runs with a loss: those that a candidate was judged on, so that curves end at its verdict's means.
+
+    All of them without a candidate.
+    """
+    full = results.fresh.full(side)
+    full = full[full["loss"].notna()]
+    if candidate is not None and (found := results.fresh.race.findings.get((candidate, BASELINE))):
+        seeds = results.study.baseline_seeds if side == BASELINE else results.study.seeds
+        full = full[full["seed"].isin(seeds[: found.seeds])]
+    return tuple(full["run"])
 
 
 def _by_rank(results: StudyResults) -> list[str]:

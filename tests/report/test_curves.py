@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hpstudy.report.curves import band, evaluations, gap, spread, thin
+from hpstudy.report.curves import band, evaluations, gap, shown_runs, spread, thin
+from tests.helpers.stores import Ends, results_of, stored
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=3000), st.integers(10, 400))
@@ -88,3 +89,21 @@ def test_the_difference_of_single_runs_has_no_interval() -> None:
     found = gap(one, {0: evaluations(evaluated_run([None, 2.5]))}, "paired")
     assert found["mean"].tolist() == [0.5]
     assert found[["low", "high"]].isna().all().all()
+
+
+def test_shown_runs_are_those_of_the_first_verdict_though_another_candidate_took_more_seeds(tiny, tmp_path) -> None:
+    more = "\n[confirm]\nlooks = [3, 5]\nseeds = [101, 102, 103, 104, 105]\ntop = 2\n"
+    study = tiny(more=more, replace={"format = 1": "format = 2"})
+    ends: Ends = {"search-0000": 4.0, "search-0001": 3.5, "search-0002": 3.9}
+    for place, seed in enumerate((101, 102, 103, 104, 105)):
+        wobble = (0.01, -0.01, 0.0, 0.02, -0.02)[place]
+        ends[f"baseline-s{seed}"] = 4.0 + wobble
+        ends[f"confirm-0002-s{seed}"] = 3.98 - wobble  # as far as its noise
+        if place < 3:
+            ends[f"confirm-0001-s{seed}"] = 3.5 + wobble + 0.001 * place
+    results = results_of(study, stored(tmp_path, ends), tmp_path)
+    first, second = results.verdict().contrasts
+    assert (first.candidate, first.n, second.n) == ("search-0001", 3, 5)
+    shown = shown_runs(results)
+    assert shown.baseline == ("baseline-s101", "baseline-s102", "baseline-s103")
+    assert [len(runs) for runs in shown.candidates.values()] == [3, 5]

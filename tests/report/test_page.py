@@ -100,7 +100,7 @@ def test_the_values_to_change_are_those_of_the_results(shared, runs: Path, name:
 def test_the_values_are_copied_as_toml(own, runs: Path):
     page, results = own("decided").page, hpstudy.load("decided", runs)
     page.click("#copy-toml")
-    assert "copied" in page.locator("#copy-toml").inner_text()
+    page.wait_for_selector("#copy-toml:has-text('copied')")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert results.tuned is not None
     assert copied.strip() == results.tuned.as_toml(results.study).strip()
