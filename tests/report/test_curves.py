@@ -96,9 +96,9 @@ def test_shown_runs_are_those_of_the_first_verdict_though_another_candidate_took
     study = tiny(more=more, replace={"format = 1": "format = 2"})
     ends: Ends = {"search-0000": 4.0, "search-0001": 3.5, "search-0002": 3.9}
     for place, seed in enumerate((101, 102, 103, 104, 105)):
-        wobble = (0.01, -0.01, 0.0, 0.02, -0.02)[place]
+        wobble = (0.03, -0.03, 0.0, 0.02, -0.02)[place]
         ends[f"baseline-s{seed}"] = 4.0 + wobble
-        ends[f"confirm-0002-s{seed}"] = 3.98 - wobble  # as far as its noise
+        ends[f"confirm-0002-s{seed}"] = 3.88 - wobble  # twice its noise
         if place < 3:
             ends[f"confirm-0001-s{seed}"] = 3.5 + wobble + 0.001 * place
     results = results_of(study, stored(tmp_path, ends), tmp_path)
