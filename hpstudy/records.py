@@ -28,7 +28,6 @@ class Outcome(enum.StrEnum):
 
 MEASURED = frozenset({Outcome.COMPLETE, Outcome.DIVERGED})  # the loss counts; a diverged run's as a uniform guess
 BROKEN = frozenset({Outcome.OUT_OF_MEMORY, Outcome.FAILED})  # says nothing about the hyperparameters' loss
-LOST = BROKEN | {Outcome.DIVERGED}  # has no loss of its own, and was not stopped by a pruner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

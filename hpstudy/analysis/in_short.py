@@ -8,10 +8,10 @@ from typing import Literal
 from hpstudy.analysis.answers import Contrast, Relative, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
-from hpstudy.analysis.numbers import decimals
+from hpstudy.analysis.numbers import decimals, listed
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import Stage, State
-from hpstudy.records import trial_phase
+from hpstudy.records import Outcome, trial_phase
 from hpstudy.statistics.race import Answer
 from hpstudy.study import Study
 
@@ -75,7 +75,7 @@ def in_short(results: StudyResults, now: State) -> InShort:
         sentence = f"The baseline reaches {baseline} nats." if baseline.seeds else "The baseline has not been trained."
         return InShort(badge="Reference", tone="open", sentence=sentence)
     if not verdict.contrasts or best is None:
-        return InShort(badge=_interim(now), tone="open", sentence=_so_far(study, baseline, best))
+        return InShort(badge=_interim(now), tone="open", sentence=_so_far(results, now, baseline, best))
     first = verdict.contrasts[0]
     answer = deciding(first, study)
     badge = {"yes": "Yes", "no": "No", "undecided": "Undecided", "nothing better found": "Nothing better"}.get(
@@ -90,14 +90,25 @@ def _interim(now: State) -> str:
     return f"{now.trials} of {now.planned} trials" if now.trials < now.planned else "No verdict yet"
 
 
-def _so_far(study: Study, baseline: Measured, best: Measured | None) -> str:
-    name = opponent(study)
+def _so_far(results: StudyResults, now: State, baseline: Measured, best: Measured | None) -> str:
+    study, name = results.study, opponent(results.study)
     if best is None or best.val_loss is None:
-        return "No trial is complete yet."
+        return "No trial is complete yet." if now.trials < now.planned else _no_candidate(results)
     if by_speed(study):
         return f"The fastest trial so far trains {best.tok_per_sec or 0:,.0f} tokens a second; one seed, no verdict."
     beside = f", {name}'s values {baseline}" if baseline.val_loss is not None else ""
     return f"The best trial so far reaches {best} nats{beside}; one seed each, no verdict."
+
+
+def _no_candidate(results: StudyResults) -> str:
+    """Why a search that has ended has no trial to confirm."""
+    trials = results.trials
+    own = trials["run_id"] == results.study.baseline_run_id
+    ends = trials.loc[(trials["phase"] == "search") & ~own, "outcome"].value_counts()
+    if ends.get(Outcome.COMPLETE.value, 0):
+        return "No other trial is as fast as the baseline."
+    counted = listed([f"{count} {str(outcome).replace('_', ' ')}" for outcome, count in ends.items() if count])
+    return f"No trial can be confirmed: {counted}." if counted else "No other values than the baseline's were tried."
 
 
 def _sentence(
@@ -107,21 +118,27 @@ def _sentence(
     if by_speed(study):
         return _on_speed(c, answer, theirs)
     digits = shared_digits(baseline, best)
-    ours, reference = f"{c.mean:.{digits}f}", f"{c.baseline_mean:.{digits}f}"
+    ours = "diverge" if best.diverged else f"reach {c.mean:.{digits}f} nats"
+    reference = "diverge" if baseline.diverged else f"reach {c.baseline_mean:.{digits}f}"
+    note = "" if not c.diverged or best.diverged or baseline.diverged else " Diverged runs count as a uniform guess."
     size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
     if found_nothing(c, study):
         best_of = best_trial(results.fresh.num_trials)
-        return f"The {best_of} reaches {ours} nats where {theirs} values reach {reference}."
+        singular = ours.replace("diverge", "diverges").replace("reach", "reaches")
+        return f"The {best_of} {singular} where {theirs} values {reference}.{note}"
     match answer:
         case Answer.BETTER:
             pace = f", at {_times(c.speed)} the speed" if c.speed else ""
-            return f"Tuned values reach {ours} nats where {theirs} reach {reference}{pace}."
+            return f"Tuned values {ours} where {theirs} {reference}{pace}.{note}"
         case Answer.WORSE:
-            return f"The best values found reach {ours} nats where {theirs} reach {reference}."
+            return f"The best values found {ours} where {theirs} {reference}.{note}"
         case Answer.EQUIVALENT:
-            return f"The best values found and {theirs} reach the same loss, {reference} nats, within {c.margin:.2g}."
+            loss = f"{c.baseline_mean:.{digits}f} nats, within {c.margin:.2g}"
+            return f"The best values found and {theirs} reach the same loss, {loss}."
         case _:
-            return f"The best values found and {theirs} differ by {size} nats, which {c.n} seeds cannot tell apart."
+            return (
+                f"The best values found and {theirs} differ by {size} nats, which {c.n} seeds cannot tell apart.{note}"
+            )
 
 
 def best_trial(trials: int) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from hpstudy.analysis.numbers import decimals
 from hpstudy.analysis.results import StudyResults
+from hpstudy.records import Outcome
 from hpstudy.statistics.race import BASELINE
 
 ONE_SEED_DIGITS = 3  # of a loss whose error is not known
@@ -22,10 +23,13 @@ class Measured:
     val_loss: float | None  # nats, mean over the seeds; None if no run has one
     se: float | None  # standard error; None for one seed
     seeds: int
+    diverged: bool = False  # whether all its runs did; the loss is then that of a uniform guess
     tok_per_sec: float | None  # median over the runs
 
     def __str__(self) -> str:
         """`3.915 ±0.008`, with no more digits than the error shows; of one seed without an error."""
+        if self.diverged:
+            return "diverged"
         if self.val_loss is None:
             return "-"
         if self.se is None:
@@ -53,17 +57,23 @@ def measured(results: StudyResults) -> tuple[Measured, Measured | None]:
 
 
 def _of(runs: pd.DataFrame, run_id: str, mean: float, se: float, n: int) -> Measured:
-    return Measured(run_id=run_id, val_loss=mean, se=se, seeds=n, tok_per_sec=_median(runs["tok_per_sec"]))
+    ended = runs["outcome"].dropna()
+    diverged = bool(len(ended)) and bool((ended == Outcome.DIVERGED.value).all())
+    speed = _median(runs["tok_per_sec"])
+    return Measured(run_id=run_id, val_loss=mean, se=se, seeds=n, diverged=diverged, tok_per_sec=speed)
 
 
 def _one_seed(results: StudyResults, run_id: str) -> Measured:
     trials = results.trials
     row = trials[trials["run_id"] == run_id]
-    loss = _median(row["val_loss"])
+    loss = _finite(results.one_seed_loss(run_id))
     speed = _median(row["tok_per_sec"])
     return Measured(run_id=run_id, val_loss=loss, se=None, seeds=int(loss is not None), tok_per_sec=speed)
 
 
 def _median(values: pd.Series[float]) -> float | None:
-    found = float(values.median())
-    return found if math.isfinite(found) else None
+    return _finite(float(values.median()))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

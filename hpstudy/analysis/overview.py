@@ -13,7 +13,7 @@ from hpstudy.analysis.measured import measured
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
 from hpstudy.records import Outcome
-from hpstudy.tracking.wandb_sink import whereabouts
+from hpstudy.tracking.wandb_sink import group_page, num_offline
 
 OVERVIEW: dict[str, str] = {
     "study": "its name",
@@ -25,7 +25,8 @@ OVERVIEW: dict[str, str] = {
     "answer": "better, worse, equivalent, faster, slower or undecided; null before a verdict",
     "headline": "the answer in one sentence",
     "sentence": "the headline, and what a reader must know besides",
-    "baseline": "`run_id`, `val_loss` (nats) with its standard error `se`, `seeds`, and the median `tok_per_sec`",
+    "baseline": "`run_id`, `val_loss` (nats) with its standard error `se`, `seeds`, whether all `diverged`, and the "
+    "median `tok_per_sec`",
     "tuned": "the same of the best values, with `confirmed`: whether fresh seeds compared them; null without any",
     "difference": "of val loss, tuned minus baseline (nats): `value`, `low`, `high` (95%), `p`, `margin`; or null",
     "speed": "tokens per second, tuned over baseline: `ratio`, `low`, `high`, `p`; null if speed is no objective",
@@ -37,7 +38,7 @@ OVERVIEW: dict[str, str] = {
     "device": "what they ran on, with `precision` and the `commit` of hpstudy",
     "started": "when the first run began (UTC)",
     "report": "path of the report; null until it is written",
-    "wandb": "where its W&B runs are",
+    "wandb": "`page`: the address of its runs there, or null; `offline`: runs that are in offline files alone",
     "next": "the `step` in a word or two, the same as `advice`, and the `command` that follows it",
     "problems": "what was left out of the numbers and why, or why the study cannot be read",
 }
@@ -86,7 +87,7 @@ def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, A
         },
         "started": trials["started"].min().isoformat() if len(trials) else None,
         "report": str(page) if page.exists() else None,
-        "wandb": whereabouts(root, study.name),
+        "wandb": {"page": group_page(root, study.name) or None, "offline": num_offline(root)},
         "next": {"step": where.step.brief, "advice": where.advice, "command": where.command},
         "problems": list(results.frames.problems),
     }

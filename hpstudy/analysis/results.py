@@ -19,7 +19,7 @@ from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.hparams import RULES
 from hpstudy.records import Outcome
-from hpstudy.running.confirm import read_selections
+from hpstudy.running.confirm import eligible, read_selections
 from hpstudy.running.environment import accepted_changes
 from hpstudy.study import MetricName, Study, Value, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
@@ -106,15 +106,14 @@ class StudyResults:
 
     @cached_property
     def tuned(self) -> Tuned | None:
-        """The values of the verdict's first candidate or, before a verdict, of the search's best trial.
+        """The values of the verdict's first candidate or, before a verdict, of the trial that would be confirmed.
 
-        None while no trial but the baseline is complete.
+        None without such a trial.
         """
         contrasts = self.verdict().contrasts
-        ranked = self.ranked()
-        names = [c.candidate for c in contrasts[:1]] or [
-            name for name in ranked["run_id"].astype("str") if name != self.study.baseline_run_id
-        ]
+        names = [c.candidate for c in contrasts[:1]]
+        if not names and self.store is not None:
+            names = eligible(self.study, self.store.runs(), "search")
         rows = self.trials[self.trials["run_id"].isin(names[:1])]
         if not len(rows):
             return None
@@ -133,6 +132,11 @@ class StudyResults:
             return {}
         values = hparams_of(ranked.to_dict("records")[0])
         return {key: getattr(values, key) for key in RULES if searched[key].nunique() > 1}
+
+    def one_seed_loss(self, run_id: str) -> float:
+        """The loss of a complete run; NaN for any other, whose last loss is of a part of its budget."""
+        rows = self.trials[self.trials["run_id"] == run_id]
+        return float(rows.loc[rows["outcome"] == Outcome.COMPLETE.value, "val_loss"].mean())
 
     @property
     def halflives(self) -> pd.DataFrame:

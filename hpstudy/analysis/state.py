@@ -18,7 +18,7 @@ from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
 from hpstudy.files import command
 from hpstudy.records import Run, trial_run_id
-from hpstudy.running.confirm import Selection, read_selections, select
+from hpstudy.running.confirm import Selection, is_new, read_selections, select
 from hpstudy.running.opponents import tuned_lr
 from hpstudy.running.race_queue import RaceQueue
 from hpstudy.spec import MAX_TRIALS
@@ -134,7 +134,7 @@ def _left(results: StudyResults, planned: int) -> str:
             return f"{_are_left(wanted - tuned, 'trial', wanted)} of the tuned-lr opponent"
     views = store.runs()
     selections, chosen = read_selections(store), select(study, views)
-    if study.seeds and _is_new(chosen, selections):
+    if study.seeds and is_new(chosen, selections):
         return "the winner has not been confirmed on fresh seeds"
     fresh = [run for run in _fresh_runs(study, selections, views) if run.run_id not in ended]
     return _are_left(len(fresh), "run", 0) + " on fresh seeds" if fresh else ""
@@ -155,11 +155,6 @@ def _fresh_runs(study: Study, selections: Sequence[Selection], views: Sequence[R
 
     RaceQueue(study, selections, views, keep)
     return wanted
-
-
-def _is_new(now: Selection, before: Sequence[Selection]) -> bool:
-    """Whether a resumed study would choose something else to confirm than it last did."""
-    return not before or (before[-1].candidates, before[-1].seeds) != (now.candidates, now.seeds)
 
 
 def _after(results: StudyResults) -> tuple[Stage, Step]:
@@ -219,7 +214,16 @@ def _widen(results: StudyResults) -> Step | None:
         return None
     keys, wider = listed([end.key for end in ends]), listed([f"`{end.as_toml}`" for end in ends])
     at_end = f"the best trial is at the end of the range of {keys}"
-    return _in_a_copy(results, "wider", "wider range", at_end, f"take {wider} in its [search]")
+    return _in_a_copy(results, "wider", "wider range", at_end, f"take {wider} in its [search]{_new_seeds(study)}")
+
+
+def _new_seeds(study: Study) -> str:
+    """How a copy of the study gets seeds that chose nothing, as the end of a sentence."""
+    if study.derives_seeds:
+        return ""  # they follow from the copy's name
+    if study.format > 1:
+        return ", and leave `seeds` out"
+    return f", and other fresh seeds: `seeds = {list(_more_seeds(study, 2 * len(study.seeds)))[len(study.seeds) :]}`"
 
 
 def _in_a_copy(results: StudyResults, suffix: str, brief: str, why: str, change: str) -> Step:
@@ -251,15 +255,14 @@ def _decide(results: StudyResults, c: Contrast) -> Step:
     why = f"about {total} seeds a side would decide it"
     if not looks:
         return _add_seeds(results, why, total)
-    seeds = "" if study.derives_seeds else ", and leave `seeds` out"
-    change = f"take `looks = {[*looks[: MAX_LOOKS - 1], total]}` in its [confirm]{seeds}"
+    change = f"take `looks = {[*looks[: MAX_LOOKS - 1], total]}` in its [confirm]{_new_seeds(study)}"
     return _in_a_copy(results, "longer", "more seeds", f"{why}, and the looks of a race are fixed", change)
 
 
 def _add_seeds(results: StudyResults, why: str, total: int) -> Step:
     """More seeds in the study file itself, which may grow by them."""
     study, root = results.study, results.frames.runs / results.name
-    own, here = study_file(root), f"{study.name}.toml"
+    own, here = study_file(root), str(root / f"{study.name}.toml")
     made = "" if own else f"copy {root / STUDY_FILE} to {here} and "
     advice = f"{why}; {made}set `seeds = {list(_more_seeds(study, total))}` in the [confirm] of {own or here}"
     line = command("run", study_argument(root) or here, root.parent)

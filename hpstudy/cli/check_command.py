@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hpstudy.analysis.together import PooledNoise
 
 SEARCHES: tuple[Phase, ...] = ("search", "tuned-lr")  # phases that are one after the other
-MUCH = 1 / 3  # of a run's time, above which evaluation is worth a word
+MUCH = 1 / 3  # of a run's time, above which `check` says what would lower it
 
 CHECK: dict[str, str] = {
     "study": "its name",
@@ -65,10 +65,8 @@ class _Checked:
     @property
     def seconds(self) -> float:
         """Of all runs. Baseline and winner train side by side on fresh seeds."""
-        searches = [shares for phase, shares in self.plan.items() if phase in ("search", "tuned-lr")]
-        fresh = [
-            share for phase, shares in self.plan.items() if phase not in ("search", "tuned-lr") for share in shares
-        ]
+        searches = [shares for phase, shares in self.plan.items() if phase in SEARCHES]
+        fresh = [share for phase, shares in self.plan.items() if phase not in SEARCHES for share in shares]
         return self.cost.seconds([*searches, fresh], self.workers)
 
     @property
@@ -169,7 +167,8 @@ def _print_cost(console: Console, found: _Checked) -> None:
     )
     counts = [f"{len(phase)} {name}" for name, phase in found.plan.items()]
     if looks := study.confirm.looks:
-        counts[-1] += f"; the race stops after {looks[0]} to {looks[-1]} seeds a side"
+        least = f"{looks[0]} to " if len(looks) > 1 else ""
+        counts[-1] += f"; the race stops after {least}{looks[-1]} seeds a side"
     say_fact(console, "", ", ".join(counts))
     if cost.eval_share > MUCH:
         better = found.cheaper

@@ -64,7 +64,8 @@ def import_ahead() -> None:
 
 def confirm(name: str, options: Options, *, as_json: bool = False) -> None:
     """Does what `run` does once the search is done. Refuses to search."""
-    study, store = load_study(name), RunStore(options.runs / study_name(name))
+    store = RunStore(options.runs / study_name(name))
+    study = as_begun(load_study(name), store.root)
     wanted = num_trials(study, None)
     done = sum(view.header.run.phase == "search" and view.result is not None for view in store.runs())
     if done < wanted:

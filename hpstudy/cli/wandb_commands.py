@@ -44,8 +44,8 @@ def sync(name: str, runs: Path, verify: bool) -> None:
         lacking = [view.run_id for view in finished if sink.lacks(view)]
     if failures or lacking:
         raise MachineError("\n".join(failures) or f"W&B lacks {', '.join(lacking)}")
-    _tag_winner(load(study.name, runs))
     out().print(f"W&B has all {len(finished)} finished runs: {whereabouts(store.root, study.name)}", soft_wrap=True)
+    _tag_winner(load(study.name, runs))
 
 
 def workspace(name: str, runs: Path, save: bool) -> None:
@@ -78,10 +78,10 @@ def _tag_winner(results: StudyResults) -> None:
     """Tags the runs of the candidate that fresh seeds have proven better, or faster, on W&B."""
     from hpstudy.analysis.answers import deciding
 
-    study, contrasts = results.study, results.verdict().contrasts
-    if not contrasts:
+    study, trials = results.study, results.trials
+    first = next((c for c in results.verdict().contrasts if not c.is_opponent), None)
+    if first is None:
         return
-    first, trials = contrasts[0], results.trials
     won = deciding(first, study) in (Answer.BETTER, Answer.FASTER)
     its_own = (trials["run_id"] == first.candidate) | (trials["of"] == first.candidate)
     project, entity = resolve_project(study.project, study.entity)

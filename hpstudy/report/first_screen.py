@@ -21,7 +21,7 @@ from hpstudy.report.strips import strip
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import interval, relative
 from hpstudy.tracking.store import delivery
-from hpstudy.tracking.wandb_sink import whereabouts
+from hpstudy.tracking.wandb_sink import group_page
 
 HEADINGS = {
     "tuned": "What to change",
@@ -135,9 +135,9 @@ def _changes(results: StudyResults) -> Iterator[ChangeRow]:
 
 def _links(results: StudyResults) -> Iterator[tuple[str, str]]:
     assert results.store is not None
-    where = whereabouts(results.store.root, results.name)
-    if where.startswith("https://"):
-        yield "W&B group", where
+    group = group_page(results.store.root, results.name)
+    if group.startswith("https://"):
+        yield "W&B group", group
         run_id = results.tuned.run_id if results.tuned else results.study.baseline_run_id
         if str(page := delivery(results.store.root / run_id).get("url")).startswith("https://"):
             yield f"{run_id} on W&B", str(page)

@@ -177,6 +177,8 @@ def best_so_far(results: StudyResults) -> Figure:
     best = done[column].cummin() if column == "val_loss" else done[column].cummax()
     plot = empty_plot("trial", UNITS[column])
     baseline = trials.loc[trials["run_id"] == study.baseline_run_id, column].dropna()
+    if column == "val_loss":
+        baseline = pd.Series([results.one_seed_loss(study.baseline_run_id)]).dropna()
     low, high = shown_range(pd.concat([done[column], baseline]), column)
     pad = 0.08 * (high - low) or 0.01
     values = done[column].to_numpy("float64")
@@ -246,7 +248,7 @@ def pareto_front(results: StudyResults, names: Mapping[str, str]) -> Figure:
         loss, speed = runs["loss"].mean(), runs["tok_per_sec"].median()
         if name == BASELINE and not math.isfinite(loss):
             row = results.trials[results.trials["run_id"] == results.study.baseline_run_id]
-            loss, speed = row["val_loss"].mean(), row["tok_per_sec"].median()
+            loss, speed = results.one_seed_loss(results.study.baseline_run_id), row["tok_per_sec"].median()
         if not (math.isfinite(loss) and math.isfinite(speed)):
             continue
         colour = INK if name == BASELINE else ACCENT

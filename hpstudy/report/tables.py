@@ -69,7 +69,7 @@ class Table:
     prose: str = ""  # the column whose cells are prose
 
 
-def told(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+def informative(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     """The rows that say something of at least one column."""
     return tuple(row for row in rows if any(cell not in ("", MISSING) for cell in row[1:]))
 
@@ -90,7 +90,7 @@ def sides(results: StudyResults) -> Table:
     baseline = fresh.full(BASELINE) if measured else searched
     columns = {BASELINE: baseline} | {c.candidate: fresh.full(c.candidate) for c in verdict.contrasts}
     keys = [key for key in study.space if len(columns) != 2]  # of two sides the first screen shows them
-    rows = list(_losses(verdict, study, baseline)) if measured else [_one_seed(baseline)]
+    rows = list(_losses(verdict, study, baseline)) if measured else [_one_seed(results)]
     rows += [(key, *(_cell(runs, key) for runs in columns.values())) for key in keys]
     rows += [(label, *(_cell(runs, column) for runs in columns.values())) for column, label in MEASURES.items()]
     medians = (_step_median(results, runs, "train/update_to_weight") for runs in columns.values())
@@ -102,7 +102,7 @@ def sides(results: StudyResults) -> Table:
         )
     if not measured:
         note = "One seed, that of the search: a reference point and no result."
-    return Table(title="Both sides", header=("", *columns), rows=told(rows), note=note)
+    return Table(title="Both sides", header=("", *columns), rows=informative(rows), note=note)
 
 
 def _losses(verdict: Verdict, study: Study, baseline: pd.DataFrame) -> Iterator[tuple[str, ...]]:
@@ -149,8 +149,8 @@ def _step_median(results: StudyResults, runs: pd.DataFrame, metric: str) -> str:
     return plain(steps.loc[steps["run_id"].isin(runs["run_id"]), metric].median())
 
 
-def _one_seed(baseline: pd.DataFrame) -> tuple[str, ...]:
-    loss = baseline["val_loss"].iloc[0] if len(baseline) else None
+def _one_seed(results: StudyResults) -> tuple[str, ...]:
+    loss = results.one_seed_loss(results.study.baseline_run_id)
     return "val loss (nats)", MISSING if pd.isna(loss) else f"{loss:.{ONE_SEED_DIGITS}f} (one seed)"
 
 
@@ -190,7 +190,7 @@ def statistics(verdict: Verdict) -> Table:
     return Table(
         title="How each answer was reached",
         header=("", *(c.candidate for c in verdict.contrasts)),
-        rows=told((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
+        rows=informative((label, *map(text, verdict.contrasts)) for label, text in STATISTICS),
         note="Optimism is the difference to the baseline in the search less the one on fresh seeds: below 0, the "
         "search flattered it.",
     )
@@ -215,7 +215,7 @@ def speedups(results: StudyResults) -> Table | None:
         "The curves cross in mid-schedule, before the learning rate has decayed, which is not where a shorter schedule "
         "would end."
     )
-    return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=told(rows), note=note)
+    return Table(title="Speed-up to the baseline's loss", header=("", *measured), rows=informative(rows), note=note)
 
 
 def _ratio(ratio: Ratio) -> str:
@@ -232,9 +232,9 @@ def trials_table(results: StudyResults) -> Table:
 
     One seed each; differences that two seeds of one setting show too are marked.
     """
-    study, trials, noise = results.study, results.trials, results.noise
+    study, noise = results.study, results.noise
     ranked, others = results.ranked(), not_complete(results)
-    baseline = trials.loc[trials["run_id"] == study.baseline_run_id, "val_loss"].mean()
+    baseline = results.one_seed_loss(study.baseline_run_id)
     digits = decimals(noise.sd) if noise else ONE_SEED_DIGITS
     shown = pd.concat([ranked, others]).head(MOST_TRIALS)
     header = ("trial", "val loss", "difference", *study.space, "tokens/s", *(["ended"] if len(others) else []))

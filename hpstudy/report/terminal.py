@@ -135,8 +135,8 @@ def _measures(results: StudyResults, errors: bool) -> Iterator[Row]:
 def _loss(side: Measured | None, digits: int, errors: bool) -> str:
     if side is None:
         return ""
-    if side.val_loss is None:
-        return "-"
+    if side.val_loss is None or side.diverged:
+        return str(side)
     error = f" ±{side.se:.{digits}f}" if errors and side.se is not None else ""
     return f"{side.val_loss:.{digits}f}{error}"
 

@@ -46,6 +46,11 @@ def _hash(selection: Selection) -> str:
     return hashlib.sha256(to_json(asdict(selection)).encode()).hexdigest()
 
 
+def is_new(now: Selection, before: Sequence[Selection]) -> bool:
+    """Whether a selection is another than the last one."""
+    return not before or (before[-1].candidates, before[-1].seeds) != (now.candidates, now.seeds)
+
+
 def update_selections(study: Study, store: RunStore, say: Callable[[str], None]) -> list[Selection]:
     """All selections, with a new one if the search or the file has changed what is to be confirmed.
 
@@ -63,7 +68,7 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     if not now.seeds:
         return selections
     before = selections[-1] if selections else None
-    if before is None or (before.candidates, before.seeds) != (now.candidates, now.seeds):
+    if is_new(now, selections):
         selections.append(now)
         store.write_json(FILE, [{**asdict(selection), "sha256": _hash(selection)} for selection in selections])
     if before is not None and before.candidates != now.candidates:

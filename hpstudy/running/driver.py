@@ -17,7 +17,7 @@ from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
-from hpstudy.running.confirm import control_of_best, update_selections
+from hpstudy.running.confirm import control_of_best, is_new, read_selections, select, update_selections
 from hpstudy.running.environment import inexact
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.opponents import TUNED_LR_JOURNAL, tuned_lr
@@ -134,6 +134,9 @@ class _Driver:
 
     def confirm(self) -> None:
         """Trains candidates and baseline again on fresh seeds."""
+        now = select(self._study, self._store.runs())
+        if now.seeds and is_new(now, read_selections(self._store)):
+            self._pool.first()  # admitted before the selection is kept, which the verdict counts
         selections = update_selections(self._study, self._store, self._progress.say)
         self._pool.train(RaceQueue(self._study, selections, self._store.runs(), self._on_look))
 
@@ -157,6 +160,7 @@ class _Driver:
             self._progress.say("writing the W&B files from the run store")
         self._replay_finished()
         self._wandb.drain(self._pool.raise_if_stopped)
+        self._store.keep_source(self._study.path)
 
     def close(self) -> None:
         """Ends the workers, leaves active runs unfinished, and closes the sinks."""

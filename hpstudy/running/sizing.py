@@ -32,7 +32,7 @@ from hpstudy.spec import (
 from hpstudy.study import parse_study
 from hpstudy.study.template import CHINCHILLA, LOOKS, MAX_EPOCHS, Sizes, study_text
 
-LEAST_STEPS = 200  # of a run
+ENOUGH_STEPS = 200  # of a run
 LEAST_SEQUENCES = 2  # of a batch
 FIRST_TOKENS = {"cpu": 2048, "cuda": 32_768}  # of the batch that is timed before the run's tokens are known
 PASS_TOKENS = 32_768  # of one forward pass on a GPU
@@ -167,7 +167,7 @@ def _trainings(draft: Sizes, device: str) -> Iterator[Callable[[Sizes | None, in
 def fitted(draft: Sizes, num_tokens: int, speed: Speed) -> Sizes:
     """The sizes at which the study ends in its minutes on a corpus of `num_tokens` tokens, or has used up its text.
 
-    Raises UserError if a run then has fewer than LEAST_STEPS steps.
+    Raises UserError if a run then has fewer than ENOUGH_STEPS steps.
     """
     waits, rounds = speed.ready_seconds + REPORT_SECONDS, runs_in_a_row(draft.trials, speed.workers)
     seconds = max(60 * draft.minutes - waits, 0.0) / rounds
@@ -179,12 +179,12 @@ def fitted(draft: Sizes, num_tokens: int, speed: Speed) -> Sizes:
     by_time, by_text = (seconds - eval_seconds) * speed.tok_per_sec, MAX_EPOCHS * train_tokens
     budget = min(by_time, by_text)
     batch_tokens = batch_for(budget, draft.context)
-    if (steps := int(budget) // batch_tokens) < LEAST_STEPS:
+    if (steps := int(budget) // batch_tokens) < ENOUGH_STEPS:
         if by_text < by_time:
             raise too_small(draft.corpus, num_tokens)
-        needed = LEAST_STEPS * batch_tokens / speed.tok_per_sec + eval_seconds
+        needed = ENOUGH_STEPS * batch_tokens / speed.tok_per_sec + eval_seconds
         raise UserError(
-            f"--minutes {draft.minutes:g}: a run must have at least {LEAST_STEPS} steps, but {draft.model} makes "
+            f"--minutes {draft.minutes:g}: a run must have at least {ENOUGH_STEPS} steps, but {draft.model} makes "
             f"{max(steps, 0)} of {batch_tokens} tokens here; take --minutes {math.ceil((needed * rounds + waits) / 60)}"
             f"{'' if draft.model == next(iter(PRESETS)) else ', or a smaller --model'}"
         )
@@ -229,9 +229,9 @@ def too_small(corpus: str, num_tokens: int) -> UserError:
 
 
 def batch_for(tokens: float, context: int) -> int:
-    """The batch in tokens for a run of `tokens` tokens; small enough for LEAST_STEPS steps, if one can be."""
+    """The batch in tokens for a run of `tokens` tokens; small enough for ENOUGH_STEPS steps, if one can be."""
     batch = fitting_batch(tokens, LEAST_SEQUENCES * context)
-    while batch > LEAST_SEQUENCES * context and tokens < LEAST_STEPS * batch:
+    while batch > LEAST_SEQUENCES * context and tokens < ENOUGH_STEPS * batch:
         batch //= 2
     return batch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def importances(study: Study, trials: Sequence[TrialView]) -> dict[str, Importan
     Source: Watanabe et al. 2023, arXiv:2304.10255.
     """
     complete = [trial for trial in trials if trial.objectives is not None]
-    if len(complete) < MIN_TRIALS or not study.space:
+    if len(complete) < MIN_TRIALS or not study.space or len({trial.objectives for trial in complete}) < 2:
         return {}
     space = distributions(study.space)
     frozen = [
@@ -58,7 +59,9 @@ def importances(study: Study, trials: Sequence[TrialView]) -> dict[str, Importan
 
 def _shares(study: Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Each parameter's share; a trial may occur more than once."""
-    return get_param_importances(_Sample(study, trials), evaluator=PedAnovaImportanceEvaluator())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # many equal trials leave nothing to compare, which gives no share
+        return get_param_importances(_Sample(study, trials), evaluator=PedAnovaImportanceEvaluator())
 
 
 class _Sample(optuna.Study):

@@ -88,7 +88,7 @@ def run_command(root: Path, *more: str) -> str:
     """
     if (argument := study_argument(root)) is not None:
         return command("run", argument, root.parent, *more)
-    file = f"{root.name}.toml"
+    file = str(root / f"{root.name}.toml")  # beside the copy, where no file of the user's can be in the way
     copy = shlex.join(["cp", str(root / STUDY_FILE), file])
     return f"{copy} && {command('run', file, root.parent, *more)}"
 

@@ -390,13 +390,17 @@ class RunStore:
     def freeze_study(self, toml_text: str, resolved: dict[str, Any], path: Path | None = None) -> None:
         """Keeps the study file and the values it had when the study began. Later only the growing keys are renewed.
 
-        Also keeps the `path` of the file, for the commands that hpstudy names.
+        Also keeps the `path` of the file, for the commands that hpstudy names, if none is kept yet.
         """
         began = self.read_json(STUDY_VALUES) or resolved
         write_atomic(self.root / STUDY_FILE, toml_text)
         self.write_json(STUDY_VALUES, {**began, **{key: resolved[key] for key in GROWING if key in resolved}})
-        if path is not None:
-            self.write_json(SOURCE, source_of(path, self.root))
+        if path is not None and self.read_json(SOURCE) is None:
+            self.keep_source(path)
+
+    def keep_source(self, path: Path) -> None:
+        """Keeps the path of the study's own file."""
+        self.write_json(SOURCE, source_of(path, self.root))
 
     def begin(self, header: RunHeader, *, fresh: bool = False, exact: bool = True) -> RunWriter:
         """Starts or resumes a run; `fresh` discards its steps. header.json is written before anything else.

@@ -43,15 +43,28 @@ def new_wandb_id(study: str, run_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", study)[: MAX_ID - len("-9") - len(tail)] + tail
 
 
+def group_page(root: Path, study: str) -> str:
+    """The address of a study's group on W&B; empty if no run is online."""
+    urls = (found["url"] for found in _deliveries(root) if found["mode"] == "online" and found["url"])
+    page = next(urls, "")
+    return f"{page.partition('/runs/')[0]}/groups/{study}" if page else ""
+
+
+def num_offline(root: Path) -> int:
+    """How many runs are in offline files alone."""
+    return sum(found["mode"] == "offline" for found in _deliveries(root))
+
+
+def _deliveries(root: Path) -> list[dict[str, Any]]:
+    return [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := delivery(file.parent))]
+
+
 def whereabouts(root: Path, study: str) -> str:
     """Where to find a study's W&B runs: the address of their group, the command that sends offline ones, or "none"."""
-    deliveries = [found for file in sorted(root.glob(f"*/{DELIVERED}")) if (found := delivery(file.parent))]
-    pages = [delivery["url"] for delivery in deliveries if delivery["mode"] == "online" and delivery["url"]]
-    num_offline = sum(delivery["mode"] == "offline" for delivery in deliveries)
-    group = f"{pages[0].partition('/runs/')[0]}/groups/{study}" if pages else ""
-    counted = f"{num_offline} run{'s' if num_offline != 1 else ''}"
+    group, count = group_page(root, study), num_offline(root)
+    counted = f"{count} run{'s' if count != 1 else ''}"
     sync = command("sync", study, root.parent)
-    if num_offline:
+    if count:
         return f"{group}, {counted} offline: {sync}" if group else f"offline, {counted}: {sync}"
     return group or "none"
 
