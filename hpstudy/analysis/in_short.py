@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hpstudy.analysis.answers import Contrast, Relative, by_speed, deciding, found_nothing
+from hpstudy.analysis.answers import Contrast, Relative, Reply, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals, listed
@@ -81,9 +81,15 @@ def in_short(results: StudyResults, now: State) -> InShort:
     badge = {"yes": "Yes", "no": "No", "undecided": "Undecided", "nothing better found": "Nothing better"}.get(
         verdict.reply or "", str(answer).capitalize()
     )
-    good = {"yes": True, "no": False}.get(verdict.reply or "", answer in (Answer.BETTER, Answer.FASTER))
-    tone: Tone = "open" if answer is Answer.UNDECIDED else "good" if good else "bad"
+    tone = _tone(verdict.reply, answer)
     return InShort(badge=badge, tone=tone, sentence=_sentence(study, first, answer, baseline, best, results))
+
+
+def _tone(reply: Reply | None, answer: Answer) -> Tone:
+    """By the reply; without one only what is better or faster is good, and nothing is bad."""
+    if reply is None:
+        return "good" if answer in (Answer.BETTER, Answer.FASTER) else "open"
+    return "good" if reply == "yes" else "open" if reply == "undecided" else "bad"
 
 
 def _interim(now: State) -> str:
@@ -136,9 +142,8 @@ def _sentence(
             loss = f"{c.baseline_mean:.{digits}f} nats, within {c.margin:.2g}"
             return f"The best values found and {theirs} reach the same loss, {loss}."
         case _:
-            return (
-                f"The best values found and {theirs} differ by {size} nats, which {c.n} seeds cannot tell apart.{note}"
-            )
+            word = "worse" if c.difference > 0 else "better"
+            return f"The best values found are {size} nats {word} than {theirs}, which {c.n} seeds do not show.{note}"
 
 
 def best_trial(trials: int) -> str:
@@ -151,7 +156,7 @@ def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:
         return "Too few runs on fresh seeds measured their speed."
     times = _times(c.speed)
     if answer is Answer.UNDECIDED:
-        return f"The best values found train at {times} the speed of {theirs}, which {c.n} seeds cannot tell apart."
+        return f"The best values found train at {times} the speed of {theirs}, which {c.n} seeds do not show."
     return f"{'Tuned' if answer is Answer.FASTER else 'The best'} values train at {times} the speed of {theirs}."
 
 

@@ -30,7 +30,8 @@ OVERVIEW: dict[str, str] = {
     "tuned": "the same of the best values, with `confirmed`: whether fresh seeds compared them; null without any",
     "difference": "of val loss, tuned minus baseline (nats): `value`, `low`, `high` (95%), `p`, `margin`; or null",
     "speed": "tokens per second, tuned over baseline: `ratio`, `low`, `high`, `p`; null if speed is no objective",
-    "values": "per searched key: `key`, `baseline`, `tuned`, `ratio`, and half-life or timescale if it has one",
+    "values": "per searched key: `key`, `baseline`, `tuned`, `ratio`; of betas and weight decay also "
+    "`measure` (half-life or timescale), its `unit`, `baseline_measure` and `tuned_measure`",
     "departures": "per key in which the baseline is not GPT-3's: `key`, `value`, `gpt3`",
     "runs": "all runs of the study that ended",
     "tokens": "that they trained on",

@@ -19,7 +19,7 @@ from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
 from hpstudy.hparams import RULES
 from hpstudy.records import Outcome
-from hpstudy.running.confirm import eligible, read_selections
+from hpstudy.running.confirm import read_selections
 from hpstudy.running.environment import accepted_changes
 from hpstudy.study import MetricName, Study, Value, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
@@ -106,14 +106,13 @@ class StudyResults:
 
     @cached_property
     def tuned(self) -> Tuned | None:
-        """The values of the verdict's first candidate or, before a verdict, of the trial that would be confirmed.
+        """The values of the verdict's first candidate or, before a verdict, of the search's best trial.
 
-        None without such a trial.
+        None while no trial but the baseline is complete.
         """
         contrasts = self.verdict().contrasts
-        names = [c.candidate for c in contrasts[:1]]
-        if not names and self.store is not None:
-            names = eligible(self.study, self.store.runs(), "search")
+        ranked = self.ranked()["run_id"].astype("str")
+        names = [c.candidate for c in contrasts[:1]] or [name for name in ranked if name != self.study.baseline_run_id]
         rows = self.trials[self.trials["run_id"].isin(names[:1])]
         if not len(rows):
             return None

@@ -127,16 +127,18 @@ def _addition(found: Finding) -> Addition:
 def noise(fresh: FreshRuns) -> Noise | None:
     """The noise of the baseline's complete runs on fresh seeds; None below two.
 
-    Powers take the noise of a seed's difference from the pairs that were tested, if there are any. Else they assume two
-    uncorrelated arms as noisy as the baseline. They allow for noise that was measured by few seeds.
+    Powers take the noise of a seed's difference from the pairs of baseline and best candidate, if they were tested.
+    Else they assume two uncorrelated arms as noisy as the baseline. They allow for noise that few seeds measured.
     """
     losses = fresh.complete_losses(BASELINE)
     n, sd, margin = len(losses), float(losses.std(ddof=1)), fresh.study.confirm.margin
     if n < 2:
         return None
-    found = [each for each in fresh.race.findings.values() if fresh.study.confirm.design == "paired"]
-    pairs = min((int(each.test.df) + 1 for each in found), default=0)
-    difference_sd = math.sqrt(sum(each.test.sd**2 for each in found) / len(found)) if found else sd * math.sqrt(2)
+    tests = {pair[0]: found.test for pair, found in fresh.race.findings.items() if pair[1] == BASELINE}
+    searched = [name for name in tests if fresh.phase(name) == "search" and fresh.study.confirm.design == "paired"]
+    best = min(searched, key=lambda name: float(tests[name].mean), default=None)
+    pairs = int(tests[best].df) + 1 if best else 0
+    difference_sd = float(tests[best].sd) if best else sd * math.sqrt(2)
     df = (pairs or n) - 1
     differences = sorted({*SHOWN_DIFFERENCES, *([margin] if margin else [])})
     needed = {d: stats.seeds_to_detect(d, difference_sd, sd_df=df) for d in differences}

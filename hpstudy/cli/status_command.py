@@ -24,6 +24,7 @@ from hpstudy.errors import HpstudyError
 from hpstudy.files import command
 from hpstudy.records import Outcome
 from hpstudy.study import Study, list_studies, study_name
+from hpstudy.study.schema import LEAST_LOOK
 from hpstudy.tracking.store import begun_studies
 
 UNREADABLE = "unreadable"
@@ -157,8 +158,9 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
     if begun := _unfinished(results):
         say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
     say_fact(console, "best", _best(results))
-    say_fact(console, "answer", verdict.sentence)
-    if verdict.noise:
+    if verdict.contrasts or now.stage is not Stage.RUNNING:  # what is missing now is being trained
+        say_fact(console, "answer", verdict.sentence)
+    if verdict.noise and (verdict.noise.pairs or verdict.noise.n >= LEAST_LOOK):
         say_fact(console, "noise", str(verdict.noise))
     say_fact(console, "next", now.advice)
     say_fact(console, "", now.command, whole=True)

@@ -34,6 +34,8 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
     console = err()
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
         console.print(f"warning: {warning}")
+    if options.trials and (most := num_trials(study, options.trials)) < options.trials:
+        console.print(f"warning: --trials {options.trials}: the grid has {most} points, and no more can be tried")
     console.print(f"{study.name}: {study.question}")
     progress = StudyProgress(study, console, options.trials)
     ahead = Thread(target=import_ahead)

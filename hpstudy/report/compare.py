@@ -23,20 +23,28 @@ from hpstudy.report.html import render
 from hpstudy.report.sections import Section
 from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot, interval_row, inwards
 from hpstudy.report.tables import Table, interval, mean_se, relative
+from hpstudy.spec import PRESETS, ModelShape
 from hpstudy.study import Study
 
 REPORT = Path("report", "index.html")  # of a study, from its run folder
 NO_VERDICT = "one seed each, no verdict"
 NO_CANDIDATE = "no verdict"
-MEASURED_ON = ("corpus", "tokenizer", "context", "val_tokens")  # losses compare only if these are equal
+MEASURED_ON = (
+    "corpus",
+    "tokenizer",
+    "context",
+    "val_tokens",
+    "model",
+    "tokens",
+)  # losses compare only if these are equal
 NOTHING_SEARCHED = "nothing searched"
 IN_SHORT = ("study", "baseline", "val loss", "difference\n[95%]", "answer")  # columns of a narrow terminal
 HEADER = ("study", "baseline", "winner", "val loss", "difference [95%]", "answer", "tok/s", "tokens")
 NOTE = (
     "Losses in nats, mean ± standard error (seeds); differences to the baseline with their 95% interval, ratios of "
-    "tokens/s if a study improves nothing else; tok/s is the winner's median, tokens are one run's. One seed each: "
-    "selection flatters the best of a search."
+    "tokens/s if a study improves nothing else; tok/s is the winner's median, tokens are one run's."
 )
+ONE_SEED_NOTE = " One seed each: selection flatters the best of a search, which fresh seeds have not judged."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +93,8 @@ def finding(results: StudyResults) -> Finding:
 
 def side_by_side(findings: Sequence[Finding]) -> Table:
     """A row per study."""
-    return Table(title="Side by side", header=HEADER, rows=tuple(map(_row, findings)), note=NOTE)
+    note = NOTE + (ONE_SEED_NOTE if any(found.answer == NO_VERDICT for found in findings) else "")
+    return Table(title="Side by side", header=HEADER, rows=tuple(map(_row, findings)), note=note)
 
 
 def values(findings: Sequence[Finding]) -> Table:
@@ -93,7 +102,7 @@ def values(findings: Sequence[Finding]) -> Table:
     keys = dict.fromkeys(key for found in findings for key in found.study.space)
     rows = [(key, *(_value(found, key) for found in findings)) for key in keys]
     none = [found.study.name for found in findings if found.results.tuned is None]
-    note = "A study's best values so far, before them the baseline's; in brackets what the study does not search."
+    note = "A study's best values, before them the baseline's; in brackets what the study does not search."
     if none:
         note += f" Without a winner the baseline's alone: {', '.join(none)}."
     return Table(
@@ -117,13 +126,21 @@ def _value(found: Finding, key: str) -> str:
     return f"{now} as before" if now == baseline else f"{baseline} → {now}"
 
 
+def _shown(value: object) -> str:
+    """A value of a trainer spec; a model by its preset's name or its shape."""
+    if isinstance(value, ModelShape):
+        named = (name for name, shape in PRESETS.items() if shape == value)
+        return next(named, f"{value.layers} layers of width {value.width}")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def incomparable(findings: Sequence[Finding]) -> Iterator[str]:
     """A sentence on what makes the losses of the studies incomparable, if anything does."""
     differ = []
     for key in MEASURED_ON:
         names = defaultdict(list)
         for found in findings:
-            names[str(getattr(found.study.spec, key))].append(found.study.name)
+            names[_shown(getattr(found.study.spec, key))].append(found.study.name)
         if len(names) > 1:
             differ.append(f"{key} is {_in_studies(names)}")
     if differ:

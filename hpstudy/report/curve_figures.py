@@ -113,7 +113,8 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
     caption = _in_front(results, shown)
     if shown.faint:
         dotted = any(ends_of_search[name] != Outcome.COMPLETE for name in shown.faint)
-        caption += f" Grey: {len(shown.faint)} trials of the search, one seed each"
+        count = f"{len(shown.faint)} trial{'s' if len(shown.faint) > 1 else ''}"
+        caption += f" Grey: {count} of the search, one seed each"
         caption += "; dotted ones did not end complete." if dotted else "."
     return Figure(title="Validation loss", caption=caption, plot=plot, size="full")
 

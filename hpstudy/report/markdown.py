@@ -11,6 +11,7 @@ from hpstudy.analysis.answers import by_speed, deciding
 from hpstudy.analysis.departures import departures_sentence
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.together import adjusted_levels, cautions
+from hpstudy.files import RUNS, command
 from hpstudy.report import tables
 from hpstudy.report.first_screen import FirstScreen
 from hpstudy.report.sections import Section
@@ -103,6 +104,7 @@ def _overview(studies: Sequence[StudyResults]) -> Table:
 def _result(results: StudyResults) -> list[str]:
     study, verdict, environment = results.study, results.verdict(), results.environment
     commit = results.commit or "?"
+    again = command("run", results.name, RUNS, *tables.more_trials(results))  # for readers elsewhere
     summary = tables.sides(results)
     begun = results.trials["started"].min()
     versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
@@ -120,6 +122,6 @@ def _result(results: StudyResults) -> list[str]:
         *([_markdown_table(values)] if (values := tables.changes(results)) else []),
         _markdown_table(summary),
         _md(" ".join([summary.note, *noise, departures_sentence(study)])),
-        f"`{tables.command(results)}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {_md(software)}; {_md(machine)}; "
+        f"`{again}`, begun {begun:%Y-%m-%d}, commit `{commit}`, {_md(software)}; {_md(machine)}; "
         f"{len(results.trials)} runs ({outcomes}), {hours:.2f} hours of training.",
     ]

@@ -94,6 +94,7 @@ const SIZES = { k: 1e3, M: 1e6, B: 1e9, T: 1e12 };
 function sortValue(cell) {
   const text = cell.textContent.trim(), found = /^[~≥]?\s*([+−-]?[\d,.]+(?:e[+-]?\d+)?)([kMBT]?)\b/.exec(text);
   if (text === "-" || text === "") return null;
+  if (text === "baseline") return 0;  // its difference to itself
   return found ? Number(found[1].replace("−", "-").replaceAll(",", "")) * (SIZES[found[2]] ?? 1) : text;
 }
 

@@ -180,6 +180,7 @@ def best_so_far(results: StudyResults) -> Figure:
     if column == "val_loss":
         baseline = pd.Series([results.one_seed_loss(study.baseline_run_id)]).dropna()
     low, high = shown_range(pd.concat([done[column], baseline]), column)
+    low, high = min([low, *baseline]), max([high, *baseline])
     pad = 0.08 * (high - low) or 0.01
     values = done[column].to_numpy("float64")
     texts = [

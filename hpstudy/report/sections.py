@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
+from hpstudy.files import command
 from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import ShownRuns
 from hpstudy.report.parallel import parallel_coordinates
@@ -77,7 +78,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
             commands=(
                 *([f"git checkout {commit}"] if commit else []),
                 tables.command(results),
-                f"hpstudy report {study.name}",
+                command("report", study.name, results.frames.runs),
             ),
             folded=(tables.environment_table(results.environment), tables.resolved_table(study)),
         ),

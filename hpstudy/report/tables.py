@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.records import Outcome
 from hpstudy.report.endings import ending, not_complete
 from hpstudy.statistics.race import BASELINE
-from hpstudy.study import Study
+from hpstudy.study import Study, run_command
 
 MOST_SEEDS = 1000  # that a table names; more are out of reach
 MIN_LOST = 3  # lost runs, before their common values are worth a sentence
@@ -307,7 +306,11 @@ def resolved_table(study: Study) -> Table:
 
 
 def command(results: StudyResults) -> str:
-    """The command that trains the study again anywhere, with as many trials as its search has."""
+    """The command that trains the study again here, with as many trials as its search has."""
+    return run_command(results.frames.runs / results.name, *more_trials(results))
+
+
+def more_trials(results: StudyResults) -> list[str]:
+    """The flag of a search that was extended; empty for others."""
     searched = int((results.trials["phase"] == "search").sum())
-    more = ["--trials", str(searched)] if searched > results.study.trials else []
-    return shlex.join(["hpstudy", "run", results.name, *more])
+    return ["--trials", str(searched)] if searched > results.study.trials else []

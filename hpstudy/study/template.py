@@ -129,8 +129,9 @@ def _heading(sizes: Sizes) -> str:
     speed = f"{sizes.workers} worker{'s' if sizes.workers > 1 else ''} of {sizes.tok_per_sec:,.0f} tokens/s"
     minutes, expected = _number(sizes.minutes), _number(sizes.study_seconds / 60)
     return (
-        f"# Written by `hpstudy new` for {minutes} minutes. A search and a race of {LOOKS[0]} to {LOOKS[1]} seeds a\n"
-        f"# side take about {expected} minutes on {speed}. All keys: `hpstudy reference`."
+        f"# Written by `hpstudy new` for {minutes} minutes. A search and a race of {LOOKS[0]} or {LOOKS[1]} seeds a "
+        f"side, at most {LOOKS[-1]},\n"
+        f"# take about {expected} minutes on {speed}. All keys: `hpstudy reference`."
     )
 
 

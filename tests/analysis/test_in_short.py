@@ -54,17 +54,17 @@ TUNED, FOUND = "Tuned values", "The best values found"
         (BETTER, ("better", "Better", "good", f"{TUNED} reach 3.7100 nats where GPT-3's reach 4.0100.")),
         (
             WORSE,
-            ("nothing better", "Worse", "bad", "The best of 9 trials reaches 4.3100 nats where GPT-3's values reach "
+            ("nothing better", "Worse", "open", "The best of 9 trials reaches 4.3100 nats where GPT-3's values reach "
              "4.0100."),
         ),
         (
             SAME,
-            ("equivalent", "Equivalent", "bad", f"{FOUND} and GPT-3's reach the same loss, 4.0100 nats, within 0.01."),
+            ("equivalent", "Equivalent", "open", f"{FOUND} and GPT-3's reach the same loss, 4.0100 nats, within 0.01."),
         ),
         (
             OPEN,
-            ("undecided", "Undecided", "open", f"{FOUND} and GPT-3's differ by 0.013 nats, which 3 seeds cannot tell "
-             "apart."),
+            ("undecided", "Undecided", "open", f"{FOUND} are 0.013 nats better than GPT-3's, which 3 seeds do not "
+             "show."),
         ),
     ],
 )  # fmt: skip

@@ -71,7 +71,7 @@ def test_a_study_without_a_verdict_has_no_answer_and_the_losses_of_one_seed(tiny
     found = overview(searched(tiny(replace={"trials = 5": "trials = 10"})))
     assert (found["answer"], found["reply"], found["difference"]) == (None, None, None)
     assert found["baseline"] == {
-        "run_id": "search-0000", "val_loss": 4.0, "se": None, "seeds": 1, "tok_per_sec": 25_600.0,
+        "run_id": "search-0000", "val_loss": 4.0, "se": None, "seeds": 1, "diverged": False, "tok_per_sec": 25_600.0,
     }  # fmt: skip
     assert (found["tuned"]["val_loss"], found["tuned"]["confirmed"]) == (3.6, False)
 

@@ -297,8 +297,8 @@ def test_a_study_whose_file_is_gone_runs_from_the_copy_in_its_folder(tiny: Tiny)
     study.path.rename("elsewhere/mine.toml")
     copy, _, run = now().command.partition(" && ")
     subprocess.run(copy, shell=True, check=True)
-    assert run == "hpstudy run tiny.toml"
-    run_here(load_study("tiny.toml"), Path("runs"))
+    assert run == "hpstudy run runs/tiny/tiny.toml"
+    run_here(load_study("runs/tiny/tiny.toml"), Path("runs"))
     assert now().trials == 5
 
 
@@ -323,4 +323,4 @@ def test_a_study_by_name_is_named_unless_another_study_has_its_name(tiny: Tiny) 
     assert now().command == "hpstudy run tiny"
     edit(Path("studies/tiny.toml"), "tokens = 5120", "tokens = 2560")
     study.path.unlink()
-    assert now().command.startswith("cp runs/tiny/study.toml tiny.toml && hpstudy run tiny.toml")
+    assert now().command.startswith("cp runs/tiny/study.toml runs/tiny/tiny.toml && hpstudy run runs/tiny/tiny.toml")

@@ -102,7 +102,7 @@ def test_a_renamed_study_is_read_as_before(copied: Path) -> None:
     after = hpstudy("status", "tiny-of-monday", "--runs", copied).out
     known, _, following = after.replace("tiny-of-monday", "tiny").partition("next ")
     assert known == before.partition("next ")[0]
-    assert "hpstudy run tiny.toml" in following
+    assert f"hpstudy run {copied}/tiny/tiny.toml" in following
 
 
 def test_a_copied_run_is_named_and_left_alone(copied: Path) -> None:

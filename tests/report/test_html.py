@@ -24,7 +24,7 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.report import results_markdown, write_report
 from hpstudy.report.html import coded
 from hpstudy.search.importance import Importance
-from hpstudy.study import Study
+from hpstudy.study import Study, run_command
 from tests.bench.scale import write
 from tests.helpers.browser import in_a_browser, opened
 from tests.helpers.stores import begun, results_of
@@ -65,7 +65,7 @@ def test_both_pages_show_the_study_and_environment_of_the_results(tiny: Tiny, se
     pages = report(hpstudy.load(results.name, results.store.root.parent))
     for text in pages:
         assert "git checkout abc1234" in text
-        assert "hpstudy run tiny --trials 10" in text  # as many as its search has
+        assert f"{run_command(results.store.root)} --trials 10" in text  # as many as its search has
         assert "Does the smallest study there is run?" in text
         assert "a CPU" in text
 

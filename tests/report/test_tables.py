@@ -10,7 +10,7 @@ import pytest
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report.tables import Table, certainty, command, cost, sides, speedups, statistics, trials_table
-from hpstudy.study import Study
+from hpstudy.study import Study, run_command
 from tests.helpers.stores import Ends, results_of, stored
 
 Build, Tiny = Callable[[Study], StudyResults], Callable[..., Study]
@@ -135,5 +135,6 @@ def test_cost_counts_runs_tokens_and_hours_by_phase(tiny: Tiny, confirmed: Build
 
 def test_the_command_has_as_many_trials_as_the_search(tiny: Tiny, searched: Build) -> None:
     results = searched(tiny())
-    assert command(results) == "hpstudy run tiny --trials 10"
-    assert command(searched(tiny("more", replace={"trials = 5": "trials = 12"}))) == "hpstudy run more"
+    assert command(results) == f"{run_command(results.store.root)} --trials 10"
+    more = searched(tiny("more", replace={"trials = 5": "trials = 12"}))
+    assert command(more) == run_command(more.store.root)

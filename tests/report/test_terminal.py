@@ -109,7 +109,7 @@ def test_a_decided_study_shows_both_sides_and_ends_with_its_answer_and_its_links
     assert lines[8:11] == ["", "    report  runs/tiny/report/index.html", "    W&B     none"]
     line = state(load("tiny", tmp_path / "runs")).command
     assert lines[11] == f"    next    {line}"
-    assert line.endswith(f"hpstudy run tiny.toml --runs {tmp_path / 'runs'} --trials 4")
+    assert line.endswith(f"/runs/tiny/tiny.toml --runs {tmp_path / 'runs'} --trials 4")
     assert lines[12] == "            a longer search may find still better values"
 
 
@@ -118,7 +118,7 @@ def test_a_decided_study_shows_both_sides_and_ends_with_its_answer_and_its_links
     [
         ((3.70, 3.72, 3.71), None, "✓ The tuned values are better (p = ", "tuned"),
         ((3.70, 3.72, 3.71), ["better"], "✓ Yes: the tuned values are better (p = ", "tuned"),
-        ((4.30, 4.32, 4.31), None, "✗ The only trial is worse (p = ", "best found"),
+        ((4.30, 4.32, 4.31), None, "· The only trial is worse (p = ", "best found"),
         ((4.30, 4.32, 4.31), ["better"], "✗ Nothing better: the only trial is worse (p = ", "best found"),
         (
             (3.90, 4.21, 3.95),
