@@ -57,7 +57,7 @@ def test_quickstart_ends_within_eight_minutes_and_beats_the_baseline(study, unin
     assert set(study.space) == {"lr", "beta1", "beta2", "weight_decay"}
     assert trials[0].values == pytest.approx(study.baseline_proposal())
     assert min(losses) < losses[0] - 0.1  # far beyond the noise between seeds
-    assert "baseline" in out
+    assert "✗ No: the tuned values are better (p = " in out
 
 
 @in_a_browser
@@ -66,10 +66,12 @@ def test_a_browser_shows_quickstarts_report(uninterrupted):
     page = uninterrupted / "quickstart" / "report" / "index.html"
     dom = html.unescape(opened(page))
     verdict = results.verdict()
-    assert f"<h1>{verdict.headline}</h1>" in dom
-    assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == page.read_text().count('<div class="plot"')
     best = verdict.contrasts[0]
-    assert f"<td>{best.mean:.4f} ± {best.se:.4f} ({best.n})</td>" in dom
+    answer = f"Tuned values reach {best.mean:.3f} nats where GPT-3's reach {best.baseline_mean:.3f}."
+    assert f'<h1><span class="badge bad">No</span> {answer}</h1>' in dom
+    assert verdict.headline in dom
+    assert len(re.findall(r'<div class="plot[^>]*js-plotly-plot', dom)) == page.read_text().count('<div class="plot"')
+    assert f"<td>{best.mean:.3f} ± {best.se:.3f} ({best.n})</td>" in dom
 
 
 def test_an_interrupted_quickstart_has_the_trials_of_an_uninterrupted_one_when_it_is_run_again(
