@@ -32,9 +32,9 @@ def fits(columns: Sequence[Column], width: int) -> bool:
     return sum(column.width for column in columns) + GAP * (len(columns) - 1) <= width
 
 
-def widest(layouts: Sequence[Sequence[Column]], width: int) -> Table:
+def widest(layouts: Sequence[Sequence[Column]], width: int) -> Sequence[Column]:
     """The first layout that fits, else the last one, whose cells are then cut."""
-    return as_table(next((layout for layout in layouts if fits(layout, width)), layouts[-1]))
+    return next((layout for layout in layouts if fits(layout, width)), layouts[-1])
 
 
 def side_by_side_parts(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:

@@ -90,7 +90,7 @@ def _print_comparison(console: Console, findings: Sequence[Finding], runs: Path)
     shown = side_by_side(findings)
     columns = list(_columns(shown))
     shorter = [column for column in columns if column.heading in IN_SHORT]
-    console.print(widest([columns, shorter], console.width))
+    console.print(as_table(widest([columns, shorter], console.width)))
     console.print(shown.note, style="dim")
     if (winners := values(findings)).rows:
         console.print()

@@ -85,8 +85,12 @@ def _print_studies(console: Console, runs: Path) -> None:
     begun, waiting = _names(runs)
     lines = list(_lines(begun, runs))
     if lines:
-        console.print(widest(list(_layouts(lines)), console.width))
+        shown = widest(list(_layouts(lines)), console.width)
+        console.print(as_table(shown))
         console.print("best and baseline: val loss in nats, or tokens per second", style="dim")
+        if all(column.heading != "command" for column in shown):
+            for line in lines:
+                console.print(f"{line.name}: {line.command}", soft_wrap=True)
         for line in lines:
             if line.running:
                 console.print(f"{line.name}: {line.running}", soft_wrap=True)
