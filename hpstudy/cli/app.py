@@ -196,7 +196,7 @@ def workspace(
     runs: Runs = RUNS,
     save: Annotated[bool, typer.Option("--save", help="Saves both on W&B as new views.")] = False,
 ) -> None:
-    """Builds a W&B workspace and a W&B report of a study; prints them as JSON, or with --save their addresses."""
+    """Builds two W&B workspaces and a W&B report of a study; prints them as JSON, or with --save their addresses."""
     from hpstudy.cli import wandb_commands
 
     wandb_commands.workspace(name, runs, save)
@@ -222,7 +222,7 @@ def dashboard(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8080,
 ) -> None:
-    """Serves optuna-dashboard on the study's journal until Ctrl-C."""
+    """Serves optuna-dashboard on the study until Ctrl-C, read-only."""
     from hpstudy.cli import report_commands
 
     report_commands.dashboard(name, runs, host, port)
