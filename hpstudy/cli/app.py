@@ -143,11 +143,18 @@ def export(
 
 
 @app.command(epilog="Example: hpstudy report quickstart")
-def report(name: Name, runs: Runs = RUNS, as_json: Json = False) -> None:
+def report(
+    name: Name,
+    runs: Runs = RUNS,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also draws the figures of report.md; needs kaleido and Chromium.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Writes the report as HTML and Markdown, and prints the path of the page."""
     from hpstudy.cli import report_commands
 
-    report_commands.report(name, runs, as_json=as_json)
+    report_commands.report(name, runs, figures=figures, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy sync quickstart")

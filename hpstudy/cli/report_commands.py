@@ -33,24 +33,24 @@ WORDS = ("study", "winner", "answer", "")  # columns of text
 MAX_STEM = 200  # characters of a file's name
 
 
-def report(name: str, runs: Path, *, as_json: bool = False) -> None:
+def report(name: str, runs: Path, *, figures: bool = False, as_json: bool = False) -> None:
     """Writes the report of a study as far as it is, and prints the path of the page."""
     results = loaded(study_name(name), runs)
-    page = report_page(results)
+    page = report_page(results, figures=figures)
     if as_json:
         print_json(overview(results))
     else:
         out().print(str(page), soft_wrap=True)
 
 
-def report_page(results: StudyResults) -> Path:
-    """Writes the report and returns the path of its page."""
+def report_page(results: StudyResults, *, figures: bool = False) -> Path:
+    """Writes the report and returns the path of its page. With `figures`, `report.md` has its own beside it."""
     from hpstudy.report import write_report  # plotly takes half a second to import
 
     assert results.store is not None
     root, study = results.store.root, results.study
     trials = Search(study, root / JOURNAL, read_only=True).trials()
-    return write_report(results, root / "report", importances=importances(study, trials))
+    return write_report(results, root / "report", importances=importances(study, trials), images=figures)
 
 
 def export(name: str, runs: Path, fmt: Format) -> None:

@@ -37,7 +37,7 @@ def write_report(
     """Writes `index.html`, `report.md` and `trials.csv` atomically, and returns the path of the page.
 
     importances: each searched key's share, the largest first. With `images`, `report.md` shows its figures, which are
-    written as SVG beside it if kaleido is installed. Raises MachineError if the folder cannot be written.
+    written as SVG beside it; raises as `write_images` does. Raises MachineError if the folder cannot be written.
     """
     study, shown = results.study, shown_runs(results)
     first, parts = first_screen(results, shown), sections(results, importances or {}, shown)

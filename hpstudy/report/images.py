@@ -13,7 +13,7 @@ from pathlib import Path
 
 import plotly.io
 
-from hpstudy.errors import MachineError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.report.first_screen import FirstScreen
 from hpstudy.report.sections import Section
 from hpstudy.report.style import Figure
@@ -23,12 +23,12 @@ FOLDER = "figures"  # beside report.md
 
 
 def write_images(first: FirstScreen, parts: Sequence[Section], directory: Path) -> dict[str, str]:
-    """Writes the figures and returns their addresses, relative to `report.md`, by title; none without kaleido.
+    """Writes the figures and returns their addresses, relative to `report.md`, by title.
 
-    Raises MachineError if no browser draws them.
+    Raises UserError without kaleido, MachineError if no browser draws them.
     """
     if find_spec("kaleido") is None:
-        return {}
+        raise UserError("--figures: kaleido is not installed here; it comes with: pip install 'hpstudy[figures]'")
     figures = {figure.title: figure for figure in _figures(first, parts)}
     names = {title: f"{FOLDER}/{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.svg" for title in figures}
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,8 @@ def write_images(first: FirstScreen, parts: Sequence[Section], directory: Path) 
         )
     except Exception as error:
         raise MachineError(
-            f"{directory / FOLDER}: kaleido cannot draw the figures ({str(error).splitlines()[0]}); install Chrome or "
-            "Chromium, or uninstall kaleido for a report.md without figures"
+            f"{directory / FOLDER}: kaleido cannot draw the figures ({(str(error) or repr(error)).splitlines()[0]}); "
+            "install Chrome or Chromium, or leave out --figures"
         ) from error
     return names
 

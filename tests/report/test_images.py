@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hpstudy.errors import UserError
 from hpstudy.report import images as images_module
 from hpstudy.report import write_report
 from tests.helpers.browser import in_a_browser
+from tests.helpers.command_line import hpstudy
 
 
 @in_a_browser
@@ -24,8 +26,20 @@ def test_report_md_shows_svg_files_that_are_there(gallery, tmp_path: Path) -> No
         assert "GPT-3" in "".join(drawn.itertext()) or name != shown[0]
 
 
-def test_without_kaleido_report_md_has_no_figures(gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kaleido_figures_are_refused_with_the_remedy(
+    gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images_module, "find_spec", lambda _: None)
-    write_report(gallery("decided"), tmp_path, images=True)
-    assert "![" not in (tmp_path / "report.md").read_text()
-    assert not (tmp_path / "figures").exists()
+    with pytest.raises(UserError, match="--figures: kaleido is not installed here; it comes with: pip install"):
+        write_report(gallery("decided"), tmp_path, images=True)
+
+
+@in_a_browser
+def test_the_report_command_draws_figures_on_request_alone(gallery) -> None:
+    root = gallery("pruned").store.root
+    args = ("report", "pruned", "--runs", root.parent)
+    assert hpstudy(*args).code == 0
+    assert "![" not in (root / "report" / "report.md").read_text()
+    assert hpstudy(*args, "--figures").code == 0
+    assert "![Validation loss](figures/validation-loss.svg)" in (root / "report" / "report.md").read_text()
+    assert (root / "report" / "figures" / "validation-loss.svg").exists()
