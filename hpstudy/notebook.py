@@ -15,7 +15,6 @@ from hpstudy.analysis.numbers import plain
 from hpstudy.analysis.results import StudyResults, best_by_loss
 from hpstudy.analysis.results import load as load_results
 from hpstudy.analysis.state import state
-from hpstudy.analysis.tuned import Change
 from hpstudy.errors import HpstudyError
 from hpstudy.records import Outcome
 from hpstudy.study import Study
@@ -91,7 +90,7 @@ def _from_store(results: StudyResults) -> tuple[str, list[tuple[str, str]], list
         *(("problem", problem) for problem in results.frames.problems),
     ]
     changes = found.changes if found else ()
-    values = [("", name, found_name(results), ""), *map(_row, changes)] if changes else []
+    values: list[Row] = [("", name, found_name(results), ""), *(change.cells for change in changes)] if changes else []
     return f"{study.name}: {study.question}", facts, values
 
 
@@ -104,10 +103,6 @@ def _side(study: Study, side: Measured) -> str:
 
 def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
-
-
-def _row(change: Change) -> Row:
-    return change.key, plain(change.baseline), plain(change.tuned), change.effect
 
 
 def _from_wandb(results: StudyResults) -> tuple[str, list[tuple[str, str]], list[Row]]:

@@ -8,7 +8,7 @@ from typing import Literal
 from hpstudy.analysis.answers import Contrast, Relative, Reply, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
-from hpstudy.analysis.numbers import decimals, listed
+from hpstudy.analysis.numbers import decimals, interval_decimals, listed
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import Stage, State
 from hpstudy.records import Outcome, trial_phase
@@ -127,7 +127,7 @@ def _sentence(
     ours = "diverge" if best.diverged else f"reach {c.mean:.{digits}f} nats"
     reference = "diverge" if baseline.diverged else f"reach {c.baseline_mean:.{digits}f}"
     note = "" if not c.diverged or best.diverged or baseline.diverged else " Diverged runs count as a uniform guess."
-    size = f"{abs(c.difference):.{decimals((c.high - c.low) / 2)}f}"
+    size = f"{abs(c.difference):.{interval_decimals(c.low, c.high)}f}"
     if found_nothing(c, study):
         best_of = best_trial(results.fresh.num_trials)
         singular = ours.replace("diverge", "diverges").replace("reach", "reaches")
@@ -161,7 +161,7 @@ def _on_speed(c: Contrast, answer: Answer, theirs: str) -> str:
 
 
 def _times(speed: Relative) -> str:
-    return f"{speed.ratio:.{decimals((speed.high - speed.low) / 2)}f} times"
+    return f"{speed.ratio:.{interval_decimals(speed.low, speed.high)}f} times"
 
 
 def shared_digits(*sides: Measured) -> int:

@@ -53,6 +53,11 @@ def decimals(width: float) -> int:
     return min(max(1 - math.floor(math.log10(width)), 0), 6) if width > 0 else 6
 
 
+def interval_decimals(low: float, high: float) -> int:
+    """The decimals that show two digits of an interval's half width."""
+    return decimals((high - low) / 2)
+
+
 def with_sign(value: float, digits: int) -> str:
     """A difference with its sign and so many decimals, with a real minus: −0.938."""
     return f"{value:+.{digits}f}".replace("-", "−")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hpstudy.analysis.numbers import short
+from hpstudy.analysis.numbers import plain, short
 from hpstudy.hparams import MEASURES, RULES, HParams, derived, unused
 from hpstudy.study import Study, Value
 
@@ -33,6 +33,11 @@ class Change:
         if not self.ratio:
             return ""
         return f"×{self.ratio:.2g}" if self.ratio > 0.5 else f"÷{1 / self.ratio:.2g}"
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """A row of a table: key, baseline, found value, effect."""
+        return self.key, plain(self.baseline), plain(self.tuned), self.effect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Reply, by_speed, deciding, found_nothing
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.fresh_runs import FreshRuns
-from hpstudy.analysis.numbers import decimals, listed, p_text
+from hpstudy.analysis.numbers import decimals, interval_decimals, listed, p_text
 from hpstudy.records import bounded_loss, trial_phase
 from hpstudy.statistics.difference import ALPHA
 from hpstudy.statistics.race import BASELINE, Answer
@@ -105,7 +105,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _added(addition: Addition) -> str:
-    digits = decimals((addition.high - addition.low) / 2)
+    digits = interval_decimals(addition.low, addition.high)
     ends = f"95% interval {addition.low:+.{digits}f} to {addition.high:+.{digits}f}, {addition.n} paired seeds"
     measured = f"{addition.difference:+.{digits}f} nats ({ends})"
     of_batch = trial_phase(addition.opponent) == "batch"
@@ -146,7 +146,7 @@ def _headline(c: Contrast, study: Study) -> str:
 
 
 def _loss_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
-    baseline, digits = _opponent(study), decimals((c.high - c.low) / 2)
+    baseline, digits = _opponent(study), interval_decimals(c.low, c.high)
     level = p_text(c.level) + adjusted
     signed = f"{c.difference:+.{digits}f} nats (95% interval {c.low:+.{digits}f} to {c.high:+.{digits}f}, {seeds}"
     match c.answer:
@@ -179,7 +179,7 @@ def _margin(c: Contrast, study: Study) -> str:
 
 
 def _speed_headline(c: Contrast, study: Study, seeds: str, adjusted: str) -> str:
-    baseline, digits = _opponent(study), decimals((c.high - c.low) / 2)
+    baseline, digits = _opponent(study), interval_decimals(c.low, c.high)
     loss = f"Its val loss differs by {c.difference:+.{digits}f} nats ({c.answer})."
     if c.speed is None:
         return f"Undecided: fewer than {LEAST_LOOK} seeds measured the speed of {c.candidate} and of {baseline}. {loss}"

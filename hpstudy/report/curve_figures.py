@@ -11,9 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from hpstudy.analysis.answers import Contrast, by_speed, deciding
-from hpstudy.analysis.in_short import found_name, opponent, role_name
-from hpstudy.analysis.measured import ONE_SEED_DIGITS
-from hpstudy.analysis.numbers import decimals, with_sign
+from hpstudy.analysis.in_short import found_name, opponent, role_name, shared_digits
+from hpstudy.analysis.measured import measured
+from hpstudy.analysis.numbers import interval_decimals, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.records import GLOSSARY, Outcome
 from hpstudy.report.curves import ShownRuns, band, by_run, gap, spread, thin, windowed
@@ -108,8 +108,9 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
         low, high = _loss_limits(means, [runs[name]["loss"] for name in shown.faint if name in runs])
         plot.update_yaxes(range=[low, high])
         ends = {role: (float(mean.iloc[-1][x]), float(mean.iloc[-1]["mean"])) for role, mean in means.items()}
+        digits = shared_digits(*(side for side in measured(results) if side))
         _label_ends(plot, {role: (*end, names[role]) for role, end in ends.items()}, (low, high), _styles(shown),
-            lambda value: f"{value:.{_digits(results)}f}")  # fmt: skip
+            lambda value: f"{value:.{digits}f}")  # fmt: skip
     caption = _in_front(results, shown)
     if shown.faint:
         dotted = any(ends_of_search[name] != Outcome.COMPLETE for name in shown.faint)
@@ -117,17 +118,6 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
         caption += f" Grey: {count} of the search, one seed each"
         caption += "; dotted ones did not end complete." if dotted else "."
     return Figure(title="Validation loss", caption=caption, plot=plot, size="full")
-
-
-def _digits(results: StudyResults, *, of_difference: bool = False) -> int:
-    """The decimals that the verdict's errors allow a loss, or a difference of two."""
-    contrasts = results.verdict().contrasts
-    if not contrasts:
-        return ONE_SEED_DIGITS
-    first = contrasts[0]
-    if of_difference:
-        return decimals((first.high - first.low) / 2)
-    return min(decimals(first.se), decimals(first.baseline_se))
 
 
 def _in_front(results: StudyResults, shown: ShownRuns) -> str:
@@ -208,7 +198,9 @@ def difference_curve(results: StudyResults, shown: ShownRuns, runs: Evaluated) -
         pad = 0.08 * max(max(highs) - min(lows), 1e-3)
         limits = min(lows) - pad, max(highs) + pad
         plot.update_yaxes(range=list(limits))
-        _label_ends(plot, ends, limits, styles, lambda value: with_sign(value, _digits(results, of_difference=True)))
+        first = results.verdict().contrasts[0]
+        digits = interval_decimals(first.low, first.high)
+        _label_ends(plot, ends, limits, styles, lambda value: with_sign(value, digits))
     caption = "Below the dashed line is better. Bands: 95% interval at each evaluation alone; the last one decides."
     return Figure(title="Difference to the baseline", caption=caption, plot=plot, size="full")
 
@@ -243,21 +235,21 @@ def differences(results: StudyResults, shown: ShownRuns) -> Figure:
     timed, contrasts = by_speed(study), verdict.contrasts
     even, margin = (1.0, 0.0) if timed else (0.0, verdict.margin)
     plot = empty_plot("", "", height=66 + 58 * len(contrasts), margin={"l": 12, "r": 12, "t": 6, "b": 30})
-    measured = [(c, _measured(c, timed), _pairs(results, c, timed)) for c in contrasts if c.speed or not timed]
+    found = [(c, _measured(c, timed), _pairs(results, c, timed)) for c in contrasts if c.speed or not timed]
     points = [even, *([-margin, margin] if margin else [])]
-    points += [value for _, ends, pairs in measured for value in (*ends, *pairs)]
+    points += [value for _, ends, pairs in found for value in (*ends, *pairs)]
     pad = 0.06 * (max(points) - min(points)) or 1.0
     first, last = min(points) - pad, max(points) + pad
     names = role_names(results, shown)
     if margin:
         plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
     plot.add_vline(x=even, line={"color": INK, "width": 1.6, "dash": "dash"})
-    for row, (contrast, (value, low, high), pairs) in enumerate(measured):
+    for row, (contrast, (value, low, high), pairs) in enumerate(found):
         colour, name = MUTED if row else ACCENT, html.escape(names[contrast.candidate])
-        digits = decimals((high - low) / 2)
-        told = [f"{end:.{digits}f}" if timed else with_sign(end, digits) for end in (value, low, high)]
-        text = f"<b>{told[0]}{'x' if timed else ' nats'}</b> [{told[1]}, {told[2]}]"
-        label = f"{name} {deciding(contrast, study)}: {text}" if len(measured) > 1 else text
+        digits = interval_decimals(low, high)
+        numbers = [f"{end:.{digits}f}" if timed else with_sign(end, digits) for end in (value, low, high)]
+        text = f"<b>{numbers[0]}{'x' if timed else ' nats'}</b> [{numbers[1]}, {numbers[2]}]"
+        label = f"{name} {deciding(contrast, study)}: {text}" if len(found) > 1 else text
         rings = {"size": 7, "color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 1.4}}
         plot.add_trace(
             go.Scatter(
@@ -276,7 +268,7 @@ def differences(results: StudyResults, shown: ShownRuns) -> Figure:
         )  # fmt: skip
     plot.update_xaxes(range=[first, last], nticks=7)
     plot.update_yaxes(visible=False, range=[-len(contrasts) + 0.45, 0.55])
-    rings_are = "Rings: the seed pairs. " if any(len(pairs) for _, _, pairs in measured) else ""
+    rings_are = "Rings: the seed pairs. " if any(len(pairs) for _, _, pairs in found) else ""
     shaded = f" Shaded: as good as the baseline, within {margin:.2g}." if margin else ""
     better = "right" if timed else "left"
     caption = (

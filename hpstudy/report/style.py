@@ -34,7 +34,6 @@ class Figure:
     caption: str
     plot: go.Figure
     size: Literal["full", "main", "side", "half", "panel"] = "half"  # share of the page's width
-    min_width: int = 0  # pixels; a narrower window scrolls
 
 
 def empty_plot(x: str, y: str, *, height: int = 300, **layout: Any) -> go.Figure:

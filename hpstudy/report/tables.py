@@ -11,7 +11,7 @@ import pandas as pd
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
 from hpstudy.analysis.in_short import found_name, opponent
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
-from hpstudy.analysis.numbers import decimals, duration, plain, short, with_sign
+from hpstudy.analysis.numbers import decimals, duration, interval_decimals, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.records import Outcome
@@ -33,11 +33,6 @@ HALFLIVES = ("beta1_halflife_tokens", "beta2_halflife_tokens")
 MISSING = "-"
 
 
-def _digits(c: Contrast) -> int:
-    """The decimals that the interval of a difference allows."""
-    return decimals((c.high - c.low) / 2)
-
-
 STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("answer on the loss", lambda c: str(c.answer)),
     ("design", lambda c: str(c.design)),
@@ -49,8 +44,8 @@ STATISTICS: tuple[tuple[str, Callable[[Contrast], str]], ...] = (
     ("seeds the other design needed", lambda c: plain(c.other_design_seeds)),
     ("answer on the speed", lambda c: str(c.pace) if c.speed else MISSING),
     ("p of equal speed", lambda c: f"{c.speed.p:.2g}" if c.speed else MISSING),
-    ("loss in the search", lambda c: f"{c.search_loss:.{_digits(c)}f}"),
-    ("optimism of the search", lambda c: with_sign(c.optimism, _digits(c))),
+    ("loss in the search", lambda c: f"{c.search_loss:.{interval_decimals(c.low, c.high)}f}"),
+    ("optimism of the search", lambda c: with_sign(c.optimism, interval_decimals(c.low, c.high))),
 )
 
 
@@ -77,7 +72,7 @@ def changes(results: StudyResults) -> Table | None:
     """What to change: each searched key that has an effect, the baseline's value, the found one, and what it means."""
     if results.tuned is None:
         return None
-    rows = tuple((c.key, plain(c.baseline), plain(c.tuned), c.effect) for c in results.tuned.changes)
+    rows = tuple(change.cells for change in results.tuned.changes)
     return Table(title="Values", header=("", opponent(results.study), found_name(results), ""), rows=rows)
 
 
@@ -130,7 +125,7 @@ def mean_se(mean: float, se: float, n: int) -> str:
 
 def interval(found: Contrast | Addition) -> str:
     """A difference in loss with its 95% interval."""
-    digits = decimals((found.high - found.low) / 2)
+    digits = interval_decimals(found.low, found.high)
     value, low, high = (with_sign(end, digits) for end in (found.difference, found.low, found.high))
     return f"{value} [{low}, {high}]"
 
@@ -139,7 +134,7 @@ def relative(found: Relative | None) -> str:
     """A ratio to the baseline with its 95% interval."""
     if found is None:
         return MISSING
-    digits = decimals((found.high - found.low) / 2)
+    digits = interval_decimals(found.low, found.high)
     return f"{found.ratio:.{digits}f}x [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 

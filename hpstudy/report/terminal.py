@@ -12,9 +12,10 @@ from rich.text import Text
 from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
 from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, opponent, shared_digits
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
-from hpstudy.analysis.numbers import decimals, duration, listed, p_text, plain, short, with_sign
+from hpstudy.analysis.numbers import duration, interval_decimals, listed, p_text, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import State
+from hpstudy.report.tables import interval
 from hpstudy.running.confirm import read_selections
 from hpstudy.statistics.race import Answer
 from hpstudy.tracking.wandb_sink import whereabouts
@@ -147,9 +148,7 @@ def _speed(side: Measured | None) -> str:
 
 def _difference(c: Contrast | None, baseline: Measured, best: Measured | None) -> str:
     if c is not None:
-        digits = decimals((c.high - c.low) / 2)
-        value, low, high = (with_sign(number, digits) for number in (c.difference, c.low, c.high))
-        return f"{value} [{low}, {high}]"
+        return interval(c)
     if best is None or best.val_loss is None or baseline.val_loss is None:
         return ""
     return with_sign(best.val_loss - baseline.val_loss, ONE_SEED_DIGITS)
@@ -157,7 +156,7 @@ def _difference(c: Contrast | None, baseline: Measured, best: Measured | None) -
 
 def _ratio(c: Contrast | None, baseline: Measured, best: Measured | None) -> str:
     if c is not None and c.speed is not None:
-        digits = decimals((c.speed.high - c.speed.low) / 2)
+        digits = interval_decimals(c.speed.low, c.speed.high)
         return f"×{c.speed.ratio:.{digits}f} [{c.speed.low:.{digits}f}, {c.speed.high:.{digits}f}]"
     if best is None or not best.tok_per_sec or not baseline.tok_per_sec:
         return ""
@@ -166,8 +165,8 @@ def _ratio(c: Contrast | None, baseline: Measured, best: Measured | None) -> str
 
 def _changes(results: StudyResults, units: bool) -> Iterator[Row]:
     for change in results.tuned.changes if results.tuned else ():
-        effect = change.effect if units else change.effect.removesuffix(f" {change.unit}")
-        yield Row(change.key, plain(change.baseline), plain(change.tuned), effect)
+        key, baseline, tuned, effect = change.cells
+        yield Row(key, baseline, tuned, effect if units else effect.removesuffix(f" {change.unit}"))
 
 
 def _answer(results: StudyResults, now: State) -> str:
