@@ -1,7 +1,7 @@
 """A Ray cluster on this machine whose nodes can be killed, stopped, cut off and slowed.
 
-Two forms. On loopback, each node has an address of 127.0.0.0/8 (Linux). In network namespaces, each node is a machine with a
-host name and a network of its own, joined to the others by a bridge; this needs root.
+Two forms. On loopback, each node has an address of 127.0.0.0/8 (Linux). In network namespaces, each node is a
+machine with a host name and a network of its own, joined to the others by a bridge; this needs root.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
+}
+# A lost node is noticed after some 2 s of refused connections or 6 s of silence, not 14 s and 64 s.
+QUICK = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1500",
+    "RAY_health_check_failure_threshold": "3",
 }
 HEAD = ("--include-dashboard=false",)
 ALIVE = """
@@ -108,34 +115,39 @@ class Cluster:
         name: str = "head",
         *,
         cpus: int = 2,
+        gpus: int = 0,
         resources: Mapping[str, float] | None = None,
         labels: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> Node:
-        """Starts a node and waits until it has joined; the first one is the head. `settings` hold for this node alone."""
+        """Starts a node and waits until it has joined. The first is the head. `settings` hold for this node alone."""
         number = next(self._addresses)
         ip = f"10.0.0.{number}" if self.namespaces else f"127.0.0.{1 + number}"  # Ray replaces 127.0.0.1
+        folder = self.folder / str(number)
+        folder.mkdir()
         enter = self._machine(name, ip) if self.namespaces else ()
         joins = [f"--address={self.address}"] if self.nodes else ["--head", f"--port={self._port}", *HEAD]
         flags = {
             "node-ip-address": ip,
             "num-cpus": cpus,
-            "temp-dir": self.folder / str(number),
+            "num-gpus": gpus,
+            "temp-dir": folder,
             "object-store-memory": 100 * 2**20,
             "resources": json.dumps(resources or {}),
             "labels": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
         }
         start = [Path(sys.executable).with_name("ray"), "start", *joins, *(f"--{key}={flags[key]}" for key in flags)]
-        log = self.folder / f"{name}.log"
-        process = subprocess.Popen(
-            [*enter, sys.executable, keeper.__file__, *map(str, start)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            text=True,
-            env={**self.environment, **(settings or {})},
-            cwd=ROOT,
-        )
+        log = folder / "ray-start.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*enter, sys.executable, keeper.__file__, *map(str, (folder, *start))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**self.environment, **(settings or {})},
+                cwd=ROOT,
+            )
         self.nodes[name] = Node(name=name, ip=ip, keeper=process, enter=enter)
         assert process.stdout is not None
         code = process.stdout.readline()

@@ -1,4 +1,6 @@
-"""Runs a command and keeps whatever it leaves running as its own descendants, until its stdin closes. Then kills them.
+"""Runs a command and keeps whatever it leaves running as its own descendants, until its stdin closes.
+
+Then kills them all, and removes the folder in which they wrote: `keeper.py FOLDER COMMAND ...`.
 
 Started by tests.helpers.cluster, once a node. When the tests end, even by kill -9, their end of the pipe closes.
 Prints the command's exit code in a line of its own.
@@ -6,8 +8,10 @@ Prints the command's exit code in a line of its own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,14 +54,17 @@ def reap() -> None:
 
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode
+    code = subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode
     print(code, flush=True)
     if not code:
         threading.Thread(target=reap, daemon=True).start()
     sys.stdin.read()
     while descendants(os.getpid()):  # what a dying process starts in between is found next time
         signal_all(os.getpid(), signal.SIGKILL)
-        signal_all(os.getpid(), signal.SIGCONT)
+    folder = Path(sys.argv[1])
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other nodes still write beside it
+        folder.parent.rmdir()
 
 
 if __name__ == "__main__":
