@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,13 @@ from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
 from hpstudy.running.executors import AwakeClock
 from hpstudy.running.interface import Progress
+from hpstudy.running.messages import Saved
 from hpstudy.running.summary import RunSummary
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id
 from hpstudy.training.divergence import DivergenceWatch
 
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SHARE = 0.02  # of a run's time that its checkpoints may take
 
 
@@ -54,14 +57,16 @@ class ActiveRun:
         self._store, self._wandb, self._progress = store, wandb, progress
         self._summary = RunSummary()
         folder = store.folder(self.run.run_id)
-        self._checkpoint, self.part = folder / "checkpoint.pt", folder / "checkpoint.pt.part"
-        self._last_step = 0  # that its worker has reported
+        self._checkpoint = folder / CHECKPOINT
+        self.part = folder / f"{CHECKPOINT}.{uuid.uuid4().hex[:8]}.part"
+        """Where its worker writes. Its own: the worker of an earlier attempt may write until it notices a cut network."""
         self._exact, self._checkpoint_seconds = exact, checkpoint_seconds
         self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
         self._warned = False
 
     def begin(self) -> None:
         """Opens the run in all sinks. The intact steps of earlier attempts pass through W&B and the view again."""
+        self._remove_parts()
         fresh = self._store.header(self.run.run_id) is None  # then other files are remains
         if fresh:
             self._checkpoint.unlink(missing_ok=True)
@@ -90,7 +95,6 @@ class ActiveRun:
 
     def record(self, record: StepRecord) -> None:
         """Takes a step. Raises MachineError if it was recorded before with other figures."""
-        self._last_step = record.step
         if record.step > self.furthest:
             self.furthest, self.deaths = record.step, 0
         if self._writer.append(record):
@@ -132,20 +136,22 @@ class ActiveRun:
         self._last_order, self.saving = time.monotonic(), True
         return True
 
-    def on_saved(self, seconds: float, problem: str) -> None:
+    def on_saved(self, saved: Saved) -> None:
         """Makes a new checkpoint the current one, once its steps are durable."""
         self.saving = False
-        if problem:
+        if saved.problem:
             if not self._warned:
-                self._progress.say(f"{self.run.run_id}: no checkpoint could be written ({problem}); training continues")
+                self._progress.say(
+                    f"{self.run.run_id}: no checkpoint could be written ({saved.problem}); training continues"
+                )
             self._warned = True
             return
         self._writer.mark()
         with contextlib.suppress(FileNotFoundError):
             self.part.replace(self._checkpoint)
-            self.resumes_after = self._last_step  # every step before a checkpoint is reported before it
+            self.resumes_after = saved.step
         if self._checkpoint_seconds:
-            self._checkpoint_seconds = max(self._checkpoint_seconds, seconds / CHECKPOINT_SHARE)
+            self._checkpoint_seconds = max(self._checkpoint_seconds, saved.seconds / CHECKPOINT_SHARE)
 
     def finish(self, outcome: Outcome, message: str) -> RunResult:
         """Writes the result and removes the checkpoint."""
@@ -159,6 +165,7 @@ class ActiveRun:
     def abandon(self) -> None:
         """Leaves the run unfinished."""
         self._writer.close()
+        self._remove_parts()
         self._wandb.abandon(self.run.run_id)
 
     def restart_with(self, run: Run) -> None:
@@ -168,7 +175,13 @@ class ActiveRun:
         self._store.begin(replace(self.header, run=run), fresh=True).close()
 
     def _remove_checkpoints(self) -> None:
-        for path in (self._checkpoint, self.part):
+        self._remove_parts()
+        with contextlib.suppress(OSError):
+            self._checkpoint.unlink()
+
+    def _remove_parts(self) -> None:
+        """Removes the part files of this attempt and of all before it."""
+        for path in self._checkpoint.parent.glob(f"{CHECKPOINT}.*part"):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -101,6 +101,7 @@ class Recorded:
 class Saved:
     """Report: the answer to Save. Every step before the checkpoint has been reported."""
 
+    step: int
     seconds: float
     problem: str  # empty if the checkpoint was written
 

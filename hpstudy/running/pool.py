@@ -307,8 +307,8 @@ class WorkerPool:
                 queue.on_step(active.run, record)
                 if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
-            case Saved(seconds=seconds, problem=problem):
-                self._active[worker].on_saved(seconds, problem)
+            case Saved() as saved:
+                self._active[worker].on_saved(saved)
             case Finished(outcome=outcome, message=message):
                 assert queue is not None
                 self._idle[worker] = None
@@ -404,8 +404,8 @@ class WorkerPool:
                         queue.on_step(active.run, record)
                         if record.evaluated and queue.awaits_decision:  # the next session decides: no checkpoint comes
                             missing.discard(worker)
-                    case Saved(seconds=seconds, problem=problem):
-                        self._active[worker].on_saved(seconds, problem)
+                    case Saved() as saved:
+                        self._active[worker].on_saved(saved)
                         missing.discard(worker)
                     case Resumed(step=step):
                         self._active[worker].resumes_after = step

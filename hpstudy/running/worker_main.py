@@ -145,7 +145,7 @@ def _save(order: messages.Save, checkpoint: Checkpoint) -> messages.Saved:
         save_checkpoint(order.path, checkpoint)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         problem = str(error).splitlines()[0]
-    return messages.Saved(seconds=time.monotonic() - start, problem=problem)
+    return messages.Saved(step=checkpoint.state.step, seconds=time.monotonic() - start, problem=problem)
 
 
 def _stop_decision(connection: Connection, saves: list[messages.Save]) -> bool:

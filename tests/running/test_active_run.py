@@ -18,9 +18,11 @@ from hpstudy.running.environment import inexact
 from hpstudy.running.executors import AwakeClock
 from hpstudy.running.interface import Progress
 from hpstudy.running.local import LocalExecutor
+from hpstudy.running.messages import Saved
 from hpstudy.running.replay import replay
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
+from tests.helpers.disk import full_disk
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
 from tests.helpers.stores import step_record
 from tests.helpers.training import run as a_run
@@ -36,6 +38,9 @@ def edit_loss(folder: Path, step: int) -> None:
     (folder / "steps.jsonl").write_text("".join(lines))
 
 
+SAVED = Saved(step=1, seconds=1.0, problem="")
+
+
 class Sinks:
     """A run that is made with these sinks, which note every call."""
 
@@ -45,7 +50,7 @@ class Sinks:
 
     def active(self, run: Run, *, exact: bool = True) -> ActiveRun:
         return ActiveRun(
-            header_of(run, self.store, "tiny", 1000),
+            header_of(run, self.store, "tiny", 1000, "cpu"),
             self.store,
             self.wandb,
             self.progress,
@@ -109,7 +114,7 @@ def test_a_step_trained_again_after_a_checkpoint_may_differ_if_it_need_not_repea
     active.begin()
     active.record(step_record(1, 4.0, steps=20))
     active.part.write_text("state")
-    active.on_saved(1.0, "")
+    active.on_saved(SAVED)
     active.abandon()
     again = sinks.active(a_run(), exact=exact)
     again.begin()
@@ -152,7 +157,7 @@ def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_ti
     now = 60.0
     assert (active.begin_save(), active.begin_save(now=True)) == (True, False)  # one at a time
     active.part.write_text("state")
-    active.on_saved(3.0, "")
+    active.on_saved(replace(SAVED, seconds=3.0))
     assert active.checkpoint is not None
     assert active.checkpoint.read_text() == "state"
     now = 60.0 + 149.0
@@ -162,17 +167,44 @@ def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_ti
     active.abandon()
 
 
+def test_an_earlier_attempt_that_still_writes_its_checkpoint_does_not_disturb_the_next(sinks: Sinks, tmp_path: Path):
+    earlier, later = sinks.active(a_run()), sinks.active(a_run())
+    earlier.begin()
+    earlier.part.write_text("half")
+    earlier.abandon()
+    later.begin()
+    earlier.part.write_text("late")
+    later.part.write_text("whole")
+    later.record(step_record(1, 4.0, steps=20))
+    later.on_saved(SAVED)
+    assert later.checkpoint is not None
+    assert later.checkpoint.read_text() == "whole"
+    later.finish(Outcome.COMPLETE, "")
+    assert not list(earlier.part.parent.glob("checkpoint.*"))
+
+
+@pytest.mark.parametrize("left", ["checkpoint.pt.part", "checkpoint.pt.01234567.part"])  # the first by earlier versions
+def test_what_a_killed_driver_left_of_a_checkpoint_is_removed_when_its_run_begins_again(sinks: Sinks, left: str):
+    folder = sinks.store.folder(a_run().run_id)
+    sinks.store.begin(header_of(a_run(), sinks.store, "tiny", 1000, "cpu")).close()
+    (folder / left).write_text("half")
+    active = sinks.active(a_run())
+    active.begin()
+    assert not list(folder.glob("*.part"))
+    active.abandon()
+
+
 def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):
-    begun = header_of(a_run(), sinks.store, "tiny", 1000)
+    begun = header_of(a_run(), sinks.store, "tiny", 1000, "cpu")
     sinks.store.begin(begun).close()
-    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 1000) == begun
+    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 1000, "cpu") == begun
 
 
 def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
-    sinks.store.begin(header_of(a_run(), sinks.store, "tiny", 1000)).close()
+    sinks.store.begin(header_of(a_run(), sinks.store, "tiny", 1000, "cpu")).close()
     other = replace(a_run(), hparams=replace(a_run().hparams, lr=1.0))
     with pytest.raises(MachineError) as error:
-        header_of(other, sinks.store, "tiny", 1000)
+        header_of(other, sinks.store, "tiny", 1000, "cpu")
     assert str(error.value) == (
         f"{sinks.store.folder('search-0000')}: began with other values: lr was {a_run().hparams.lr} and is 1.0; remove "
         "the folder to train the run again from step 1"
@@ -282,12 +314,9 @@ def test_a_checkpoint_ahead_of_damaged_steps_leaves_no_gap(tiny, tmp_path: Path,
 
 
 def test_a_checkpoint_that_cannot_be_written_is_reported_once_and_training_continues(tiny, tmp_path, uninterrupted):
-    class Blocking(Watch):
-        def start(self, run: Run, tokens: int = 0) -> None:
-            (tmp_path / "tiny" / run.run_id / "checkpoint.pt.part").mkdir()  # the path of the file to write
-
-    study, watch = tiny(), Blocking()
-    store = run_here(study, tmp_path, watch=watch, checkpoint_seconds=0.0)
+    study, watch = tiny(), Watch()
+    with full_disk(50_000):  # enough for its steps
+        store = run_here(study, tmp_path, watch=watch, checkpoint_seconds=0.0)
     lines = [line for line in watch.lines if "no checkpoint could be written" in line]
     assert len(lines) == len({line.split(":")[0] for line in lines}) > 0
     assert (trials(study, store), curves(store)) == uninterrupted
