@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +39,15 @@ class Source:
     val: list[Path]  # empty: the tail of train validates
     digest: str  # sha256 of the content, and the tokenizer
     raw: bool = False  # whether the files are ids without a header
+
+    @property
+    def files(self) -> list[Path]:
+        """All files."""
+        return self.train + self.val
+
+    def renamed(self, name: Callable[[Path], Path]) -> Source:
+        """The same corpus in files of other names."""
+        return replace(self, train=[name(path) for path in self.train], val=[name(path) for path in self.val])
 
 
 def locate(
@@ -185,7 +194,7 @@ def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str, *, r
     shards = sorted([*train, *val])
     open_shards(shards, raw=raw)
     size = vocab_size(tokenizer)
-    facts = [_facts(shard, raw) for shard in shards]
+    facts = [shard_facts(shard, raw) for shard in shards]
     problems = [
         f'corpus "{name}": {shard}: ids must be below the {size:,} of tokenizer "{tokenizer}", but go up to '
         f"{largest:,}; set the tokenizer that the shards were made with"
@@ -201,7 +210,7 @@ def _checked(name: str, train: list[Path], val: list[Path], tokenizer: str, *, r
     return Source(train=train, val=val, digest=_digest(content, tokenizer), raw=raw)
 
 
-def _facts(shard: Path, raw: bool) -> tuple[str, int]:
+def shard_facts(shard: Path, raw: bool) -> tuple[str, int]:
     """The hash and the largest id of a shard. Reads it once, then remembers by path, size and both change times.
 
     A copied file may keep its old mtime, but the system always sets the ctime.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hpstudy.data.catalog import download_fineweb, fineweb_shards, locate
+from hpstudy.data.catalog import Source, download_fineweb, fineweb_shards, locate
 from hpstudy.data.shards import TokenIds, TokenSequence, open_shards
 from hpstudy.errors import UserError
 from hpstudy.spec import TrainerSpec, vocab_size
@@ -61,7 +61,10 @@ def load_corpus(
     UserError if the name, the tokenizer or a file of the corpus is wrong, or if the corpus cannot spare `val_tokens`
     tokens for each of the `slices` on which it validates (1 or 2).
     """
-    source = locate(name, tokenizer, base, val, say)
+    return _opened(locate(name, tokenizer, base, val, say), name, tokenizer, val_tokens, slices)
+
+
+def _opened(source: Source, name: str, tokenizer: str, val_tokens: int, slices: int) -> Corpus:
     train = open_shards(source.train, raw=source.raw)
     held = slices * val_tokens + 1
     if source.val:
@@ -86,9 +89,20 @@ def load_corpus(
     )
 
 
-def corpus_of(spec: TrainerSpec, base: Path = Path(), say: Callable[[str], None] = lambda _: None) -> Corpus:
-    """The corpus that a study trains and validates on; see `load_corpus`."""
+def corpus_of(
+    spec: TrainerSpec,
+    base: Path = Path(),
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    source: Source | None = None,
+) -> Corpus:
+    """The corpus that a study trains and validates on; see `load_corpus`.
+
+    `source`: its files, if they are known already, wherever they are.
+    """
     slices = 1 + spec.confirm_val
+    if source is not None:
+        return _opened(source, spec.corpus, spec.tokenizer, spec.val_tokens, slices)
     return load_corpus(spec.corpus, spec.tokenizer, spec.val_tokens, slices=slices, base=base, val=spec.val, say=say)
 
 
@@ -183,5 +197,4 @@ def prepare(
     """
     if name == "fineweb-edu" and download:
         download_fineweb(tokenizer, num_shards)
-    source = locate(name, tokenizer, base)
-    return source.train + source.val
+    return locate(name, tokenizer, base).files

@@ -59,7 +59,7 @@ class ActiveRun:
         folder = store.folder(self.run.run_id)
         self._checkpoint = folder / CHECKPOINT
         self.part = folder / f"{CHECKPOINT}.{uuid.uuid4().hex[:8]}.part"
-        """Where its worker writes. Its own: the worker of an earlier attempt may write until it notices a cut network."""
+        """Where its worker writes. Its own: the worker of an earlier attempt may still write, beyond a cut network."""
         self._exact, self._checkpoint_seconds = exact, checkpoint_seconds
         self._clock, self._last_report, self._last_order = clock, clock.seconds(), time.monotonic()
         self._warned = False

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from hpstudy.data import carried
+from hpstudy.data.catalog import Source
 from hpstudy.files import cache_dir
 from hpstudy.running.executors import Ending
 from hpstudy.running.local import LocalExecutor, LocalWorker
@@ -120,12 +122,27 @@ class Agent:
         if not self._sees_folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def find_corpus(self, setup: Setup, wanted: Source) -> tuple[Source, list[Path]]:
+        """See `carried.find`."""
+        return carried.find(setup.spec, setup.base, wanted)
+
+    def keep_corpus(self, part: Path, path: Path) -> None:
+        """See `carried.keep`."""
+        carried.keep(part, path)
+
     def put(self, path: Path, offset: int, part: bytes) -> None:
-        """Writes a part of a file of this node. The first one, at offset 0, begins the file anew."""
+        """Writes a part of a file of this node. The first one, at offset 0, begins the file anew.
+
+        If there is no room, the file is removed.
+        """
         _made(path.parent)
-        with path.open("r+b" if offset else "wb") as file:
-            file.seek(offset)
-            file.write(part)
+        try:
+            with path.open("r+b" if offset else "wb") as file:
+                file.seek(offset)
+                file.write(part)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
     def get(self, path: Path, offset: int, size: int) -> bytes:
         """Reads a part of a file of this node; empty after its end."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpstudy.data.catalog import Source
 from hpstudy.hparams import HParams
 from hpstudy.records import BenchmarkFigures, Outcome, Run, StepRecord
 from hpstudy.spec import TrainerSpec
@@ -22,6 +23,7 @@ class Setup:
     spec: TrainerSpec
     device: str  # as given on the command line: auto, cpu, cuda, cuda:N
     base: Path  # where relative corpus paths start
+    source: Source | None = None  # the corpus's files on the worker's machine; None: the worker finds them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,7 +290,7 @@ class WorkerPool:
             case Ready():
                 self._admit(worker, report)
             case Refused():
-                raise refusal(report)
+                self._refuse(worker, refusal(report))
             case Resumed(step=step, problem=problem):
                 run_id = self._active[worker].run.run_id
                 self._active[worker].resumes_after = step
@@ -480,8 +480,8 @@ class WorkerPool:
         if ours and report.environment["code_sha256"] not in ours and not self._study.mixed:
             raise UserError("it has another version of hpstudy than the workers before it; install the same everywhere")
 
-    def _refuse(self, worker: Worker, why: UserError) -> None:
-        """Goes on without the machine of a worker whose numbers would be of another kind, if there are others."""
+    def _refuse(self, worker: Worker, why: UserError | MachineError) -> None:
+        """Goes on without the machine of a worker that cannot train this study, if there are others."""
         self._executor.avoid(worker)
         if not self._executor.places(self._setup(0), 0):
             raise why

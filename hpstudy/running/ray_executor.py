@@ -12,18 +12,22 @@ import signal
 import threading
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from hpstudy.errors import UserError
+from hpstudy.data.carried import content_name
+from hpstudy.data.catalog import Source, locate
+from hpstudy.errors import MachineError, UserError
+from hpstudy.files import CACHE_REMEDY, make_durable
 from hpstudy.running.agent import Agent, Node
 from hpstudy.running.executors import POLL_SECONDS, Ending, Worker
 from hpstudy.running.interface import STOP_SIGNALS
-from hpstudy.running.messages import Order, Report, Save, Saved, Setup, Train
+from hpstudy.running.messages import Finished, Order, Refused, Report, Save, Saved, Setup, Train
 from hpstudy.spec import TrainerSpec
 
 INSTALL = 'pip install "hpstudy[cluster]"'
@@ -59,12 +63,15 @@ class RayWorker:
         self,
         actor: Any,
         meet: tuple[Path, str],
-        setup: Setup,
+        prepare: Callable[[RayWorker], Setup],
         events: SimpleQueue[Event],
         news: dict[RayWorker, None],
     ) -> None:
-        """Asks the agent where it is. It answers once it has a place."""
-        self.actor, self._meet, self._setup, self._events, self._news = actor, meet, setup, events, news
+        """Asks the agent where it is. It answers once it has a place.
+
+        `prepare` then gives the order to start, once its node has all that it needs.
+        """
+        self.actor, self._meet, self._prepare, self._events, self._news = actor, meet, prepare, events, news
         self.node: Node | None = None  # once it has a place
         self.ending: Ending | None = None
         self.inbox: deque[Report] = deque()
@@ -73,6 +80,8 @@ class RayWorker:
         self._orders: dict[int, Order] = {}  # those that the agent may not have
         self._next_order = 0
         self._saving_to: Path | None = None  # where the driver wants the checkpoint that its node is to carry back
+        self._carrying: Path | None = None  # the same while it is carried
+        self._prepared = False
         self._again: list[tuple[float, str]] = []  # calls to repeat, and when
         self._call("meet")
 
@@ -84,7 +93,7 @@ class RayWorker:
     @property
     def waits(self) -> bool:
         """See `Worker`."""
-        return self.node is None and self.ending is None
+        return not self._prepared and self.ending is None
 
     def send(self, order: Order) -> None:
         """See `Worker`. A checkpoint is carried if the node does not see the driver's folder."""
@@ -96,7 +105,7 @@ class RayWorker:
             elif isinstance(order, Train) and order.checkpoint is not None:
                 there = replace(order, checkpoint=self.node.folder / "checkpoint.pt")
                 self._orders[number] = there
-                self._in_background(f"uploaded {number}", lambda: self._upload(order.checkpoint, there.checkpoint))
+                self._in_background(f"uploaded {number}", lambda: self._bring(order.checkpoint, there.checkpoint))
                 return
         self._orders[number] = order
         self._call(f"obey {number}")
@@ -142,14 +151,22 @@ class RayWorker:
         match what.partition(" ")[0]:
             case "meet":
                 self.node = answer
-                self.send(self._setup)
+                self._in_background("prepared", lambda: self._prepare(self))
                 self._call("reports")
+            case "prepared":
+                self._prepared = True
+                self.send(answer)
             case "obey":
                 self._orders.pop(int(what.split()[1]), None)
             case "uploaded":
                 self._call(f"obey {what.split()[1]}")
             case "carried":
-                self.inbox.append(answer)
+                here, report = answer
+                if self._carrying == here:
+                    self._carrying = None
+                    self.inbox.append(report)
+                else:
+                    here.unlink(missing_ok=True)
             case "reports":
                 first, reports = answer
                 for report in reports[self._taken - first :]:
@@ -161,16 +178,25 @@ class RayWorker:
     def _take_report(self, report: Report | Ending) -> None:
         if isinstance(report, Ending):
             self.ending = report
-        elif isinstance(report, Saved) and self._saving_to is not None and not report.problem:
-            there, here, self._saving_to = self._path("checkpoint.pt.part"), self._saving_to, None
-            self._in_background("carried", lambda: self._download(report, there, here))
-        else:
-            self.inbox.append(report)
+            return
+        if isinstance(report, Saved) and report.problem:
+            report = replace(report, problem=f"on {self.place}: {report.problem}")
+        elif isinstance(report, Saved) and self._saving_to is not None:
+            there, here = self._path("checkpoint.pt.part"), self._saving_to
+            self._carrying = here
+            self._in_background("carried", lambda: (here, self._fetch(report, there, here)))
+            return
+        elif isinstance(report, Finished):
+            self._carrying = None  # it needs no checkpoint any more
+        self.inbox.append(report)
 
     def _on_error(self, what: str, error: Exception) -> None:
         from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-        if isinstance(error, ActorUnavailableError):
+        if isinstance(error, UserError | MachineError):
+            problems = error.problems if isinstance(error, UserError) else (str(error),)
+            self.inbox.append(Refused(problems=problems, by_user=isinstance(error, UserError)))
+        elif isinstance(error, ActorUnavailableError):
             self._again.append((time.monotonic() + AGAIN_SECONDS, what))
         elif isinstance(error, RayActorError) and self.node is not None:
             self._end(f"the worker on {self.place} is lost with its node or its agent", lost=True)
@@ -204,30 +230,113 @@ class RayWorker:
         return self.node.folder / name
 
     def _in_background(self, what: str, work: Callable[[], Any]) -> None:
-        """Does what takes long in a thread. Its answer becomes an event."""
-        threading.Thread(
-            target=lambda: self._events.put((self, what, work())), name=f"carry for {self.place}", daemon=True
-        ).start()
+        """Does what takes long in a thread. Its answer or its exception becomes an event."""
 
-    def _upload(self, here: Path | None, there: Path | None) -> None:
+        def run() -> None:
+            try:
+                answer = work()
+            except Exception as error:
+                answer = error
+            self._events.put((self, what, answer))
+
+        threading.Thread(target=run, name=f"carry for {self.place}", daemon=True).start()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the agent returns. A call that does not get through is repeated. For threads alone."""
+        ray = _ray()
+        while True:
+            try:
+                call = getattr(self.actor, method).options(concurrency_group="orders")
+                return ray.get(call.remote(*arguments))
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(AGAIN_SECONDS)
+
+    def upload(self, here: Path, there: Path) -> None:
+        """Carries a file to the node."""
+        with here.open("rb") as file:
+            while part := file.read(PART_BYTES):
+                self.ask("put", there, file.tell() - len(part), part)
+
+    def _bring(self, here: Path | None, there: Path | None) -> None:
         """Carries a checkpoint to the node. If that fails, the worker finds none, and says that it begins anew."""
         assert here is not None
-        ray, put = _ray(), self.actor.put.options(concurrency_group="orders")
-        with contextlib.suppress(OSError, ray.exceptions.RayError), here.open("rb") as file:
-            while part := file.read(PART_BYTES):
-                ray.get(put.remote(there, file.tell() - len(part), part))
+        assert there is not None
+        with contextlib.suppress(OSError, _ray().exceptions.RayError):
+            self.upload(here, there)
 
-    def _download(self, report: Saved, there: Path, here: Path) -> Saved:
+    def _fetch(self, report: Saved, there: Path, here: Path) -> Saved:
         """Carries a checkpoint from the node."""
-        ray, get = _ray(), self.actor.get.options(concurrency_group="orders")
         start = time.monotonic()
         try:
-            with here.open("wb") as file:
-                while part := ray.get(get.remote(there, file.tell(), PART_BYTES)):
+            here.unlink(missing_ok=True)
+            with here.open("xb") as file:  # never through a link
+                while self._carrying == here and (part := self.ask("get", there, file.tell(), PART_BYTES)):
                     file.write(part)
-        except (OSError, ray.exceptions.RayError) as error:
+                make_durable(file)
+        except (OSError, _ray().exceptions.RayError) as error:
             return replace(report, problem=_last_line(error))
         return replace(report, seconds=report.seconds + time.monotonic() - start)
+
+
+class Corpora:
+    """Where each node has the corpus of a study. One worker of a node finds it or has it carried, for all of them.
+
+    Its methods run in the workers' threads.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._here, self._locating = dict[Path, Path](), threading.Lock()
+        self._wanted: Source | None = None
+        self._found: dict[str, Source] = {}  # by node id
+        self._finding: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def prepare(self, setup: Setup, worker: RayWorker) -> Setup:
+        """The setup of a worker, once its node has the corpus.
+
+        Raises UserError if the corpus is not here either, MachineError if the node has no room for it.
+        """
+        assert worker.node is not None
+        node = worker.node.node_id
+        with self._finding[node]:
+            if node not in self._found:
+                self._found[node] = self._find(setup, worker)
+        return replace(setup, source=self._found[node])
+
+    def _find(self, setup: Setup, worker: RayWorker) -> Source:
+        wanted = self._named(setup)
+        source: Source
+        source, missing = worker.ask("find_corpus", setup, wanted)
+        if missing:
+            files = {there: self._here[Path(there.name)] for there in missing}
+            size, start = sum(file.stat().st_size for file in files.values()) / 1e6, time.monotonic()
+            self._say(f"{worker.place}: does not have the corpus {setup.spec.corpus}; {size:,.1f} MB are carried there")
+            for there, here in files.items():
+                self._carry(worker, here, there)
+            self._say(f"{worker.place}: the corpus was carried in {time.monotonic() - start:.1f} s")
+        return source
+
+    def _named(self, setup: Setup) -> Source:
+        """The corpus with the names that its files have on other machines."""
+        with self._locating:
+            if self._wanted is None:
+                spec = setup.spec
+                source = locate(spec.corpus, spec.tokenizer, setup.base, spec.val)
+                names = {path: Path(content_name(path, raw=source.raw)) for path in source.files}
+                self._here = {name: path for path, name in names.items()}
+                self._wanted = source.renamed(names.__getitem__)
+            return self._wanted
+
+    def _carry(self, worker: RayWorker, here: Path, there: Path) -> None:
+        part = there.with_name(f"{there.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            worker.upload(here, part)
+            worker.ask("keep_corpus", part, there)
+        except _ray().exceptions.RayTaskError as error:
+            raise MachineError(
+                f"{worker.place}: the corpus cannot be carried to {there.parent} ({_last_line(error)}); make room "
+                f"there, or {CACHE_REMEDY} before Ray starts on that node"
+            ) from error
 
 
 class RayExecutor:
@@ -250,6 +359,7 @@ class RayExecutor:
         _join(address)
         self._device, self._needs = needs(spec, device, nodes())
         self._token = f".seen-{uuid.uuid4().hex}"
+        self._corpora = Corpora(say)
 
     def start(self, setup: Setup, number: int) -> RayWorker:
         """See `Executor`."""
@@ -265,8 +375,8 @@ class RayExecutor:
         if self._avoided:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._avoided))})"}
         actor = ray.remote(**options)(_AgentOnNode).remote(number)
-        setup = replace(setup, device=self._device)
-        worker = RayWorker(actor, (self._folder.absolute(), self._token), setup, self._events, self._news)
+        prepare = partial(self._corpora.prepare, replace(setup, device=self._device))
+        worker = RayWorker(actor, (self._folder.absolute(), self._token), prepare, self._events, self._news)
         self._workers.append(worker)
         return worker
 
@@ -327,7 +437,7 @@ class RayExecutor:
             (self._folder / self._token).unlink(missing_ok=True)
 
     def _say_who_waits(self) -> None:
-        waiting = sum(worker.waits for worker in self._workers)
+        waiting = sum(worker.node is None for worker in self._workers)
         if waiting and time.monotonic() - self._said_waiting > WAITING_SECONDS:
             self._said_waiting = time.monotonic()
             self._say(f"{waiting} worker{'s' if waiting > 1 else ''} wait for a place: {self.room()}")

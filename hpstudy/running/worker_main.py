@@ -65,7 +65,7 @@ def _build(setup: messages.Setup) -> tuple[Trainer, dict[str, Any]]:
     spec = setup.spec
     prepare_process(spec.threads)
     placement = place(setup.device, spec.precision, deterministic=spec.deterministic)
-    corpus = corpus_of(spec, setup.base)
+    corpus = corpus_of(spec, setup.base, source=setup.source)
     trained_by = {"corpus_digest": corpus.digest, "code_sha256": _code_sha256()}
     return Trainer(spec, corpus, placement), {**placement.environment(), **trained_by}
 

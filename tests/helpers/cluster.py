@@ -119,14 +119,21 @@ class Cluster:
         resources: Mapping[str, float] | None = None,
         labels: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
+        hidden: Mapping[Path, str] | None = None,
     ) -> Node:
-        """Starts a node and waits until it has joined. The first is the head. `settings` hold for this node alone."""
+        """Starts a node and waits until it has joined. The first is the head. `settings` hold for this node alone.
+
+        In place of a folder of `hidden`, its processes see an empty disk of that size, such as "10m" (needs root).
+        """
         number = next(self._addresses)
         ip = f"10.0.0.{number}" if self.namespaces else f"127.0.0.{1 + number}"  # Ray replaces 127.0.0.1
         folder = self.folder / str(number)
         folder.mkdir()
         enter = self._machine(name, ip) if self.namespaces else ()
         joins = [f"--address={self.address}"] if self.nodes else ["--head", f"--port={self._port}", *HEAD]
+        mounts = "".join(f"mount -t tmpfs -o size={size} none {path}; " for path, size in (hidden or {}).items())
+        if mounts:
+            enter = (*enter, "unshare", "--mount", "sh", "-c", f'set -e; {mounts}exec "$0" "$@"')
         flags = {
             "node-ip-address": ip,
             "num-cpus": cpus,

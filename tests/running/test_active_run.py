@@ -167,7 +167,7 @@ def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_ti
     active.abandon()
 
 
-def test_an_earlier_attempt_that_still_writes_its_checkpoint_does_not_disturb_the_next(sinks: Sinks, tmp_path: Path):
+def test_an_earlier_attempt_that_still_writes_its_checkpoint_does_not_disturb_the_next(sinks: Sinks):
     earlier, later = sinks.active(a_run()), sinks.active(a_run())
     earlier.begin()
     earlier.part.write_text("half")
