@@ -108,7 +108,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of every process on a node, and of every driver."""
-        return {**os.environ, **self._settings}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PYTHONPATH": path, **self._settings}
 
     def add(
         self,
