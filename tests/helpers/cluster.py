@@ -220,6 +220,9 @@ class Cluster:
         node.keeper.wait()
         assert node.keeper.stdout is not None
         node.keeper.stdout.close()
+        if self.namespaces:
+            _ip("netns", "del", self._space(name))
+            self._spaces.remove(self._space(name))
 
     def cut(self, name: str) -> None:
         """Takes a machine off the network; its links stay up and packets are lost without notice."""
