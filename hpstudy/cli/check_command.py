@@ -19,6 +19,7 @@ from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import planned
 from hpstudy.running.cost import Cheaper, Cost, cheaper, estimate
 from hpstudy.running.interface import Options
+from hpstudy.running.local import LocalExecutor
 from hpstudy.study import Choices, Study, as_begun, load_study, seeds_of_others, study_name
 from hpstudy.tracking.store import begun_studies
 
@@ -85,7 +86,7 @@ def check(name: str, runs: Path, device: str, trials: int | None, *, as_json: bo
     plan = planned(study, trials)
     shares = [share for phase in plan.values() for share in phase]
     with tempfile.TemporaryDirectory() as folder:
-        cost = estimate(study, device, shares, Path(folder) / "worker.log", say)
+        cost = estimate(study, device, shares, LocalExecutor(Path(folder)), say)
     options = Options(runs=runs, device=device, wandb="disabled")
     noise, pooled = _noise(study, runs)
     checked = _Checked(

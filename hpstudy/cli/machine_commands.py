@@ -19,8 +19,9 @@ from hpstudy.errors import HpstudyError, MachineError, UserError
 from hpstudy.files import cache_dir
 from hpstudy.running.bench import QUICK, SETTINGS, BenchResult
 from hpstudy.running.bench import bench as measure
+from hpstudy.running.executors import wait_until_ready
+from hpstudy.running.local import LocalExecutor
 from hpstudy.running.messages import Setup
-from hpstudy.running.worker import Worker
 from hpstudy.spec import PRESETS, TrainerSpec
 from hpstudy.tracking.wandb_settings import resolve_mode
 
@@ -77,11 +78,12 @@ def _checks(runs: Path, device: str) -> Iterator[Check]:
 
 def _training(device: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker.start(Setup(spec=PROBE, device=device, base=Path.cwd()), Path(folder) / "worker.log")
+        executor = LocalExecutor(Path(folder))
+        worker = executor.start(Setup(spec=PROBE, device=device, base=Path.cwd()), 0)
         try:
-            found = worker.wait_until_ready().environment
+            found = wait_until_ready(worker).environment
         finally:
-            worker.stop()
+            executor.stop([worker])
     return f"{found['device']} ({found['device_name']}), {found['precision']}: {found['reason']}"
 
 
@@ -109,9 +111,16 @@ def bench(*, device: str, threads: int, quick: bool, preset: str | None) -> None
     with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder:
         for setting in settings:
             say(f"measuring {setting.name}")
-            log = Path(folder) / f"{setting.name}.log"
+            executor = LocalExecutor(Path(folder))
             found.append(
-                measure(setting, device=device, threads=threads, rounds=ROUNDS, turn_seconds=turn_seconds, log=log)
+                measure(
+                    setting,
+                    device=device,
+                    threads=threads,
+                    rounds=ROUNDS,
+                    turn_seconds=turn_seconds,
+                    executor=executor,
+                )
             )
     out().print(f"{found[0].device_name}, {found[0].precision}, {threads} thread{'s' if threads > 1 else ''}")
     out().print(bench_table(found))

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.files import RUNS, command
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
+from hpstudy.running.local import LocalExecutor
 from hpstudy.running.replay import replay as train_again
 from hpstudy.study import as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore
@@ -83,7 +85,8 @@ def confirm(name: str, options: Options, *, as_json: bool = False) -> None:
 def replay(name: str, run_id: str, runs: Path, device: str) -> None:
     """Prints how a run repeats. Raises MachineError if it does not."""
     store = RunStore(runs / study_name(name))
-    found = train_again(load_frozen(store.root), store, run_id, device)
+    with TemporaryDirectory() as folder:
+        found = train_again(load_frozen(store.root), store, run_id, device, LocalExecutor(Path(folder)))
     console = out()
     if found.first is None:
         console.print(f"{run_id}: {found.steps} of {found.steps} steps repeat bitwise", soft_wrap=True)

@@ -12,9 +12,9 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
+from hpstudy.running.executors import AwakeClock
 from hpstudy.running.interface import Progress
 from hpstudy.running.summary import RunSummary
-from hpstudy.running.worker import AwakeClock
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id
 from hpstudy.training.divergence import DivergenceWatch

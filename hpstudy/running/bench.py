@@ -10,8 +10,8 @@ from statistics import median
 from hpstudy.errors import MachineError
 from hpstudy.hparams import GPT3, HParams
 from hpstudy.records import BenchmarkFigures
+from hpstudy.running.executors import Executor, wait_until_ready
 from hpstudy.running.messages import Benchmark, Benchmarked, Setup
-from hpstudy.running.worker import Worker
 from hpstudy.spec import PRESETS, ModelShape, TrainerSpec, flops_per_token
 
 
@@ -89,20 +89,20 @@ class BenchResult:
 
 
 def bench(
-    setting: BenchSetting, *, device: str, threads: int, rounds: int, turn_seconds: float, log: Path
+    setting: BenchSetting, *, device: str, threads: int, rounds: int, turn_seconds: float, executor: Executor
 ) -> BenchResult:
     """Measures one setting in a worker of its own. Raises UserError or MachineError if it cannot run."""
-    worker = Worker.start(Setup(spec=setting.spec(threads), device=device, base=Path.cwd()), log)
+    worker = executor.start(Setup(spec=setting.spec(threads), device=device, base=Path.cwd()), 0)
     try:
-        environment = worker.wait_until_ready().environment
+        environment = wait_until_ready(worker).environment
         hparams = setting.hparams(environment["device"])
         worker.send(Benchmark(hparams=hparams, rounds=rounds, turn_seconds=turn_seconds))
         report = worker.receive()
         if not isinstance(report, Benchmarked) or report.figures is None:
-            why = report.message if isinstance(report, Benchmarked) else worker.last_log_line()
+            why = report.message if isinstance(report, Benchmarked) else worker.last_words().last_line
             raise MachineError(f"{setting.name} does not run here: {why}; try another --preset")
     finally:
-        worker.stop()
+        executor.stop([worker])
     return BenchResult(
         setting=setting,
         device_name=environment["device_name"],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hpstudy.hparams import HParams
+from hpstudy.running.executors import time_steps
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.running.pool import WorkerPool
 from hpstudy.study import Study
@@ -38,7 +39,7 @@ def tokens_for(study: Study, store: RunStore, pool: WorkerPool, hparams: HParams
     known = _known(store)
     key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
     if key not in known:
-        step_seconds = pool.first().time_steps(hparams, pool.raise_if_stopped).median_step
+        step_seconds = time_steps(pool.first(), hparams, pool.raise_if_stopped).median_step
         if step_seconds is None:
             return hparams.batch_tokens  # one step, whose run then shows why it failed
         known[key] = hparams.batch_tokens / step_seconds

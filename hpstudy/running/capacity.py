@@ -26,13 +26,20 @@ def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str)
     return min(max(1, num_gpus) * trainings_per_device(study, environment), study.budget.parallel)
 
 
-def num_workers(study: Study, environment: Mapping[str, Any], options: Options, say: Callable[[str], None]) -> int:
+def num_workers(
+    study: Study,
+    environment: Mapping[str, Any],
+    options: Options,
+    say: Callable[[str], None],
+    places: int | None = None,
+) -> int:
     """Workers to start: as many as asked for, else as many as trainings fit at once.
 
     A study that measures speed gets one worker per device, or one in all if its budget is in seconds, because trainings
-    side by side slow each other. There are never more workers than trials that may be proposed ahead.
+    side by side slow each other. There are never more workers than trials that may be proposed ahead. `places`:
+    trainings that fit at once, if they are not those of this machine.
     """
-    at_once = trainings_at_once(study, environment, options.device)
+    at_once = trainings_at_once(study, environment, options.device) if places is None else places
     if study.spec.seconds is not None or "train/tok_per_sec" in study.metrics:
         devices = at_once if environment["num_gpus"] and study.spec.seconds is None else 1
         if (options.workers or 1) > devices:

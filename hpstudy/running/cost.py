@@ -10,9 +10,9 @@ from statistics import mean
 from typing import Any
 
 from hpstudy.errors import MachineError, UserError
+from hpstudy.running.executors import Executor, time_steps, wait_until_ready
 from hpstudy.running.messages import Setup, Timed
 from hpstudy.running.micro_batch import find_micro_batch
-from hpstudy.running.worker import Worker
 from hpstudy.spec import MAX_STEPS, TrainerSpec
 from hpstudy.study import Choices, Study
 from hpstudy.training.schedule import extent
@@ -50,28 +50,28 @@ class Cost:
         return share * self.train_seconds + self.eval_seconds
 
 
-def estimate(study: Study, device: str, runs: Sequence[float], log: Path, say: Callable[[str], None]) -> Cost:
+def estimate(study: Study, device: str, runs: Sequence[float], executor: Executor, say: Callable[[str], None]) -> Cost:
     """Times steps at every micro-batch that may occur, and adds up. `runs` are shares of the full budget.
 
     Raises UserError or MachineError if no worker can be built or no step runs.
     """
     setup = Setup(spec=study.spec, device=device, base=Path.cwd())
-    worker = Worker.start(setup, log)
+    worker = executor.start(setup, 0)
     try:
-        ready = worker.wait_until_ready()
+        ready = wait_until_ready(worker)
         if study.auto_micro_batch:
             found = find_micro_batch(study, worker, ready.environment, say)
             study = replace(study, micro_batch_limit=found.size)
             if found.probed:
-                worker.stop()
-                worker = Worker.start(setup, log)
-                worker.wait_until_ready()
+                executor.stop([worker])
+                worker = executor.start(setup, 0)
+                wait_until_ready(worker)
         baseline = study.baseline
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
-        timed = {size: worker.time_steps(replace(baseline, micro_batch=size), evaluate=True) for size in sizes}
+        timed = {size: time_steps(worker, replace(baseline, micro_batch=size), evaluate=True) for size in sizes}
     finally:
-        worker.stop()
+        executor.stop([worker])
     steps_seconds = [step for found in timed.values() if (step := found.median_step) is not None]
     evals_seconds = [found.eval_seconds for found in timed.values() if found.eval_seconds is not None]
     if not steps_seconds:

@@ -7,9 +7,10 @@ moment resumes from what is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import MachineError
@@ -19,7 +20,9 @@ from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
 from hpstudy.running.confirm import control_of_best, is_new, read_selections, select, update_selections
 from hpstudy.running.environment import inexact
+from hpstudy.running.executors import Executor
 from hpstudy.running.interface import Options, Progress, StopRequest
+from hpstudy.running.local import LocalExecutor
 from hpstudy.running.opponents import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.race_queue import RaceQueue, described
@@ -69,6 +72,11 @@ def _lost_to_another(store: RunStore, progress: Progress, stop: StopRequest) -> 
     stop.requested = True
 
 
+def executor_for(options: Options, logs: Path, say: Callable[[str], None]) -> Executor:
+    """What starts the workers: this machine, or a cluster. Raises UserError if there is no such cluster."""
+    return LocalExecutor(logs)
+
+
 class _Driver:
     """One session of a study: its phases, its workers and its sinks."""
 
@@ -76,7 +84,8 @@ class _Driver:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
         self._options, self._confirming = options, False
         self._wandb = sink_for(study, store.root, resolve_mode(options.wandb), progress.say)
-        self._pool = WorkerPool(study, store, self._wandb, options, progress, stop)
+        executor = executor_for(options, store.root, progress.say)
+        self._pool = WorkerPool(study, store, self._wandb, options, progress, stop, executor)
 
     def freeze(self) -> None:
         """Keeps the study as it is now, and measures the micro-batch if it leaves that open.

@@ -63,6 +63,7 @@ class Options:
     runs: Path
     device: str
     wandb: ModeFlag
+    cluster: str | None = None  # the address of a Ray cluster, or "auto"; None: this machine
     workers: int | None = None  # None: as many as trainings fit at once
     trials: int | None = None
     accept_environment: bool = False  # resume although what the numbers depend on has changed

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from multiprocessing.connection import wait
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpstudy.errors import MachineError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.capacity import num_workers
+from hpstudy.running.capacity import num_workers, trainings_at_once
 from hpstudy.running.environment import ACCEPTED, admitted, describe, inexact, with_code
+from hpstudy.running.executors import POLL_SECONDS, START_SECONDS, AwakeClock, Ending, Executor, Worker, refusal
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
+from hpstudy.running.local import pinning_variables
 from hpstudy.running.messages import (
     Finished,
     Ready,
@@ -28,17 +29,18 @@ from hpstudy.running.messages import (
     Train,
 )
 from hpstudy.running.run_queue import RunQueue
-from hpstudy.running.worker import POLL_SECONDS, START_SECONDS, AwakeClock, Worker, pinning_variables, refusal, stop_all
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
-from hpstudy.system import oom_kills
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 
 ATTEMPTS = 3  # worker deaths in a row, without a new step or before the worker was ready, after which we give up
 HUNG_SECONDS = 600.0  # least silence, unless the study sets it, after which a worker counts as hung
 HUNG_STEPS = 50  # the same as a multiple of the longest gap between two records
-LAST_SAVE_SECONDS = 5.0  # for the last checkpoints of a study that is stopped
+PLACES_SECONDS = 5.0  # between two looks at the places of a cluster
+LAST_SAVE_SECONDS = 5.0  # for the last checkpoints of a study that is stopped, and besides
+LAST_SAVE_RATE = 50e6  # bytes per second at least
+BYTES_PER_PARAM = 12  # of a checkpoint: a weight and two moments
 
 
 class WorkerPool:
@@ -52,21 +54,26 @@ class WorkerPool:
         options: Options,
         progress: Progress,
         stop: StopRequest,
+        executor: Executor,
     ) -> None:
-        self._study, self._store, self._wandb = study, store, wandb
+        self._study, self._store, self._wandb, self._executor = study, store, wandb, executor
         self._options, self._progress, self._stop = options, progress, stop
-        self._workers: list[Worker] = []
-        self._ready: set[Worker] = set()
+        self._workers: dict[Worker, int] = {}  # their numbers
+        self._ready: dict[Worker, Ready] = {}
+        self._idle: dict[Worker, None] = {}  # in order; ready and without a run
+        self._starting: dict[Worker, float] = {}  # since when, by the clock
         self._active: dict[Worker, ActiveRun] = {}  # the runs of busy workers
         self._waiting: deque[Run] = deque()  # runs for idle workers
+        self._attempts: dict[str, tuple[int, int]] = {}  # of runs that wait again: worker deaths, furthest step
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
         self._clock = AwakeClock()
+        self._looked = self._ordered = self._clock.seconds()  # at every worker; for checkpoints
         self._longest_gap = 0.0  # seconds between two records of any run
-        self._all_started = False
+        self._wanted, self._wanted_at = 0, 0.0
+        self._said = set[str]()
         self._early_deaths = 0  # workers in a row that died before they were ready
         self._code_noted = False
-        self._oom_kills = oom_kills(os.getpid())
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -77,40 +84,23 @@ class WorkerPool:
         return self._environment
 
     def first(self) -> Worker:
-        """The worker that measures. Starts it if there is none, and waits until it is ready."""
-        if not self._workers:
-            self._start_first()
-        if self._workers[0] not in self._ready:
-            self._admit_first()
-        return self._workers[0]
+        """An idle worker, which may measure, or a busy one if there is no idle one.
+
+        Starts a worker if there is none, and waits until one is ready.
+        """
+        while not self._ready:
+            if not self._workers:
+                self._start_worker()
+            for worker in self._reporting():
+                self._handle_report(worker, None)
+        return next(iter(self._idle or self._ready))
 
     def restart_first(self) -> None:
-        """Replaces the first worker's process, which frees its memory."""
-        self._workers[0].stop()
-        self._workers[0] = self._start_worker(0)
-        self._admit_first()
-
-    def _start_first(self) -> None:
-        say = self._progress.say
-        if pinning := pinning_variables():
-            say(f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it")
-        say("starting a worker: loading torch, the corpus and the model")
-        self._workers = [self._start_worker(0)]
-        environment = self._admit_first()
-        say(
-            f"training on {environment['device']} ({environment['device_name']}) in {environment['precision']}: "
-            f"{environment['reason']}"
-        )
-
-    def _admit_first(self) -> dict[str, Any]:
-        worker = self._workers[0]
-        return self._admit(worker, worker.wait_until_ready(self.raise_if_stopped))
-
-    def _start_others(self) -> None:
-        """Starts the workers that the study still lacks, once a run needs one."""
-        count = num_workers(self._study, self.environment, self._options, self._progress.say)
-        self._workers += [self._start_worker(index) for index in range(len(self._workers), count)]
-        self._all_started = True
+        """Replaces a worker that has measured, which frees its memory."""
+        worker = self.first()
+        self._executor.stop([worker])
+        self._forget(worker)
+        self.first()
 
     def raise_if_stopped(self) -> None:
         """Raises Interrupted if the user has asked to stop."""
@@ -125,11 +115,12 @@ class WorkerPool:
         try:
             while True:
                 self._assign(queue)
-                if not self._active:
+                if not self._active and not self._waiting:
                     return
                 for worker in self._reporting():
                     self._handle_report(worker, queue)
-                self._order_checkpoints()
+                if self._clock.seconds() - self._ordered >= min(POLL_SECONDS, self._options.checkpoint_seconds):
+                    self._order_checkpoints()
         except Interrupted:
             self._save_all(queue)
             for active in self._active.values():
@@ -142,16 +133,36 @@ class WorkerPool:
             for active in self._active.values():
                 active.abandon()  # first, so that W&B handles it while the workers end
         finally:
-            stop_all(self._workers)
+            self._executor.stop(list(self._workers))
 
     def _assign(self, queue: RunQueue) -> None:
         """Gives idle workers the runs that wait. No worker starts for a queue without a run to train."""
-        if not self._all_started and self._fetch(queue):
-            self._start_others()
-        idle = [worker for worker in self._workers if worker not in self._active]
-        while idle and self._fetch(queue):
-            if self._begin(idle[0], self._waiting.popleft(), queue):
-                del idle[0]
+        if not self._ready and not self._active and self._fetch(queue):
+            self.first()
+        while self._idle and self._fetch(queue):
+            worker = next(iter(self._idle))
+            if self._begin(worker, self._waiting.popleft(), queue):
+                del self._idle[worker]
+        if self._active:
+            self._start_more()
+
+    def _start_more(self) -> None:
+        """Starts the workers that the study lacks. As a cluster grows, there may be more."""
+        if self._wanted and not (self._executor.grows and self._clock.seconds() - self._wanted_at > PLACES_SECONDS):
+            missing = self._wanted - len(self._workers)
+        else:
+            self._wanted_at = self._clock.seconds()
+            here = trainings_at_once(self._study, self.environment, self._options.device)
+            places = self._executor.places(self._setup(0), here)
+            self._wanted = num_workers(self._study, self.environment, self._options, self._say_once, places)
+            missing = self._wanted - len(self._workers)
+        for _ in range(missing):
+            self._start_worker()
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._progress.say(line)
 
     def _fetch(self, queue: RunQueue) -> bool:
         """Takes a run from the queue if none waits. Returns whether one waits now.
@@ -168,9 +179,9 @@ class WorkerPool:
             queue.on_result(run, result)
         return bool(self._waiting)
 
-    def _begin(self, worker: Worker, run: Run, queue: RunQueue, *, deaths: int = 0, furthest: int = 0) -> bool:
+    def _begin(self, worker: Worker, run: Run, queue: RunQueue) -> bool:
         """Opens a run in the sinks and orders its training. False if the records show that it has ended."""
-        active = self._activate(run, deaths, furthest)
+        active = self._activate(run, *self._attempts.pop(run.run_id, (0, 0)))
         for record in active.recorded:
             queue.on_step(active.run, record)
         if (outcome := self._recorded_outcome(active, queue)) is not None:
@@ -221,31 +232,40 @@ class WorkerPool:
             return Outcome.PRUNED if queue.should_stop(active.run, last) else None
         return outcome
 
-    def _reporting(self) -> list[Worker]:
+    def _reporting(self) -> Sequence[Worker]:
         """Waits for workers with a report or a death to handle, and kills those that are silent for too long."""
         while True:
             self.raise_if_stopped()
-            reporting = self._reporting_within(POLL_SECONDS)
-            limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._longest_gap)
-            for worker in self._active.keys() - reporting:
-                active = self._active[worker]
-                silent = active.silent_seconds()
-                if silent > (limit if worker in self._ready else max(limit, START_SECONDS)):
-                    self._progress.say(f"{active.run.run_id}: no report for {silent:.0f} s; its worker is ended")
-                    worker.kill()
-                    reporting.append(worker)
+            reporting = self._executor.heard(POLL_SECONDS)
+            if self._clock.seconds() - self._looked > POLL_SECONDS or not reporting:
+                self._end_silent(set(reporting))
             if reporting:
                 return reporting
 
-    def _reporting_within(self, seconds: float) -> list[Worker]:
-        by_connection = {worker.connection: worker for worker in self._workers}
-        return [by_connection[connection] for connection in wait(list(by_connection), timeout=seconds)]  # type: ignore[index]
+    def _end_silent(self, reporting: set[Worker]) -> None:
+        """Kills workers that hang. Their ends are then reported."""
+        now = self._looked = self._clock.seconds()
+        limit = self._study.budget.hang_seconds or max(HUNG_SECONDS, HUNG_STEPS * self._longest_gap)
+        for worker in self._active.keys() - reporting:
+            active = self._active[worker]
+            if (silent := active.silent_seconds()) > limit and not worker.waits:
+                self._progress.say(f"{active.run.run_id}: no report for {silent:.0f} s; its worker is ended")
+                worker.kill()
+                active.on_report()
+        for worker, since in self._starting.items():
+            if worker.waits:
+                self._starting[worker] = now
+            elif now - since > START_SECONDS:
+                self._progress.say(f"a worker is not ready after {START_SECONDS:.0f} s; it is ended")
+                worker.kill()
+                self._starting[worker] = now
 
-    def _handle_report(self, worker: Worker, queue: RunQueue) -> None:
+    def _handle_report(self, worker: Worker, queue: RunQueue | None) -> None:
+        """Takes the next report of a worker. `queue` is None as long as no run is in training."""
         report = worker.receive(self.raise_if_stopped)
         silent = self._active[worker].on_report() if worker in self._active else 0.0
         match report:
-            case Ready():  # of a worker that was started later
+            case Ready():
                 self._admit(worker, report)
             case Refused():
                 raise refusal(report)
@@ -258,6 +278,7 @@ class WorkerPool:
                     else f"{run_id}: resumes after step {step}"
                 )
             case Recorded(record=record):
+                assert queue is not None
                 active = self._active[worker]
                 active.record(record)
                 self._longest_gap = max(self._longest_gap, silent)
@@ -267,6 +288,8 @@ class WorkerPool:
             case Saved(seconds=seconds, problem=problem):
                 self._active[worker].on_saved(seconds, problem)
             case Finished(outcome=outcome, message=message):
+                assert queue is not None
+                self._idle[worker] = None
                 self._end(self._active.pop(worker), outcome, message, queue)
             case None:
                 self._replace(worker, queue)
@@ -294,46 +317,63 @@ class WorkerPool:
         active.restart_with(smaller)
         return smaller
 
-    def _replace(self, dead: Worker, queue: RunQueue) -> None:
-        """Replaces a worker that died. Its run starts again, unless ATTEMPTS deaths brought no new step."""
-        code = dead.stop()
-        cause = f"the worker died (exit code {code}; see {dead.log})"
-        kills, before = oom_kills(os.getpid()), self._oom_kills
-        self._oom_kills = kills
-        was_ready = dead in self._ready
-        self._early_deaths += not was_ready
-        if self._early_deaths == ATTEMPTS:
-            raise MachineError(
-                f"{cause} before it was ready, {ATTEMPTS} times in a row: {dead.last_log_line()}; try `hpstudy doctor`"
-            )
-        index = self._workers.index(dead)
-        worker = self._workers[index] = self._start_worker(index)
-        if (active := self._active.pop(dead, None)) is None:
+    def _replace(self, dead: Worker, queue: RunQueue | None) -> None:
+        """Forgets a worker that died; another is started. Its run waits for a worker again.
+
+        A run fails if ATTEMPTS deaths in a row brought no new step. A machine that is lost is no fault of its runs.
+        """
+        self._executor.stop([dead])
+        ending = dead.last_words()
+        was_ready, active = dead in self._ready, self._active.pop(dead, None)
+        self._forget(dead)
+        if not was_ready and not ending.lost:
+            self._count_early_death(ending)
+        if active is None:
+            if ending.lost:
+                self._progress.say(ending.cause)
             return
-        run, deaths = active.run, active.deaths + was_ready
-        if was_ready and code == -9 and kills > before:
+        assert queue is not None
+        run, deaths = active.run, active.deaths + (not ending.lost)
+        if ending.out_of_memory:
             size = run.hparams.micro_batch
             message = f"the kernel killed the worker because memory ran out, at micro_batch {size}"
             self._end(active, Outcome.OUT_OF_MEMORY, message, queue)
         elif deaths < ATTEMPTS:
-            self._progress.say(f"{run.run_id}: {cause}; it starts again")
+            self._progress.say(f"{run.run_id}: {ending.cause}; it starts again")
             active.abandon()
-            self._begin(worker, run, queue, deaths=deaths, furthest=active.furthest)
+            self._attempts[run.run_id] = deaths, active.furthest
+            self._waiting.appendleft(run)
         else:
-            self._end(active, Outcome.FAILED, f"{cause}, {ATTEMPTS} times in a row without a new step", queue)
+            self._end(active, Outcome.FAILED, f"{ending.cause}, {ATTEMPTS} times in a row without a new step", queue)
+
+    def _count_early_death(self, ending: Ending) -> None:
+        self._early_deaths += 1
+        if self._environment is None:
+            raise MachineError(f"the worker died before it was ready: {ending.last_line}; try `hpstudy doctor`")
+        if self._early_deaths == ATTEMPTS:
+            raise MachineError(
+                f"{ending.cause} before it was ready, {ATTEMPTS} times in a row: {ending.last_line}; "
+                "try `hpstudy doctor`"
+            )
+
+    def _forget(self, worker: Worker) -> None:
+        del self._workers[worker]
+        for workers in (self._ready, self._idle, self._starting):
+            workers.pop(worker, None)
 
     def _order_checkpoints(self, *, now: bool = False) -> None:
+        self._ordered = self._clock.seconds()
         for worker, active in self._active.items():
             if active.begin_save(now=now):
                 worker.send(Save(path=active.part))
 
     def _save_all(self, queue: RunQueue) -> None:
-        """Waits for a last checkpoint of every active run, for LAST_SAVE_SECONDS at most."""
+        """Waits for a last checkpoint of every active run, for as long as its size may take."""
         self._order_checkpoints(now=True)
-        missing = {worker for worker in self._ready & self._active.keys() if self._active[worker].saving}
-        deadline = time.monotonic() + LAST_SAVE_SECONDS
+        missing = {worker for worker, active in self._active.items() if active.saving}
+        deadline = time.monotonic() + LAST_SAVE_SECONDS + BYTES_PER_PARAM * self._num_params / LAST_SAVE_RATE
         while missing and (left := deadline - time.monotonic()) > 0:
-            for worker in self._reporting_within(min(left, POLL_SECONDS)):
+            for worker in self._executor.heard(min(left, POLL_SECONDS)):
                 report = worker.receive()
                 match report:
                     case Recorded(record=record):
@@ -354,19 +394,31 @@ class WorkerPool:
                         missing.discard(worker)
                     case None:
                         missing.discard(worker)
-                        worker.stop()
-                        self._workers.remove(worker)
+                        self._executor.stop([worker])
+                        self._forget(worker)
                     case _:
                         pass
 
-    def _start_worker(self, index: int) -> Worker:
-        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
-        if device in ("auto", "cuda") and num_gpus:
-            device = f"cuda:{index % num_gpus}"
-        setup = Setup(spec=self._study.spec, device=device, base=Path.cwd())
-        return Worker.start(setup, self._store.root / f"worker-{index}.log")
+    def _start_worker(self) -> None:
+        """Starts a worker with the smallest free number."""
+        if self._environment is None and not self._workers:
+            if pinning := pinning_variables():
+                self._say_once(
+                    f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it"
+                )
+            self._say_once("starting a worker: loading torch, the corpus and the model")
+        taken = set(self._workers.values())
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        worker = self._executor.start(self._setup(number), number)
+        self._workers[worker], self._starting[worker] = number, self._clock.seconds()
 
-    def _admit(self, worker: Worker, report: Ready) -> dict[str, Any]:
+    def _setup(self, number: int) -> Setup:
+        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
+        if device in ("auto", "cuda") and num_gpus and not self._executor.grows:
+            device = f"cuda:{number % num_gpus}"
+        return Setup(spec=self._study.spec, device=device, base=Path.cwd())
+
+    def _admit(self, worker: Worker, report: Ready) -> None:
         """Makes a worker ready for runs. The study's first freezes the environment; one that differs is refused."""
         frozen, accept = self._store.read_json(ENVIRONMENT), self._options.accept_environment
         if frozen is None:
@@ -379,9 +431,28 @@ class WorkerPool:
             if self._store.begun:
                 frozen[ACCEPTED] = ["environment.json was lost, and recorded again during the study"]
             self._store.write_json(ENVIRONMENT, frozen)
-        if (now := admitted(frozen, report.environment, str(self._store.root), accept=accept)) != frozen:
+        try:
+            now = admitted(frozen, report.environment, str(self._store.root), accept=accept)
+        except UserError as error:
+            self._refuse(worker, error)
+            return
+        if now != frozen:
             self._store.write_json(ENVIRONMENT, now)
-        self._ready.add(worker)
+        if self._environment is None:
+            found = report.environment
+            self._progress.say(
+                f"training on {found['device']} ({found['device_name']}) in {found['precision']}: {found['reason']}"
+            )
+        del self._starting[worker]
+        self._ready[worker], self._idle[worker] = report, None
         self._early_deaths = 0
         self._environment, self._num_params = report.environment, report.num_params
-        return report.environment
+
+    def _refuse(self, worker: Worker, why: UserError) -> None:
+        """Goes on without the machine of a worker whose numbers would be of another kind, if there are others."""
+        self._executor.avoid(worker)
+        if not self._executor.places(self._setup(0), 0):
+            raise why
+        self._progress.say(f"{worker.place}: not used. {why}")
+        self._executor.stop([worker])
+        self._forget(worker)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 from hpstudy.errors import MachineError, UserError, did_you_mean
 from hpstudy.records import Run, StepRecord, step_differences
 from hpstudy.running.environment import differences, inexact
+from hpstudy.running.executors import Executor, Worker, wait_until_ready
 from hpstudy.running.messages import Finished, Recorded, Setup, Train
 from hpstudy.running.summary import RunSummary
-from hpstudy.running.worker import Worker
 from hpstudy.study import Study
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore, RunView
@@ -42,7 +41,7 @@ class Replay:
         return repeats and self.damage is None
 
 
-def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
+def replay(study: Study, store: RunStore, run_id: str, device: str, executor: Executor) -> Replay:
     """Trains the run's recorded steps again and compares every figure except times.
 
     Raises UserError for an unknown run, MachineError if it cannot be trained here.
@@ -54,14 +53,13 @@ def replay(study: Study, store: RunStore, run_id: str, device: str) -> Replay:
     if not recorded:
         raise UserError(f"{store.root}: {run_id} has no step to compare with")
     frozen = store.read_json(ENVIRONMENT) or {}
-    with tempfile.TemporaryDirectory() as folder:
-        worker = Worker.start(Setup(spec=study.spec, device=device, base=Path.cwd()), Path(folder) / "worker.log")
-        try:
-            environment = worker.wait_until_ready().environment
-            changed = differences(frozen, environment) + inexact(study, environment)
-            first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
-        finally:
-            worker.stop()
+    worker = executor.start(Setup(spec=study.spec, device=device, base=Path.cwd()), 0)
+    try:
+        environment = wait_until_ready(worker).environment
+        changed = differences(frozen, environment) + inexact(study, environment)
+        first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
+    finally:
+        executor.stop([worker])
     return Replay(
         run_id=run_id,
         steps=len(recorded),
@@ -89,7 +87,7 @@ def _again(worker: Worker, view: RunView, num_steps: int) -> Iterator[StepRecord
                 )
             case None:
                 raise MachineError(
-                    f"{run.run_id}: its worker died after step {count}: {worker.last_log_line()}; {REMEDY}"
+                    f"{run.run_id}: its worker died after step {count}: {worker.last_words().last_line}; {REMEDY}"
                 )
             case report:
                 raise AssertionError(f"unexpected report {report!r}")

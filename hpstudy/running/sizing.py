@@ -19,8 +19,9 @@ from hpstudy.data.corpus import load_corpus
 from hpstudy.errors import HpstudyError, MachineError, UserError
 from hpstudy.hparams import fitting_batch
 from hpstudy.running.capacity import trainings_at_once, trainings_per_device
+from hpstudy.running.executors import Worker, wait_until_ready
+from hpstudy.running.local import LocalExecutor
 from hpstudy.running.messages import Setup, Timed, TimeSteps
-from hpstudy.running.worker import Worker, stop_all
 from hpstudy.spec import (
     PRESETS,
     ModelShape,
@@ -132,14 +133,15 @@ def _trainings(draft: Sizes, device: str) -> Iterator[Callable[[Sizes | None, in
     setup, workers = Setup(spec=study.spec, device=device, base=Path.cwd()), list[Worker]()
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.callback(stop_all, workers)
+        executor = LocalExecutor(logs)
+        stack.callback(executor.stop, workers)
         start = time.monotonic()
-        workers.append(Worker.start(setup, logs / "0.log"))
-        environment = workers[0].wait_until_ready().environment
+        workers.append(executor.start(setup, 0))
+        environment = wait_until_ready(workers[0]).environment
         beside = trainings_per_device(study, environment)
-        workers += [Worker.start(setup, logs / f"{number}.log") for number in range(1, beside)]
+        workers += [executor.start(setup, number) for number in range(1, beside)]
         for worker in workers[1:]:
-            worker.wait_until_ready()
+            wait_until_ready(worker)
         ready_seconds, kind = time.monotonic() - start, environment["device"]
 
         def time_batch(sizes: Sizes | None, steps: int) -> Speed:

@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple, Self, TypeVar
 
 from hpstudy.errors import MachineError
 from hpstudy.running.bench import BenchSetting
+from hpstudy.running.executors import refusal
 from hpstudy.running.messages import Refused
-from hpstudy.running.worker import refusal
 from tests.bench import ROOT
 
 Name = Literal["gemm", "hpstudy", "notebook", "transformers", "litgpt", "build-nanogpt"]

@@ -15,9 +15,10 @@ from hpstudy.records import Outcome, Run
 from hpstudy.running import active_run
 from hpstudy.running.active_run import ActiveRun, header_of, with_smaller_micro_batch
 from hpstudy.running.environment import inexact
+from hpstudy.running.executors import AwakeClock
 from hpstudy.running.interface import Progress
+from hpstudy.running.local import LocalExecutor
 from hpstudy.running.replay import replay
-from hpstudy.running.worker import AwakeClock
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
@@ -137,7 +138,7 @@ def test_a_study_that_trained_trials_as_one_resumes_one_at_a_time_and_replays_wi
     edit_loss(folder, 3)  # trained as one, it differed in the last bits
     store = run_here(study, tmp_path)
     assert curves(store) == curves(expected)
-    again = replay(study, store, "search-0001", "cpu")
+    again = replay(study, store, "search-0001", "cpu", LocalExecutor(tmp_path))
     assert again.good
     assert [change.partition(":")[0] for change in again.changed] == ["[budget] pack"]
 

@@ -14,6 +14,7 @@ from hpstudy.cli import machine_commands
 from hpstudy.errors import MachineError, UserError
 from hpstudy.records import BenchmarkFigures, StepRecord
 from hpstudy.running.bench import SETTINGS, BenchResult, BenchSetting, bench
+from hpstudy.running.local import LocalExecutor
 from hpstudy.spec import ModelShape
 from hpstudy.training.benchmark import benchmark
 from hpstudy.training.device import place
@@ -28,7 +29,7 @@ CANNOT_BE_BUILT = "RuntimeError: Trying to create tensor with negative dimension
 
 
 def measure(setting: BenchSetting, folder: Path, *, device: str = "cpu") -> BenchResult:
-    return bench(setting, device=device, threads=1, rounds=2, turn_seconds=0.02, log=folder / "worker.log")
+    return bench(setting, device=device, threads=1, rounds=2, turn_seconds=0.02, executor=LocalExecutor(folder))
 
 
 def test_a_token_of_gpt_125m_needs_854_million_flops():

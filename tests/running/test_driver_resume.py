@@ -12,7 +12,7 @@ import pytest
 
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome, Run, StepRecord
-from hpstudy.running.worker import Worker
+from hpstudy.running.local import LocalExecutor
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import (
     Watch,
@@ -55,7 +55,7 @@ def test_a_finished_study_starts_no_worker_even_in_another_environment(tiny, tmp
     store = run_here(study, tmp_path)
     before = store.read_json("environment.json")
     store.write_json("environment.json", before | {"torch": "1.0"})  # only what trains depends on it
-    monkeypatch.setattr(Worker, "start", None)
+    monkeypatch.setattr(LocalExecutor, "start", None)
     run_here(study, tmp_path)
     assert store.read_json("environment.json") == before | {"torch": "1.0"}
 

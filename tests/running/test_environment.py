@@ -16,7 +16,7 @@ import torch
 
 from hpstudy.analysis.results import load
 from hpstudy.errors import MachineError, UserError
-from hpstudy.running.worker import PINNING, worker_environment
+from hpstudy.running.local import PINNING, worker_environment
 from hpstudy.study import Study
 from tests.helpers.command_line import PROGRAM
 from tests.helpers.running import Watch, curves, run_here

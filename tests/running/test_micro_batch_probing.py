@@ -12,9 +12,10 @@ import pytest
 
 from hpstudy.errors import MachineError
 from hpstudy.running.cost import estimate
+from hpstudy.running.executors import time_steps, wait_until_ready
+from hpstudy.running.local import LocalExecutor, LocalWorker
 from hpstudy.running.messages import Order, Setup, TimeSteps
 from hpstudy.running.micro_batch import find_micro_batch
-from hpstudy.running.worker import Worker
 from hpstudy.study import Study
 from tests.helpers.running import Watch, interrupt, kill_workers, run_here, workers_of
 
@@ -35,7 +36,7 @@ def known_answers(cache_folder: Path) -> Path:
     return folder
 
 
-class Doomed(Worker):
+class Doomed(LocalWorker):
     """A worker that is killed, as by a kernel out of memory, when it is ordered to time its `fatal`-th micro-batch."""
 
     fatal = 1
@@ -79,8 +80,8 @@ def test_a_study_that_has_measured_its_micro_batch_is_stopped_with_a_checkpoint(
 
 def test_a_known_answer_is_used_and_a_damaged_one_is_measured_again(tiny, tmp_path: Path, known_answers: Path):
     study = tiny(replace=AUTO)
-    worker = Worker.start(setup(study), tmp_path / "worker.log")
-    environment = worker.wait_until_ready().environment
+    worker = LocalWorker(setup(study), tmp_path / "worker.log")
+    environment = wait_until_ready(worker).environment
     first = find_micro_batch(study, worker, environment, lambda _: None)
     (note,) = known_answers.glob("*.json")
     intact = note.read_text()
@@ -104,9 +105,9 @@ def test_a_known_answer_is_used_and_a_damaged_one_is_measured_again(tiny, tmp_pa
         assert lines[0].startswith(str(note))
         assert len(lines) == 3  # what is damaged, what is measured, what was found
         assert size_in(note.read_text()) == found.size
-    worker.stop()
+    worker.last_words()
 
-    cost = estimate(study, "cpu", [1.0], tmp_path / "check.log", lines.append)
+    cost = estimate(study, "cpu", [1.0], LocalExecutor(tmp_path), lines.append)
     assert list(cost.timed) == [found.size]
 
 
@@ -116,36 +117,36 @@ def size_in(note: str) -> int:
 
 def test_a_worker_that_dies_for_want_of_memory_ends_the_search_for_a_size(tiny, tmp_path: Path):
     study, lines = tiny(replace=AUTO), []
-    worker = Doomed.start(setup(study), tmp_path / "worker.log")
+    worker = Doomed(setup(study), tmp_path / "worker.log")
     worker.fatal = 2
-    found = find_micro_batch(study, worker, worker.wait_until_ready().environment, lines.append)
-    worker.stop()
+    found = find_micro_batch(study, worker, wait_until_ready(worker).environment, lines.append)
+    worker.last_words()
     assert found.size == 64
     assert "128 (does not run: its worker died" in lines[-1]
 
 
 def test_a_study_of_which_no_size_runs_is_an_error(tiny, tmp_path: Path):
     study = tiny(replace=AUTO)
-    worker = Doomed.start(setup(study), tmp_path / "worker.log")
+    worker = Doomed(setup(study), tmp_path / "worker.log")
     with pytest.raises(MachineError, match=r"no micro-batch of this study runs here: 64 .*take a smaller model"):
-        find_micro_batch(study, worker, worker.wait_until_ready().environment, lambda _: None)
-    worker.stop()
+        find_micro_batch(study, worker, wait_until_ready(worker).environment, lambda _: None)
+    worker.last_words()
 
 
 def test_memory_that_runs_out_is_reported_and_leaves_the_worker_usable(tiny, tmp_path: Path):
     large = {**AUTO, "batch_tokens = 256": "batch_tokens = 65_536", "tokens = 5120": "tokens = 65_536"}
     study = tiny(replace={**large, "gpt2:256": "gpt2:4096"})
     whole = replace(study.baseline_hparams(None), micro_batch=4096)
-    worker = Worker.start(setup(study), tmp_path / "worker.log")
-    worker.wait_until_ready()
+    worker = LocalWorker(setup(study), tmp_path / "worker.log")
+    wait_until_ready(worker)
     (pid,) = workers_of(os.getpid())
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + 2**26
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    report = worker.time_steps(whole, steps=3)
+    report = time_steps(worker, whole, steps=3)
     resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    after = worker.time_steps(replace(whole, batch_tokens=1024, micro_batch=64), steps=3)
-    worker.stop()
+    after = time_steps(worker, replace(whole, batch_tokens=1024, micro_batch=64), steps=3)
+    worker.last_words()
     assert (report.step_seconds, report.median_step, report.message) == ((), None, "out of memory")
     assert len(after.step_seconds) == 3
     assert 0 < after.peak_gib < after.room_gib

@@ -15,6 +15,8 @@ import pytest
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.interface import Options, Progress, StopRequest
+from hpstudy.running.local import LocalExecutor, LocalWorker
+from hpstudy.running.messages import Setup
 from hpstudy.running.pool import WorkerPool
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
@@ -35,7 +37,8 @@ from tests.helpers.running import (
 def test_constructing_a_pool_starts_no_process_and_writes_nothing(tiny, tmp_path: Path):
     wandb, progress, threads = Mock(spec=WandbSink), Mock(spec=Progress), threading.active_count()
     options = Options(runs=tmp_path / "runs", device="cpu", wandb="disabled", workers=2)
-    pool = WorkerPool(tiny(), RunStore(options.runs / "tiny"), wandb, options, progress, StopRequest())
+    executor = LocalExecutor(options.runs / "tiny")
+    pool = WorkerPool(tiny(), RunStore(options.runs / "tiny"), wandb, options, progress, StopRequest(), executor)
     assert workers_of(os.getpid()) == []
     assert threading.active_count() == threads
     assert not options.runs.exists()
@@ -85,24 +88,28 @@ def test_a_run_whose_workers_die_continues_as_long_as_each_brings_new_steps(tiny
     assert (trials(study, store), curves(store)) == uninterrupted
 
 
-def test_workers_that_die_while_they_start_are_replaced_twice_at_most(tiny, tmp_path: Path, uninterrupted):
-    # attempt 1 is killed in training, the next ones while they start, and the last is not
-    attempts = {"search-0001": 3, "search-0003": 5}
+def test_workers_that_die_while_they_start_are_replaced_twice_at_most(
+    tiny, tmp_path: Path, uninterrupted, monkeypatch: pytest.MonkeyPatch
+):
+    started, doomed, start = [], {2, 4, 5, 6}, LocalExecutor.start
 
-    class Killing(Watch):
-        def start(self, run: Run, tokens: int = 0) -> None:
-            super().start(run)
-            if 1 < self.started.count(run.run_id) < attempts.get(run.run_id, 0):
-                kill_workers()
+    def start_and_kill(self: LocalExecutor, setup: Setup, number: int) -> LocalWorker:
+        started.append(start(self, setup, number))
+        if len(started) in doomed:
+            started[-1].kill()
+        return started[-1]
 
     def kill(run: Run, record: StepRecord) -> None:
-        if run.run_id in attempts and record.step == 5 and watch.started.count(run.run_id) == 1:
-            kill_workers()
+        if run.run_id in ("search-0001", "search-0003") and record.step == 5:
+            if watch.started.count(run.run_id) == 1:
+                kill_workers()
 
-    study, watch = tiny(more=AWAITED), Killing(kill)
+    monkeypatch.setattr(LocalExecutor, "start", start_and_kill)
+    study, watch = tiny(more=AWAITED), Watch(kill)
     with pytest.raises(MachineError, match="before it was ready, 3 times in a row"):
         run_here(study, tmp_path, watch=watch)
     assert "search-0001" in watch.finished
+    assert len(started) == 6
     store = run_here(study, tmp_path)
     assert (trials(study, store), curves(store)) == uninterrupted
 
