@@ -8,6 +8,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -298,6 +299,13 @@ def begun_studies(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob(f"*/{STUDY_VALUES}"))
 
 
+class _Kept(NamedTuple):
+    """What a file held when it was last read."""
+
+    state: tuple[int, int, int, int]  # inode, size, times of the last change and of the last change of its entry
+    value: Any
+
+
 @dataclass(frozen=True, slots=True)
 class RunStore:
     """The folder of one study, `RUNS/NAME`. Nothing is created before `create`."""
@@ -305,6 +313,7 @@ class RunStore:
     root: Path
     _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # runs that must stay there
     _holding: list[Holding] = field(default_factory=list, init=False, repr=False, compare=False)  # of the lease, if any
+    _read: dict[str, _Kept] = field(default_factory=dict, init=False, repr=False, compare=False)  # by path
 
     @property
     def begun(self) -> bool:
@@ -416,13 +425,26 @@ class RunStore:
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""
-        folder = self.folder(run_id)
-        return read_json(folder / HEADER, _header, _retrain(folder))
+        return self._kept(self.folder(run_id), HEADER, _header)
 
     def result(self, run_id: str) -> RunResult | None:
         """How the run ended, or None if it is unfinished."""
-        folder = self.folder(run_id)
-        return read_json(folder / RESULT, build_result, _retrain(folder))
+        return self._kept(self.folder(run_id), RESULT, build_result)
+
+    def _kept(self, folder: Path, name: str, build: Callable[[Any], T]) -> T | None:
+        """What a file of a run holds, None if there is no file. Read again only if it is another file or has changed."""
+        path = f"{folder}/{name}"
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            self._read.pop(path, None)
+            return None
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)  # before it is read: never too new
+        kept = self._read.get(path)
+        if kept is None or kept.state != state:
+            value = read_json(folder / name, build, _retrain(folder))
+            kept = self._read[path] = _Kept(state, value)
+        return cast("T | None", kept.value)
 
     def view(self, run_id: str) -> RunView:
         """A run that has begun."""
@@ -436,7 +458,7 @@ class RunStore:
         Raises MachineError for a damaged one, and for one that was there before in this process and is gone.
         """
         views = [
-            RunView(folder=folder, header=header, result=self.result(folder.name))
+            RunView(folder=folder, header=header, result=self._kept(folder, RESULT, build_result))
             for folder, header in self._headers()
             if header.run.run_id == folder.name
         ]
@@ -460,7 +482,7 @@ class RunStore:
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if not RUN_ID.fullmatch(folder.name):
                 continue
-            if header := self.header(folder.name):
+            if header := self._kept(folder, HEADER, _header):
                 yield folder, header
             elif (folder / RESULT).exists():
                 raise MachineError(f"{folder}: has a result but no {HEADER}; {_retrain(folder)}")
