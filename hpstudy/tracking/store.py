@@ -95,8 +95,8 @@ class RunView:
         found = damage(self.folder) if self.result is not None else None
         return f"{self.folder}: {found}; {_retrain(self.folder)}" if found else None
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Each step as {metric name: value}.
+    def rows(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Each step behind step `after` as {metric name: value}.
 
         In an unfinished run an incomplete last line is left out. Raises MachineError for any other damaged line, and
         for missing steps at the end of a finished run.
@@ -106,6 +106,8 @@ class RunView:
             if not line.endswith(b"\n") and self.result is None:
                 return
             count += 1
+            if count <= after:
+                continue
             try:
                 row = json_object(from_json(line))
             except (ValueError, TypeError) as error:
@@ -126,9 +128,12 @@ class RunView:
     def _damaged(self, what: str) -> MachineError:
         return MachineError(f"{self.steps_path}: {what}; {_retrain(self.folder)}")
 
-    def records(self) -> Iterator[StepRecord]:
-        """Each step as a record, in order. Raises as `rows` does, and if another version wrote the steps."""
-        for row in self.rows():
+    def records(self, after: int = 0) -> Iterator[StepRecord]:
+        """Each step behind step `after` as a record, in order.
+
+        Raises as `rows` does, and if another version wrote the steps.
+        """
+        for row in self.rows(after):
             try:
                 yield from_row(row)
             except TypeError as error:
@@ -432,10 +437,10 @@ class RunStore:
         return self._kept(self.folder(run_id), RESULT, build_result)
 
     def _kept(self, folder: Path, name: str, build: Callable[[Any], T]) -> T | None:
-        """What a file of a run holds, None if there is no file. Read again only if it is another file or has changed."""
+        """What a file of a run holds, None without one. It is read again only if it is another or has changed."""
         path = f"{folder}/{name}"
         try:
-            found = os.stat(path)
+            found = os.stat(path)  # noqa: PTH116  # Path.stat takes twice as long, and a look has thousands
         except FileNotFoundError:
             self._read.pop(path, None)
             return None
