@@ -38,6 +38,10 @@ Trials = Annotated[
     typer.Option("--trials", min=1, max=MAX_TRIALS, metavar="N", help="Trials in all; more extend the search."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Prints one JSON object, for scripts; see `hpstudy reference`.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", metavar="auto|ADDRESS", help="Train on a running Ray cluster; changes no result."),
+]
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
 
 AcceptEnvironment = Annotated[
@@ -92,6 +96,7 @@ def run(
     device: Device = "auto",
     wandb: Wandb = "auto",
     workers: Workers = "auto",
+    cluster: Cluster = None,
     trials: Trials = None,
     accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
@@ -99,7 +104,9 @@ def run(
     """Searches, trains the baseline, confirms the winner on fresh seeds, and reports. Run it again to resume."""
     from hpstudy.cli import study_commands
 
-    study_commands.run(name, _options(runs, device, wandb, workers, trials, accept_environment), as_json=as_json)
+    study_commands.run(
+        name, _options(runs, device, wandb, workers, cluster, trials, accept_environment), as_json=as_json
+    )
 
 
 @app.command(epilog="Example: hpstudy confirm quickstart")
@@ -109,13 +116,16 @@ def confirm(
     device: Device = "auto",
     wandb: Wandb = "auto",
     workers: Workers = "auto",
+    cluster: Cluster = None,
     accept_environment: AcceptEnvironment = False,
     as_json: Json = False,
 ) -> None:
     """Trains winner and baseline on fresh seeds, once the search is done; for seeds that were added."""
     from hpstudy.cli import study_commands
 
-    study_commands.confirm(name, _options(runs, device, wandb, workers, None, accept_environment), as_json=as_json)
+    study_commands.confirm(
+        name, _options(runs, device, wandb, workers, cluster, None, accept_environment), as_json=as_json
+    )
 
 
 @app.command(epilog="Example: hpstudy status quickstart")
@@ -296,7 +306,13 @@ def bench(
 
 
 def _options(
-    runs: Path, device: str, wandb: ModeFlag, workers: str, trials: int | None, accept_environment: bool
+    runs: Path,
+    device: str,
+    wandb: ModeFlag,
+    workers: str,
+    cluster: str | None,
+    trials: int | None,
+    accept_environment: bool,
 ) -> Options:
     from hpstudy.running.interface import Options
 
@@ -305,6 +321,7 @@ def _options(
         device=device,
         wandb=wandb,
         workers=_num_workers(workers),
+        cluster=cluster,
         trials=trials,
         accept_environment=accept_environment,
     )

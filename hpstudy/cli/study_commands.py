@@ -115,7 +115,7 @@ def _resume(name: str, options: Options) -> str:
 def _flags(options: Options) -> list[str]:
     """The flags of `run` that are not at their default."""
     default = Options(runs=RUNS, device="auto", wandb="auto")
-    given = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "trials"))
+    given = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "cluster", "trials"))
     return [word for flag, v in given if v != getattr(default, flag) for word in (f"--{flag}", str(v))]
 
 

@@ -72,9 +72,16 @@ def _lost_to_another(store: RunStore, progress: Progress, stop: StopRequest) -> 
     stop.requested = True
 
 
-def executor_for(options: Options, logs: Path, say: Callable[[str], None]) -> Executor:
-    """What starts the workers: this machine, or a cluster. Raises UserError if there is no such cluster."""
-    return LocalExecutor(logs)
+def executor_for(study: Study, options: Options, folder: Path, say: Callable[[str], None]) -> Executor:
+    """What starts the workers of the study in `folder`: this machine, or a cluster.
+
+    Raises UserError if there is no such cluster.
+    """
+    if options.cluster is None:
+        return LocalExecutor(folder)
+    from hpstudy.running.ray_executor import RayExecutor
+
+    return RayExecutor(options.cluster, study.spec, options.device, folder, say)
 
 
 class _Driver:
@@ -84,7 +91,7 @@ class _Driver:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
         self._options, self._confirming = options, False
         self._wandb = sink_for(study, store.root, resolve_mode(options.wandb), progress.say)
-        executor = executor_for(options, store.root, progress.say)
+        executor = executor_for(study, options, store.root, progress.say)
         self._pool = WorkerPool(study, store, self._wandb, options, progress, stop, executor)
 
     def freeze(self) -> None:

@@ -100,9 +100,9 @@ def test_workers_that_die_while_they_start_are_replaced_twice_at_most(
         return started[-1]
 
     def kill(run: Run, record: StepRecord) -> None:
-        if run.run_id in ("search-0001", "search-0003") and record.step == 5:
-            if watch.started.count(run.run_id) == 1:
-                kill_workers()
+        first = watch.started.count(run.run_id) == 1
+        if first and (run.run_id, record.step) in (("search-0001", 5), ("search-0003", 5)):
+            kill_workers()
 
     monkeypatch.setattr(LocalExecutor, "start", start_and_kill)
     study, watch = tiny(more=AWAITED), Watch(kill)

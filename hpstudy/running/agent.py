@@ -1,0 +1,139 @@
+"""An agent: starts a worker process on a node of a cluster and passes orders and reports on.
+
+The cluster's engine runs it in a process of its own. The worker is the process that a local driver would start, with
+no thread of the engine's in it, so that its numbers and its speed are the local ones. Every order and report has a
+number, so that a call that is repeated after a cut network loses and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections import deque
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from hpstudy.files import cache_dir
+from hpstudy.running.executors import Ending
+from hpstudy.running.local import LocalExecutor, LocalWorker
+from hpstudy.running.messages import Order, Recorded, Report, Setup
+
+PATIENCE_SECONDS = 10.0  # that a call waits for the first report
+LINGER_SECONDS = 0.05  # that it then waits for more, unless one is urgent
+MOST_KEPT = 20_000  # reports that the driver has not taken, after which the worker waits
+MOST_AT_ONCE = 2_000  # reports of one answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Where an agent runs."""
+
+    name: str
+    node_id: str  # the engine's
+    sees_folder: bool  # the study's folder, as the driver does
+    folder: Path  # for what the worker writes, if it does not see the study's
+    niceness: int
+
+
+class Agent:
+    """One worker on this node. Its methods are called from the driver, `reports` and `kill` beside the others."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._folder = Path()
+        self._sees_folder = True
+        self._worker: LocalWorker | None = None
+        self._next_order = 0
+        self._early: dict[int, Order] = {}  # orders that came before their turn
+        self._news = threading.Condition()
+        self._kept: deque[Report | Ending] = deque()
+        self._taken = 0  # reports that the driver has
+        self._urgent = False  # whether one of the others does not wait for more
+
+    def meet(self, folder: Path, token: str, node_id: str) -> Node:
+        """Says where this is, and whether the study's `folder` is the driver's: it then holds a file named `token`."""
+        sees = (folder / token).exists()
+        own = folder if sees else Path(tempfile.mkdtemp(prefix="hpstudy-", dir=_made(cache_dir() / "nodes")))
+        self._folder, self._sees_folder = own, sees
+        return Node(
+            name=socket.gethostname(), node_id=node_id, sees_folder=sees, folder=own, niceness=os.getpriority(0, 0)
+        )
+
+    def obey(self, number: int, order: Order) -> None:
+        """Passes orders on in the order of their numbers, each once."""
+        if number >= self._next_order:
+            self._early[number] = order
+        while (order_now := self._early.pop(self._next_order, None)) is not None:
+            self._next_order += 1
+            if isinstance(order_now, Setup):
+                self._start(order_now)
+            elif self._worker is not None:
+                self._worker.send(order_now)
+
+    def _start(self, setup: Setup) -> None:
+        self._worker = LocalExecutor(self._folder).start(setup, self._number)
+        threading.Thread(target=self._listen, args=[self._worker], name="listen", daemon=True).start()
+
+    def _listen(self, worker: LocalWorker) -> None:
+        report: Report | Ending | None = None
+        while not isinstance(report, Ending):
+            report = worker.receive() or self._ending(worker)
+            with self._news:
+                self._news.wait_for(lambda: len(self._kept) < MOST_KEPT)
+                self._kept.append(report)
+                self._urgent |= not isinstance(report, Recorded) or report.record.evaluated
+                self._news.notify_all()
+
+    def _ending(self, worker: LocalWorker) -> Ending:
+        ending = worker.last_words()
+        return replace(ending, cause=ending.cause.replace("died (", f"died on {socket.gethostname()} ("))
+
+    def reports(self, taken: int) -> tuple[int, list[Report | Ending]]:
+        """The reports from number `taken` on, and that number. The driver has all those before it.
+
+        Waits PATIENCE_SECONDS for the first. Steps without an evaluation then wait LINGER_SECONDS for others.
+        """
+        with self._news:
+            while self._taken < taken and self._kept:
+                self._kept.popleft()
+                self._taken += 1
+            self._news.notify_all()
+            self._news.wait_for(lambda: self._kept, PATIENCE_SECONDS)
+            if self._kept:
+                self._news.wait_for(lambda: self._urgent or len(self._kept) >= MOST_AT_ONCE, LINGER_SECONDS)
+            self._urgent = False
+            return self._taken, list(islice(self._kept, MOST_AT_ONCE))
+
+    def kill(self) -> None:
+        """Ends the worker at once. Its end is then reported."""
+        if self._worker is not None:
+            self._worker.kill()
+
+    def end(self) -> None:
+        """Ends the worker, gently first."""
+        if self._worker is not None:
+            self._worker.last_words()
+        if not self._sees_folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def put(self, path: Path, offset: int, part: bytes) -> None:
+        """Writes a part of a file of this node. The first one, at offset 0, begins the file anew."""
+        _made(path.parent)
+        with path.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(part)
+
+    def get(self, path: Path, offset: int, size: int) -> bytes:
+        """Reads a part of a file of this node; empty after its end."""
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,382 @@
+"""Workers on the nodes of a Ray cluster. The only module that imports ray.
+
+Each worker has an agent on its node, which is a Ray actor. One call for reports is under way at a time for each worker;
+its answer wakes the driver. Ray places the agents; hpstudy only says what each needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from hpstudy.errors import UserError
+from hpstudy.running.agent import Agent, Node
+from hpstudy.running.executors import POLL_SECONDS, Ending, Worker
+from hpstudy.running.interface import STOP_SIGNALS
+from hpstudy.running.messages import Order, Report, Save, Saved, Setup, Train
+from hpstudy.spec import TrainerSpec
+
+INSTALL = 'pip install "hpstudy[cluster]"'
+AGAIN_SECONDS = 0.5  # before a call that did not get through is repeated
+KILL_SECONDS = 10.0  # for an agent to report the end of its worker that was killed; then the agent is ended too
+STOP_SECONDS = 2.0  # for workers to end by themselves
+WAITING_SECONDS = 60.0  # between two lines that say which workers wait for a place
+PART_BYTES = 16 * 2**20  # of a file that is carried between driver and node
+
+Event = tuple["RayWorker", str, Any]
+"""(worker, what was called, its answer or its exception)."""
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UserError(f"--cluster needs Ray, which is not installed; {INSTALL}") from error
+    return ray
+
+
+class _AgentOnNode(Agent):
+    """An agent that knows the engine's name of its node."""
+
+    def meet(self, folder: Path, token: str, node_id: str = "") -> Node:
+        return super().meet(folder, token, node_id or _ray().get_runtime_context().get_node_id())
+
+
+class RayWorker:
+    """The driver's end of a worker on a node. All but `_call`'s callback runs in the driver's thread."""
+
+    def __init__(
+        self,
+        actor: Any,
+        meet: tuple[Path, str],
+        setup: Setup,
+        events: SimpleQueue[Event],
+        news: dict[RayWorker, None],
+    ) -> None:
+        """Asks the agent where it is. It answers once it has a place."""
+        self.actor, self._meet, self._setup, self._events, self._news = actor, meet, setup, events, news
+        self.node: Node | None = None  # once it has a place
+        self.ending: Ending | None = None
+        self.inbox: deque[Report] = deque()
+        self.kill_by: float | None = None  # when the agent is ended too
+        self._taken = 0  # reports received
+        self._orders: dict[int, Order] = {}  # those that the agent may not have
+        self._next_order = 0
+        self._saving_to: Path | None = None  # where the driver wants the checkpoint that its node is to carry back
+        self._again: list[tuple[float, str]] = []  # calls to repeat, and when
+        self._call("meet")
+
+    @property
+    def place(self) -> str:
+        """See `Worker`."""
+        return self.node.name if self.node else ""
+
+    @property
+    def waits(self) -> bool:
+        """See `Worker`."""
+        return self.node is None and self.ending is None
+
+    def send(self, order: Order) -> None:
+        """See `Worker`. A checkpoint is carried if the node does not see the driver's folder."""
+        assert self.node is not None
+        number, self._next_order = self._next_order, self._next_order + 1
+        if not self.node.sees_folder:
+            if isinstance(order, Save):
+                self._saving_to, order = order.path, Save(path=self.node.folder / "checkpoint.pt.part")
+            elif isinstance(order, Train) and order.checkpoint is not None:
+                there = replace(order, checkpoint=self.node.folder / "checkpoint.pt")
+                self._orders[number] = there
+                self._in_background(f"uploaded {number}", lambda: self._upload(order.checkpoint, there.checkpoint))
+                return
+        self._orders[number] = order
+        self._call(f"obey {number}")
+
+    def receive(self, meanwhile: Callable[[], None] = lambda: None) -> Report | None:
+        """See `Worker`."""
+        while not self.inbox and self.ending is None:
+            meanwhile()
+            with contextlib.suppress(Empty):
+                worker, what, answer = self._events.get(timeout=POLL_SECONDS)
+                worker.take(what, answer)
+            self.tend()
+        return self.inbox.popleft() if self.inbox else None
+
+    def kill(self) -> None:
+        """See `Worker`."""
+        self.kill_by = time.monotonic() + KILL_SECONDS
+        self._call("kill")
+
+    def last_words(self) -> Ending:
+        """See `Worker`."""
+        assert self.ending is not None
+        return self.ending
+
+    def tend(self) -> None:
+        """Repeats calls that did not get through, and gives up an agent that does not end its worker."""
+        now = time.monotonic()
+        due = [what for when, what in self._again if when <= now]
+        self._again = [(when, what) for when, what in self._again if when > now]
+        for what in due:
+            self._call(what)
+        if self.kill_by is not None and now > self.kill_by and self.ending is None:
+            self._end(f"the worker on {self.place} gives no answer", lost=True)
+
+    def take(self, what: str, answer: Any) -> None:
+        """Takes the answer of a call."""
+        if self.ending is not None:
+            return
+        self._news[self] = None
+        if isinstance(answer, Exception):
+            self._on_error(what, answer)
+            return
+        match what.partition(" ")[0]:
+            case "meet":
+                self.node = answer
+                self.send(self._setup)
+                self._call("reports")
+            case "obey":
+                self._orders.pop(int(what.split()[1]), None)
+            case "uploaded":
+                self._call(f"obey {what.split()[1]}")
+            case "carried":
+                self.inbox.append(answer)
+            case "reports":
+                first, reports = answer
+                for report in reports[self._taken - first :]:
+                    self._taken += 1
+                    self._take_report(report)
+                if self.ending is None:
+                    self._call("reports")
+
+    def _take_report(self, report: Report | Ending) -> None:
+        if isinstance(report, Ending):
+            self.ending = report
+        elif isinstance(report, Saved) and self._saving_to is not None and not report.problem:
+            there, here, self._saving_to = self._path("checkpoint.pt.part"), self._saving_to, None
+            self._in_background("carried", lambda: self._download(report, there, here))
+        else:
+            self.inbox.append(report)
+
+    def _on_error(self, what: str, error: Exception) -> None:
+        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+        if isinstance(error, ActorUnavailableError):
+            self._again.append((time.monotonic() + AGAIN_SECONDS, what))
+        elif isinstance(error, RayActorError) and self.node is not None:
+            self._end(f"the worker on {self.place} is lost with its node or its agent", lost=True)
+        elif isinstance(error, RayTaskError | RayActorError):
+            self._end(f"the agent failed: {_last_line(error)}")
+        else:
+            self._end(f"the worker on {self.place or 'a node'} is lost ({_last_line(error)})", lost=True)
+
+    def _end(self, cause: str, *, lost: bool = False) -> None:
+        self.ending = Ending(cause=cause, last_line=cause, lost=lost)
+        _ray().kill(self.actor)
+
+    def _call(self, what: str) -> None:
+        """Calls a method of the agent. The answer becomes an event."""
+        name, _, number = what.partition(" ")
+        arguments: dict[str, Any] = {
+            "meet": self._meet,
+            "reports": (self._taken,),
+            "obey": (int(number or 0), self._orders.get(int(number or 0))),
+            "kill": (),
+        }
+        group = name if name in ("reports", "kill") else "orders"
+        method = getattr(self.actor, name).options(concurrency_group=group)
+        self._answer(what, method.remote(*arguments[name]).future())
+
+    def _answer(self, what: str, future: Any) -> None:
+        future.add_done_callback(lambda done: self._events.put((self, what, done.exception() or done.result())))
+
+    def _path(self, name: str) -> Path:
+        assert self.node is not None
+        return self.node.folder / name
+
+    def _in_background(self, what: str, work: Callable[[], Any]) -> None:
+        """Does what takes long in a thread. Its answer becomes an event."""
+        threading.Thread(
+            target=lambda: self._events.put((self, what, work())), name=f"carry for {self.place}", daemon=True
+        ).start()
+
+    def _upload(self, here: Path | None, there: Path | None) -> None:
+        """Carries a checkpoint to the node. If that fails, the worker finds none, and says that it begins anew."""
+        assert here is not None
+        ray, put = _ray(), self.actor.put.options(concurrency_group="orders")
+        with contextlib.suppress(OSError, ray.exceptions.RayError), here.open("rb") as file:
+            while part := file.read(PART_BYTES):
+                ray.get(put.remote(there, file.tell() - len(part), part))
+
+    def _download(self, report: Saved, there: Path, here: Path) -> Saved:
+        """Carries a checkpoint from the node."""
+        ray, get = _ray(), self.actor.get.options(concurrency_group="orders")
+        start = time.monotonic()
+        try:
+            with here.open("wb") as file:
+                while part := ray.get(get.remote(there, file.tell(), PART_BYTES)):
+                    file.write(part)
+        except (OSError, ray.exceptions.RayError) as error:
+            return replace(report, problem=_last_line(error))
+        return replace(report, seconds=report.seconds + time.monotonic() - start)
+
+
+class RayExecutor:
+    """Workers on a running Ray cluster, which may grow and shrink."""
+
+    grows = True
+
+    def __init__(self, address: str, spec: TrainerSpec, device: str, folder: Path, say: Callable[[str], None]) -> None:
+        """Joins the cluster at `address`, or for "auto" the one that this machine belongs to.
+
+        `folder`: the study's. Raises UserError if there is no such cluster, or it lacks the device.
+        """
+        self._say, self._folder = say, folder
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._news: dict[RayWorker, None] = {}  # those that may have a report, or have ended
+        self._tended = 0.0
+        self._workers: list[RayWorker] = []
+        self._avoided: set[str] = set()  # node ids
+        self._said_waiting = time.monotonic()
+        _join(address)
+        self._device, self._needs = needs(spec, device, nodes())
+        self._token = f".seen-{uuid.uuid4().hex}"
+
+    def start(self, setup: Setup, number: int) -> RayWorker:
+        """See `Executor`."""
+        ray = _ray()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / self._token).touch()
+        options: dict[str, Any] = {
+            "num_cpus": self._needs["CPU"],
+            "num_gpus": self._needs.get("GPU", 0),
+            "max_restarts": 0,
+            "concurrency_groups": {"orders": 1, "reports": 1, "kill": 1},
+        }
+        if self._avoided:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._avoided))})"}
+        actor = ray.remote(**options)(_AgentOnNode).remote(number)
+        setup = replace(setup, device=self._device)
+        worker = RayWorker(actor, (self._folder.absolute(), self._token), setup, self._events, self._news)
+        self._workers.append(worker)
+        return worker
+
+    def heard(self, seconds: float) -> list[Worker]:
+        """See `Executor`."""
+        wait = not any(worker.inbox or worker.ending for worker in self._news)
+        with contextlib.suppress(Empty):
+            worker, what, answer = self._events.get(wait, seconds)
+            worker.take(what, answer)
+            while True:
+                worker, what, answer = self._events.get_nowait()
+                worker.take(what, answer)
+        if time.monotonic() - self._tended > POLL_SECONDS:
+            self._tend()
+        for worker in [worker for worker in self._news if not worker.inbox and worker.ending is None]:
+            del self._news[worker]
+        return list(self._news)
+
+    def _tend(self) -> None:
+        self._tended = time.monotonic()
+        for worker in self._workers:
+            worker.tend()
+            if worker.ending is not None:
+                self._news[worker] = None
+        self._say_who_waits()
+
+    def places(self, setup: Setup, here: int) -> int:
+        """See `Executor`."""
+        return sum(
+            int(min(node["Resources"].get(name, 0.0) // need for name, need in self._needs.items()))
+            for node in nodes()
+            if node["NodeID"] not in self._avoided
+        )
+
+    def avoid(self, worker: Worker) -> None:
+        """See `Executor`."""
+        assert isinstance(worker, RayWorker)
+        if worker.node is not None:
+            self._avoided.add(worker.node.node_id)
+
+    def stop(self, workers: Sequence[Worker]) -> None:
+        """See `Executor`."""
+        ray = _ray()
+        ours = [worker for worker in self._workers if worker in set(workers)]
+        alive = [worker.actor.end.options(concurrency_group="kill").remote() for worker in ours if worker.node]
+        if alive:
+            ray.wait(alive, num_returns=len(alive), timeout=STOP_SECONDS)
+        for worker in ours:
+            worker.ending = worker.ending or Ending(cause="the worker was ended", last_line="")
+            ray.kill(worker.actor)
+            self._workers.remove(worker)
+            self._news.pop(worker, None)
+        if not self._workers:
+            (self._folder / self._token).unlink(missing_ok=True)
+
+    def _say_who_waits(self) -> None:
+        waiting = sum(worker.waits for worker in self._workers)
+        if waiting and time.monotonic() - self._said_waiting > WAITING_SECONDS:
+            self._said_waiting = time.monotonic()
+            self._say(f"{waiting} worker{'s' if waiting > 1 else ''} wait for a place: {self.room()}")
+
+    def _offer(self, resources: Mapping[str, float]) -> str:
+        return " and ".join(f"{resources.get(name, 0.0):g} {name}" for name in self._needs)
+
+    def room(self) -> str:
+        """What a worker needs and what the cluster has, for people."""
+        need = " and ".join(f"{value:g} {name}" for name, value in self._needs.items())
+        usable = [node for node in nodes() if node["NodeID"] not in self._avoided]
+        has = "; ".join(f"{node['NodeManagerHostname']} {self._offer(node['Resources'])}" for node in usable)
+        return f"each needs {need}; the cluster has {has or 'no node that this study may use'}"
+
+
+def _join(address: str) -> None:
+    """Connects to a running cluster and keeps this process's own handling of signals."""
+    ray = _ray()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--cluster {address}: no Ray cluster answers ({_last_line(error)}); start one with `ray start --head`, or "
+            "leave the flag out to train on this machine"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def nodes() -> list[Mapping[str, Any]]:
+    """The nodes of the cluster that are alive, as Ray describes them."""
+    return [node for node in _ray().nodes() if node["Alive"]]
+
+
+def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, float]]:
+    """(the device of every worker, what each needs of a node). `device` is that of the command line.
+
+    Raises UserError if the cluster has no such device.
+    """
+    num_gpus = sum(node["Resources"].get("GPU", 0) for node in found)
+    if device.startswith("cuda:"):
+        raise UserError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda")
+    if device == "cuda" and not num_gpus:
+        raise UserError("--device cuda: the cluster has no GPU; use --device cpu, or add a node that has one")
+    if device != "cpu" and num_gpus:
+        return "cuda", {"GPU": 1.0, "CPU": 1.0}
+    return "cpu", {"CPU": float(spec.threads)}
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
