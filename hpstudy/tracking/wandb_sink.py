@@ -91,9 +91,10 @@ class WandbSink:
     `begin`, `log`, `finish`, `abandon` and `replay` put a task into a queue and return at once. The thread takes some
     thousand rows a second. If rows come faster, the queue holds MAX_WAITING tasks of them at most, about 30 MB; a run
     whose rows are left out of it falls behind, and the thread reads them from the run store as soon as it has caught
-    up, at the latest when the run ends. So each row reaches W&B once, in order. When W&B fails, the thread falls back from
-    online to offline and from offline to disabled, and calls `say` with one line. Runs open at that time are sent by a
-    later replay.
+    up, at the latest when the run ends. So each row reaches W&B once, in order.
+
+    When W&B fails, the thread falls back from online to offline and from offline to disabled, and calls `say` with one
+    line. Runs open at that time are sent by a later replay.
     """
 
     def __init__(
