@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import math
 import os
 import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ import numpy as np
 
 from hpstudy.records import Outcome, Run, RunResult
 from hpstudy.running.executors import Ending, Worker
-from hpstudy.running.interface import Options, StopRequest
+from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.messages import Finished, Order, Ready, Recorded, Report, Save, Saved, Setup, StopDecision, Train
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.run_queue import TrialQueue
@@ -142,6 +143,8 @@ class Fleet:
 class Figures(Watch):
     """What was measured so far. As a progress view it notes when each run ends."""
 
+    stop: StopRequest
+    until: float  # when the study is stopped
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by part
     longest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # one call of each part
     asks: list[float] = field(default_factory=list)  # seconds that each proposal took
@@ -160,6 +163,7 @@ class Figures(Watch):
         """See `Progress`."""
         self.ended.append(time.perf_counter())
         self.memory.append(memory_mib())
+        self.stop.requested = time.perf_counter() > self.until
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -208,20 +212,24 @@ def fleet_study(folder: Path, *, workers: int, sampler: str = "tpe", pruner: str
     return load_study(str(path))
 
 
-def run_fleet(study: Study, store: RunStore, *, workers: int, trials: int, steps: int) -> tuple[Figures, float]:
-    """Trains every trial. Returns the figures and the seconds in all."""
+def run_fleet(
+    study: Study, store: RunStore, *, workers: int, trials: int, steps: int, limit: float = math.inf
+) -> tuple[Figures, float]:
+    """Trains every trial, or as many as end within `limit` seconds. Returns the figures and the seconds in all."""
     store.create()
-    figures = Figures()
+    stop = StopRequest()
+    figures = Figures(stop, time.perf_counter() + limit)
     options = Options(runs=store.root.parent, device="cpu", wandb="disabled", workers=workers, trials=trials)
     sink = sink_for(study, store.root, "disabled", figures.say)
     fleet = Fleet(workers, steps)
-    pool = WorkerPool(study, store, sink, options, figures, StopRequest(), fleet)
+    pool = WorkerPool(study, store, sink, options, figures, stop, fleet)
     pool.first()
     with figures.measuring():
         start = time.perf_counter()
         search = Search(study, store.root / JOURNAL, trials=trials)
-        pool.train(TrialQueue(study, search, lambda _: 0))
-        return figures, time.perf_counter() - start
+        with suppress(Interrupted):
+            pool.train(TrialQueue(study, search, lambda _: 0))
+    return figures, figures.ended[-1] - start
 
 
 def described(figures: Figures, seconds: float, store: RunStore) -> Iterator[str]:
@@ -254,6 +262,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1000, metavar="N", help="workers at once (1000)")
     parser.add_argument("--trials", type=int, default=20_000, metavar="N", help="trials of the search (20000)")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help=f"steps of a run, by {EVALS} (20)")
+    parser.add_argument("--minutes", type=float, default=10, metavar="N", help="stops after so many (10)")
     parser.add_argument("--sampler", default="tpe", metavar="NAME", help="tpe, random, qmc or gp (tpe)")
     parser.add_argument("--pruner", default="none", metavar="NAME", help="none, median or successive_halving (none)")
     args = parser.parse_args()
@@ -263,7 +272,8 @@ def main() -> None:
         folder = Path(name)
         study = fleet_study(folder, workers=args.workers, sampler=args.sampler, pruner=args.pruner)
         store = RunStore(folder / "fleet")
-        figures, seconds = run_fleet(study, store, workers=args.workers, trials=args.trials, steps=args.steps)
+        size = {"workers": args.workers, "trials": args.trials, "steps": args.steps}
+        figures, seconds = run_fleet(study, store, **size, limit=60 * args.minutes)
         print(f"{args.workers:,} workers, {args.sampler}, pruner {args.pruner}")
         for line in described(figures, seconds, store):
             print(line, flush=True)
