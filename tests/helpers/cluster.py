@@ -154,16 +154,20 @@ class Cluster:
         assert code == "0\n", f"{name} did not start: {log.read_text()}"
         return self.nodes[name]
 
-    def start(self, command: Sequence[str], name: str = "head", **variables: str) -> subprocess.Popen[str]:
-        """Starts a driver or another command on a node, with its output piped."""
-        process = subprocess.Popen(
-            [*self.nodes[name].enter, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**self.environment, "RAY_ADDRESS": self.address, **variables},
-            cwd=ROOT,
-        )
+    def start(
+        self, command: Sequence[str], name: str = "head", *, output: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Starts a driver or another command on a node. Its output goes to a file, or is piped."""
+        with contextlib.ExitStack() as stack:
+            stream = subprocess.PIPE if output is None else stack.enter_context(output.open("a"))
+            process = subprocess.Popen(
+                [*self.nodes[name].enter, *command],
+                stdout=stream,
+                stderr=stream,
+                text=True,
+                env={**self.environment, "RAY_ADDRESS": self.address, **variables},
+                cwd=ROOT,
+            )
         self._drivers.append(process)
         return process
 
