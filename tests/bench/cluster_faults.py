@@ -167,11 +167,12 @@ def strike_study(fault: Callable[[Scene], object], folder: Path, seed: int, most
         for _ in range(SESSIONS):
             scene.begin()
             while times < most and _await_steps(scene, scene.rng.randint(20, 200)):
+                struck, active = time.monotonic(), active_runs(scene.store)
                 fault(scene)
-                struck, times = time.monotonic(), times + 1
+                times += 1
                 if scene.driver is None or scene.driver.poll() is not None:
                     scene.begin()
-                if _await_steps(scene, 1):
+                if _await(scene, lambda active=active: all(map(has_gone_on, active.items()))):
                     scene.waits.append(time.monotonic() - struck)
             assert scene.driver is not None
             if scene.driver.wait() == 0:
@@ -179,11 +180,33 @@ def strike_study(fault: Callable[[Scene], object], folder: Path, seed: int, most
     raise AssertionError(f"{scene_study}: has not ended after {SESSIONS} sessions")
 
 
+def active_runs(store: Path) -> dict[Path, int]:
+    """{folder: steps} of the runs that have begun and not ended."""
+    folders = [path for path in store.glob("search-*") if not (path / "result.json").exists()]
+    return {path: steps for path in folders if (steps := run_steps(path))}
+
+
+def run_steps(folder: Path) -> int:
+    """Lines in the step file of a run."""
+    return (folder / "steps.jsonl").read_bytes().count(b"\n") if (folder / "steps.jsonl").exists() else 0
+
+
+def has_gone_on(run: tuple[Path, int]) -> bool:
+    """Whether a run has more steps than it had, or a result."""
+    folder, steps = run
+    return run_steps(folder) > steps or (folder / "result.json").exists()
+
+
 def _await_steps(scene: Scene, more: int) -> bool:
-    """Waits until so many more steps are recorded; False if the session ends before."""
-    target, until = num_steps(scene.store) + more, time.monotonic() + SECONDS
-    while num_steps(scene.store) < target:
-        assert time.monotonic() < until, f"{scene.study}: no step in {SECONDS:.0f} s"
+    target = num_steps(scene.store) + more
+    return _await(scene, lambda: num_steps(scene.store) >= target)
+
+
+def _await(scene: Scene, done: Callable[[], bool]) -> bool:
+    """Waits until something is so; False if the session ends before."""
+    until = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < until, f"{scene.study}: nothing new in {SECONDS:.0f} s"
         assert scene.driver is not None
         if scene.driver.poll() is not None:
             return False

@@ -108,7 +108,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of every process on a node, and of every driver."""
-        return {**os.environ, **self._settings}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PYTHONPATH": path, **self._settings}
 
     def add(
         self,
@@ -226,6 +227,9 @@ class Cluster:
         node.keeper.wait()
         assert node.keeper.stdout is not None
         node.keeper.stdout.close()
+        if self.namespaces:
+            _ip("netns", "del", self._space(name))
+            self._spaces.remove(self._space(name))
 
     def cut(self, name: str) -> None:
         """Takes a machine off the network; its links stay up and packets are lost without notice."""
