@@ -7,8 +7,9 @@ number, so that a call that is repeated after a cut network loses and doubles no
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from hpstudy.data import carried
 from hpstudy.data.catalog import Source
@@ -27,6 +29,7 @@ from hpstudy.running.messages import Order, Recorded, Report, Setup
 PATIENCE_SECONDS = 10.0  # that a call waits for the first report
 LINGER_SECONDS = 0.05  # that it then waits for more, unless one is urgent
 MOST_KEPT = 20_000  # reports that the driver has not taken, after which the worker waits
+LOCK = "lock"  # the file that an agent holds as long as it lives
 MOST_AT_ONCE = 2_000  # reports of one answer
 
 
@@ -47,7 +50,7 @@ class Agent:
     def __init__(self, number: int) -> None:
         self._number = number
         self._folder = Path()
-        self._sees_folder = True
+        self._lock: IO[bytes] | None = None  # on a folder of its own
         self._worker: LocalWorker | None = None
         self._next_order = 0
         self._early: dict[int, Order] = {}  # orders that came before their turn
@@ -59,10 +62,16 @@ class Agent:
     def meet(self, folder: Path, token: str, node_id: str) -> Node:
         """Says where this is, and whether the study's `folder` is the driver's: it then holds a file named `token`."""
         sees = (folder / token).exists()
-        own = folder if sees else Path(tempfile.mkdtemp(prefix="hpstudy-", dir=_made(cache_dir() / "nodes")))
-        self._folder, self._sees_folder = own, sees
+        if sees:
+            self._folder = folder
+        elif self._lock is None:  # else the answer of an earlier call was lost
+            self._folder, self._lock = _own_folder()
         return Node(
-            name=socket.gethostname(), node_id=node_id, sees_folder=sees, folder=own, niceness=os.getpriority(0, 0)
+            name=socket.gethostname(),
+            node_id=node_id,
+            sees_folder=sees,
+            folder=self._folder,
+            niceness=os.getpriority(0, 0),
         )
 
     def obey(self, number: int, order: Order) -> None:
@@ -116,11 +125,12 @@ class Agent:
             self._worker.kill()
 
     def end(self) -> None:
-        """Ends the worker, gently first."""
+        """Ends the worker, gently first. A log that is not empty stays on this node."""
         if self._worker is not None:
             self._worker.last_words()
-        if not self._sees_folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            _clear(self._folder)
+            self._lock.close()
 
     def find_corpus(self, setup: Setup, wanted: Source) -> tuple[Source, list[Path]]:
         """See `carried.find`."""
@@ -149,6 +159,29 @@ class Agent:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def _own_folder() -> tuple[Path, IO[bytes]]:
+    """A folder for this process alone, and its lock. Checkpoints that killed agents have left are removed."""
+    folders = _made(cache_dir() / "nodes")
+    for folder in folders.iterdir():
+        with contextlib.suppress(OSError), (folder / LOCK).open("rb+") as theirs:
+            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _clear(folder)
+    own = Path(tempfile.mkdtemp(prefix="hpstudy-", dir=folders))
+    lock = (own / LOCK).open("wb")
+    with contextlib.suppress(OSError):  # some network file systems have no locks; then nothing is removed either
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return own, lock
+
+
+def _clear(folder: Path) -> None:
+    """Removes an agent's folder, but for its worker's log if that holds anything."""
+    for path in folder.iterdir():
+        if path.suffix != ".log" or not path.stat().st_size:
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _made(folder: Path) -> Path:

@@ -334,7 +334,7 @@ class Corpora:
             worker.ask("keep_corpus", part, there)
         except _ray().exceptions.RayTaskError as error:
             raise MachineError(
-                f"{worker.place}: the corpus cannot be carried to {there.parent} ({_last_line(error)}); make room "
+                f"the corpus cannot be carried to {there.parent} on {worker.place} ({_last_line(error)}); make room "
                 f"there, or {CACHE_REMEDY} before Ray starts on that node"
             ) from error
 
