@@ -12,7 +12,7 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.capacity import num_workers
+from hpstudy.running.capacity import num_workers, worker_device
 from hpstudy.running.environment import ACCEPTED, admitted, describe, inexact, with_code
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.messages import (
@@ -266,8 +266,11 @@ class WorkerPool:
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
             case Saved(seconds=seconds, problem=problem):
                 self._active[worker].on_saved(seconds, problem)
-            case Finished(outcome=outcome, message=message):
-                self._end(self._active.pop(worker), outcome, message, queue)
+            case Finished(outcome=outcome, message=message, last=last):
+                active = self._active.pop(worker)
+                if last:
+                    self._replace(worker, queue)
+                self._end(active, outcome, message, queue)
             case None:
                 self._replace(worker, queue)
             case _:
@@ -285,7 +288,7 @@ class WorkerPool:
         run = active.run
         if not self._study.budget.smaller_micro_batch or "micro_batch" in self._study.space:
             return None
-        if (smaller := with_smaller_micro_batch(run, self._study.spec.context)) is None:
+        if (smaller := with_smaller_micro_batch(run, self._study.spec)) is None:
             return None
         self._progress.say(
             f"{run.run_id}: out of memory at micro_batch {run.hparams.micro_batch}; tried again at "
@@ -360,9 +363,7 @@ class WorkerPool:
                         pass
 
     def _start_worker(self, index: int) -> Worker:
-        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
-        if device in ("auto", "cuda") and num_gpus:
-            device = f"cuda:{index % num_gpus}"
+        device = worker_device(index, self._study, self._environment or {}, self._options.device)
         setup = Setup(spec=self._study.spec, device=device, base=Path.cwd())
         return Worker.start(setup, self._store.root / f"worker-{index}.log")
 
