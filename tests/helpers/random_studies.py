@@ -85,7 +85,7 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     pruners = PRUNERS if metric == "val/loss" else st.just("none")
     more = {
         "trials": st.integers(1, 50) if search else st.just(1),
-        "pack": st.just("auto") | COUNT,  # of earlier versions
+        "pack": st.just(1) if {"gpus", "processes"} & set(trainer) else st.just("auto") | COUNT,  # of earlier versions
         "smaller_micro_batch": st.booleans(),
         "hang_seconds": st.floats(1e-3, 1e9),
         "sampler": st.just("grid") if grid else SAMPLERS | optional(name=SAMPLERS, startup=COUNT, seed=SEED),

@@ -22,9 +22,8 @@ from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
 from tests.helpers.stores import step_record
+from tests.helpers.training import SPEC
 from tests.helpers.training import run as a_run
-
-CONTEXT = 32  # of the run above: 8 sequences a step
 
 
 def edit_loss(folder: Path, step: int) -> None:
