@@ -32,7 +32,9 @@ def together(count: int, work: Callable[[Ranks], Result], device: str = "cpu") -
         return list(pool.map(one, range(count)))
 
 
-def curves_of(count: int, of: Run, spec: TrainerSpec = SPEC, **options: Any) -> list[list[StepRecord]]:
-    """The records of a run that so many ranks train together, by rank."""
+def curves_of(
+    count: int, of: Run, spec: TrainerSpec = SPEC, device: str = "cpu", **options: Any
+) -> list[list[StepRecord]]:
+    """The records of a run that so many ranks train together on one device, by rank."""
     spec = replace(spec, processes=count)
-    return together(count, lambda ranks: curve(make_trainer(spec, ranks=ranks, **options), of))
+    return together(count, lambda ranks: curve(make_trainer(spec, device, ranks=ranks, **options), of), device)
