@@ -296,13 +296,15 @@ def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
 def bench(
     device: Device = "auto",
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a training.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of a training.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes of a training on a CPU.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
     preset: Annotated[str | None, typer.Option("--preset", help="Only this model.", metavar="NAME")] = None,
 ) -> None:
     """Measures tokens per second, MFU and memory of training on this machine."""
     from hpstudy.cli import machine_commands
 
-    machine_commands.bench(device=device, threads=threads, quick=quick, preset=preset)
+    machine_commands.bench(device=device, threads=threads, gpus=gpus, processes=processes, quick=quick, preset=preset)
 
 
 def _options(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.hparams import HParams
-from hpstudy.records import BenchmarkFigures, Outcome, Run, StepRecord
+from hpstudy.records import BROKEN, BenchmarkFigures, Outcome, Run, StepRecord
 from hpstudy.spec import TrainerSpec
 
 
@@ -22,6 +22,15 @@ class Setup:
     spec: TrainerSpec
     device: str  # as given on the command line: auto, cpu, cuda, cuda:N
     base: Path  # where relative corpus paths start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """Order of rank 0 to another rank: build a trainer and train with the others."""
+
+    setup: Setup  # on this rank's device
+    rank: int
+    port: int  # where the ranks find each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +120,7 @@ class Finished:
 
     outcome: Outcome
     message: str
+    last: bool = False  # whether the worker ends with it, because its ranks are no longer at the same step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,5 +147,16 @@ class Benchmarked:
     message: str = ""
 
 
-Order = Setup | Train | StopDecision | Save | TimeSteps | Benchmark
+Order = Setup | Join | Train | StopDecision | Save | TimeSteps | Benchmark
 Report = Ready | Refused | Resumed | Recorded | Saved | Finished | Timed | Benchmarked
+
+
+def failed(report: Report) -> bool:
+    """Whether a report says that an order could not be obeyed."""
+    match report:
+        case Finished(outcome=outcome):
+            return outcome in BROKEN
+        case Timed(message=message) | Benchmarked(message=message):
+            return bool(message)
+        case _:
+            return isinstance(report, Refused)

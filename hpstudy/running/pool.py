@@ -11,7 +11,7 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.capacity import num_workers, trainings_at_once
+from hpstudy.running.capacity import num_workers, trainings_at_once, worker_device
 from hpstudy.running.environment import (
     ACCEPTED,
     admitted,
@@ -309,10 +309,15 @@ class WorkerPool:
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
             case Saved(seconds=seconds, problem=problem):
                 self._active[worker].on_saved(seconds, problem)
-            case Finished(outcome=outcome, message=message):
+            case Finished(outcome=outcome, message=message, last=last):
                 assert queue is not None
-                self._idle[worker] = None
-                self._end(self._active.pop(worker), outcome, message, queue)
+                active = self._active.pop(worker)
+                if last:
+                    self._executor.stop([worker])
+                    self._forget(worker)
+                else:
+                    self._idle[worker] = None
+                self._end(active, outcome, message, queue)
             case None:
                 self._replace(worker, queue)
             case _:
@@ -330,7 +335,7 @@ class WorkerPool:
         run = active.run
         if not self._study.budget.smaller_micro_batch or "micro_batch" in self._study.space:
             return None
-        if (smaller := with_smaller_micro_batch(run, self._study.spec.context)) is None:
+        if (smaller := with_smaller_micro_batch(run, self._study.spec)) is None:
             return None
         self._progress.say(
             f"{run.run_id}: out of memory at micro_batch {run.hparams.micro_batch}; tried again at "
@@ -435,9 +440,9 @@ class WorkerPool:
         self._workers[worker], self._starting[worker] = number, self._clock.seconds()
 
     def _setup(self, number: int) -> Setup:
-        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
-        if device in ("auto", "cuda") and num_gpus and not self._executor.grows:
-            device = f"cuda:{number % num_gpus}"
+        device = self._options.device
+        if not self._executor.grows:  # else the cluster chooses the GPUs
+            device = worker_device(number, self._study, self._environment or {}, device)
         return Setup(spec=self._study.spec, device=device, base=Path.cwd())
 
     def _admit(self, worker: Worker, report: Ready) -> None:

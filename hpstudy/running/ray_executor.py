@@ -377,8 +377,8 @@ def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) ->
     if device == "cuda" and not num_gpus:
         raise UserError("--device cuda: the cluster has no GPU; use --device cpu, or add a node that has one")
     if device != "cpu" and num_gpus:
-        return "cuda", {"GPU": 1.0, "CPU": 1.0}
-    return "cpu", {"CPU": float(spec.threads)}
+        return "cuda", {"GPU": float(spec.gpus), "CPU": float(spec.gpus)}
+    return "cpu", {"CPU": float(spec.threads * spec.processes)}
 
 
 def _last_line(error: BaseException) -> str:
