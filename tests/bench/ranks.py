@@ -10,11 +10,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from hpstudy.running.worker import Worker, stop_all
+
 from hpstudy.hparams import HParams
 from hpstudy.records import Run
 from hpstudy.running.bench import SETTINGS
 from hpstudy.running.messages import Recorded, Setup, Train
-from hpstudy.running.worker import Worker, stop_all
 from hpstudy.spec import TrainerSpec
 
 ROUNDS, TIMED_STEPS, COMPARED_STEPS = 5, 30, 50

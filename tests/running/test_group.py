@@ -16,7 +16,7 @@ from hpstudy.errors import UserError
 from hpstudy.records import Outcome, StepRecord
 from hpstudy.running.bench import bench
 from hpstudy.running.executors import time_steps, wait_until_ready
-from hpstudy.running.local import LocalWorker
+from hpstudy.running.local import LocalExecutor, LocalWorker
 from hpstudy.running.messages import Finished, Recorded, Report, Setup, StopDecision, Train
 from hpstudy.running.replay import replay
 from hpstudy.study import Study
@@ -255,7 +255,13 @@ def test_an_automatic_micro_batch_divides_the_batch_of_a_rank(tiny, tmp_path: Pa
 
 def test_a_benchmark_counts_the_steps_and_the_products_of_all_ranks(tmp_path: Path):
     result = bench(
-        TINY_SETTING, device="cpu", threads=1, processes=2, rounds=2, turn_seconds=0.02, log=tmp_path / "worker.log"
+        TINY_SETTING,
+        device="cpu",
+        threads=1,
+        processes=2,
+        rounds=2,
+        turn_seconds=0.02,
+        executor=LocalExecutor(tmp_path),
     )
     assert len(result.figures.steps_per_second) == 2
     assert result.figures.repeats is True
