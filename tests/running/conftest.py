@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hpstudy.records import StepRecord
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.bench.faults import run_without_faults
+from tests.helpers.cluster import QUICK, Cluster, need_namespaces
 from tests.helpers.running import Watch, curves, run_here, trials
 
 CONFIRM = '[baseline]\nalso = "tuned-lr"\n[confirm]\nspeedup = true\nseeds = {}\n'
@@ -76,3 +77,20 @@ def whole(run_once: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     if "whole" not in run_once:
         run_once["whole"] = run_without_faults(tmp_path_factory.mktemp("whole"))
     return run_once["whole"]
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray cluster on loopback, without nodes yet."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    with Cluster(settings=QUICK) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ray_machines() -> Iterator[Cluster]:
+    """A Ray cluster of machines with a network that can be cut, without nodes yet."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    need_namespaces()
+    with Cluster(namespaces=True, settings=QUICK) as cluster:
+        yield cluster
