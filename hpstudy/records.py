@@ -95,6 +95,7 @@ class RunHeader:
     derived: dict[str, float]  # half-lives in tokens, decay timescale in steps
     num_params: int
     started: str  # ISO 8601, UTC
+    kind: str | None = None  # of the machine that began it; versions before 0.4 wrote none
 
 
 def _metric(name: str, unit: str, doc: str) -> dict[str, str]:

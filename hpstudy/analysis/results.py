@@ -20,7 +20,8 @@ from hpstudy.errors import UserError
 from hpstudy.hparams import RULES
 from hpstudy.records import Outcome
 from hpstudy.running.confirm import read_selections
-from hpstudy.running.environment import accepted_changes
+from hpstudy.running.environment import accepted_changes, other_kinds
+from hpstudy.statistics.race import BASELINE
 from hpstudy.study import MetricName, Study, Value, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.ranking import Score, best_first, front
@@ -80,6 +81,29 @@ class StudyResults:
     def accepted_changes(self) -> list[str]:
         """The changes of environment under which the study was resumed, each as "torch was 2.11, is 2.13"."""
         return accepted_changes(self.environment)
+
+    @property
+    def other_kinds(self) -> dict[str, list[str]]:
+        """{kind: what differs} of the machines that trained besides the kind with which the study began."""
+        return other_kinds(self.environment)
+
+    @cached_property
+    def mixed_pairs(self) -> list[str]:
+        """The fresh runs of the winner and its rivals that trained on another kind of machine than the baseline's.
+
+        A pair's difference then holds that of two kinds of rounding too.
+        """
+        if self.store is None or not self.other_kinds:
+            return []
+        kinds = {view.run_id: view.header.kind for view in self.store.runs()}
+        fresh = self.confirmed
+        baselines = {row.seed: kinds.get(row.run) for row in fresh[fresh["candidate"] == BASELINE].itertuples()}
+        rivals = fresh[fresh["candidate"] != BASELINE]
+        return [
+            str(row.run)
+            for row in rivals.itertuples()
+            if row.seed in baselines and kinds.get(row.run) != baselines[row.seed]
+        ]
 
     @cached_property
     def fresh(self) -> FreshRuns:

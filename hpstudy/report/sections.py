@@ -90,6 +90,11 @@ def _warnings(results: StudyResults) -> list[str]:
     contrasts = results.verdict().contrasts
     return [
         *(f"resumed in another environment: {change}" for change in results.accepted_changes),
+        *(f"trained on {kind} too: {'; '.join(what)}" for kind, what in results.other_kinds.items()),
+        *(
+            f"{run} trained on another kind of machine than the baseline's run of its seed"
+            for run in results.mixed_pairs
+        ),
         *results.frames.problems,
         *(f"{run} diverged and counts with the loss of a uniform guess" for c in contrasts for run in c.diverged),
         *(f"{c.candidate}: the verdict lacks {run}" for c in contrasts for run in c.left_out),

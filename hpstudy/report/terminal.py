@@ -213,6 +213,7 @@ def _cautions(results: StudyResults) -> list[str]:
         "runs left out": any(c.left_out for c in contrasts),
         "an extended search": bool(contrasts and results.store and len(read_selections(results.store)) > 1),
         "a changed environment": bool(results.accepted_changes),
+        "several kinds of machines": bool(results.other_kinds),
     }
     return [what for what, is_so in found.items() if is_so]
 

@@ -173,7 +173,7 @@ class ActiveRun:
                 path.unlink()
 
 
-def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHeader:
+def header_of(run: Run, store: RunStore, study: str, num_params: int, kind: str) -> RunHeader:
     """The header of a run that begins now, or the one that it began with.
 
     Raises MachineError if the run began with other values. Its micro-batch may differ: it changes no loss, and becomes
@@ -194,6 +194,7 @@ def header_of(run: Run, store: RunStore, study: str, num_params: int) -> RunHead
         derived=derived(run.hparams),
         num_params=num_params,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind=kind,
     )
 
 

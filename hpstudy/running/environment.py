@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Mapping
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hpstudy.study import Study
 
 FROZEN = ("device", "device_name", "cpu_capability", "precision", "threads", "torch", "corpus_digest")
 PROPOSING = ("optuna", "numpy")  # packages that proposals and verdicts depend on
+KINDS = "kinds"  # the key of environment.json that says what other kinds of machines have trained too
 ACCEPTED = "accepted"  # the key of environment.json that lists the changes under which a study was resumed
 HERE = Path(__file__).parent
 PACKAGES = ("hpstudy", "optuna", "wandb", "tiktoken", "numpy", "pandas")
@@ -31,11 +34,26 @@ def differences(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[st
     return [f"{key} was {began[key]}, is {now[key]}" for key in keys if began[key] != now[key]]
 
 
+def kind_of(worker: Mapping[str, Any]) -> str:
+    """The name of a kind of machine: two of one kind give the same numbers to the last bit."""
+    values = json.dumps([worker.get(key) for key in FROZEN])
+    return f"{worker['device_name']}, torch {worker['torch']} ({sha256(values.encode()).hexdigest()[:6]})"
+
+
+def with_kind(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment file with what a worker's kind differs in from the kind with which the study began."""
+    known = frozen.get(KINDS)
+    kinds = known if isinstance(known, dict) else {}
+    return {**frozen, KINDS: {**kinds, kind_of(worker): differences(frozen, worker)}}
+
+
 def inexact(study: Study, worker: Mapping[str, Any]) -> list[str]:
     """Why a run of the study need not have the same bits if it is trained again; empty if it must."""
     found = []
     if study.budget.pack != 1:
         found.append("[budget] pack: it may have been trained with others as one model, and is trained alone now")
+    if study.mixed:
+        found.append("[cluster] mixed: machines of several kinds round differently")
     if not worker.get("deterministic", True):
         found.append("[trainer] deterministic: is false, so a GPU need not repeat to the last bit")
     return found
@@ -45,6 +63,12 @@ def accepted_changes(environment: Mapping[str, Any]) -> list[str]:
     """The changes under which a study was resumed, each as "torch was 2.11, is 2.13"."""
     found = environment.get(ACCEPTED)
     return [str(change) for change in found] if isinstance(found, list) else []
+
+
+def other_kinds(environment: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{kind: what differs} of the kinds of machines that trained besides the first."""
+    found = environment.get(KINDS)
+    return {str(kind): list(map(str, changes)) for kind, changes in found.items()} if isinstance(found, dict) else {}
 
 
 def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:

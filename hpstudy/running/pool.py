@@ -12,7 +12,16 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
 from hpstudy.running.capacity import num_workers, trainings_at_once
-from hpstudy.running.environment import ACCEPTED, admitted, describe, inexact, with_code
+from hpstudy.running.environment import (
+    ACCEPTED,
+    admitted,
+    describe,
+    differences,
+    inexact,
+    kind_of,
+    with_code,
+    with_kind,
+)
 from hpstudy.running.executors import POLL_SECONDS, START_SECONDS, AwakeClock, Ending, Executor, Worker, refusal
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.local import pinning_variables
@@ -140,11 +149,24 @@ class WorkerPool:
         if not self._ready and not self._active and self._fetch(queue):
             self.first()
         while self._idle and self._fetch(queue):
-            worker = next(iter(self._idle))
-            if self._begin(worker, self._waiting.popleft(), queue):
+            run = self._waiting.popleft()
+            worker = self._pick(run)
+            if self._begin(worker, run, queue):
                 del self._idle[worker]
         if self._active:
             self._start_more()
+
+    def _pick(self, run: Run) -> Worker:
+        """An idle worker for a run, of the kind that trained the same seed before if there is one.
+
+        So the two sides of a pair of fresh runs train alike as far as that can be had.
+        """
+        if self._study.mixed:
+            same_seed = {view.header.kind for view in self._store.runs() if view.header.run.seed == run.seed}
+            for worker in self._idle:
+                if kind_of(self._ready[worker].environment) in same_seed:
+                    return worker
+        return next(iter(self._idle))
 
     def _start_more(self) -> None:
         """Starts the workers that the study lacks. As a cluster grows, there may be more."""
@@ -181,7 +203,7 @@ class WorkerPool:
 
     def _begin(self, worker: Worker, run: Run, queue: RunQueue) -> bool:
         """Opens a run in the sinks and orders its training. False if the records show that it has ended."""
-        active = self._activate(run, *self._attempts.pop(run.run_id, (0, 0)))
+        active = self._activate(worker, run, *self._attempts.pop(run.run_id, (0, 0)))
         for record in active.recorded:
             queue.on_step(active.run, record)
         if (outcome := self._recorded_outcome(active, queue)) is not None:
@@ -199,10 +221,10 @@ class WorkerPool:
         )
         return True
 
-    def _activate(self, run: Run, deaths: int, furthest: int) -> ActiveRun:
+    def _activate(self, worker: Worker, run: Run, deaths: int, furthest: int) -> ActiveRun:
         """Opens a run in the sinks."""
         active = ActiveRun(
-            header_of(run, self._store, self._study.name, self._num_params),
+            header_of(run, self._store, self._study.name, self._num_params, kind_of(self._ready[worker].environment)),
             self._store,
             self._wandb,
             self._progress,
@@ -432,7 +454,11 @@ class WorkerPool:
                 frozen[ACCEPTED] = ["environment.json was lost, and recorded again during the study"]
             self._store.write_json(ENVIRONMENT, frozen)
         try:
-            now = admitted(frozen, report.environment, str(self._store.root), accept=accept)
+            if self._study.mixed and not accept and differences(frozen, report.environment):
+                now = with_kind(frozen, report.environment)
+            else:
+                now = admitted(frozen, report.environment, str(self._store.root), accept=accept)
+            self._refuse_other_code(report)
         except UserError as error:
             self._refuse(worker, error)
             return
@@ -447,6 +473,12 @@ class WorkerPool:
         self._ready[worker], self._idle[worker] = report, None
         self._early_deaths = 0
         self._environment, self._num_params = report.environment, report.num_params
+
+    def _refuse_other_code(self, report: Ready) -> None:
+        """Raises UserError if the worker runs another hpstudy than those before it in this session."""
+        ours = {ready.environment["code_sha256"] for ready in self._ready.values()}
+        if ours and report.environment["code_sha256"] not in ours and not self._study.mixed:
+            raise UserError("it has another version of hpstudy than the workers before it; install the same everywhere")
 
     def _refuse(self, worker: Worker, why: UserError) -> None:
         """Goes on without the machine of a worker whose numbers would be of another kind, if there are others."""

@@ -40,6 +40,7 @@ NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
 FIXED_SEEDS = 5  # if a study can have no race and states no seeds
 _NO_SAY_IN_SEEDS: Any = {
+    "cluster": True,
     "wandb": True,
     "search": True,
     "baseline": {"overrides"},
@@ -163,6 +164,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
         entity=file.wandb.entity,
+        mixed=file.cluster.mixed,
         warnings=(),
         yes=tuple(file.yes),
         also=tuple(dict.fromkeys(file.baseline.also)),

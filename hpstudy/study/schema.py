@@ -319,6 +319,17 @@ class Confirm(Table):
     )
 
 
+class ClusterTable(Table):
+    """Which nodes of a cluster may train runs, with `--cluster`."""
+
+    mixed: bool = _key(
+        False,
+        "whether nodes of another kind than the first (processor or GPU, torch, precision, code) may train too; then "
+        "runs need not repeat to the last bit, and the report says which kinds there were",
+        True,
+    )
+
+
 class WandbTable(Table):
     """Where runs go on Weights & Biases."""
 
@@ -347,6 +358,7 @@ class StudyFile(Table):
     objective: ObjectiveTable = ObjectiveTable()
     budget: Budget = Budget()
     confirm: Confirm = Confirm()
+    cluster: ClusterTable = ClusterTable()
     wandb: WandbTable = WandbTable()
 
     @property
@@ -366,6 +378,7 @@ TABLES: dict[str, type[Table]] = {
     "sampler": Sampler,
     "pruner": Pruner,
     "confirm": Confirm,
+    "cluster": ClusterTable,
     "wandb": WandbTable,
 }
 """The tables within a file, by the last part of their place, in the order of the reference."""

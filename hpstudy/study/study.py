@@ -86,6 +86,7 @@ class Study:
     format: int = FORMAT  # whose defaults the file has
     states_format: bool = True  # else the newest, or the one that the study began with
     derives_seeds: bool = False  # whether the file states no seeds, so that they follow from its name and values
+    mixed: bool = False  # whether nodes of several kinds may train its runs
     micro_batch_limit: int = GPT3.micro_batch  # if no key states one; with AUTO, what was measured on the device
 
     @property
