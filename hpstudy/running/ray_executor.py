@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -20,17 +22,23 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from hpstudy.errors import UserError
+from hpstudy.files import own_file
 from hpstudy.running.agent import Agent, Node
-from hpstudy.running.executors import POLL_SECONDS, Ending, Worker
+from hpstudy.running.executors import POLL_SECONDS, AwakeClock, Ending, EngineLost, Worker
 from hpstudy.running.interface import STOP_SIGNALS
 from hpstudy.running.messages import Order, Report, Save, Saved, Setup, Train
 from hpstudy.spec import TrainerSpec
+from hpstudy.tracking.store import RAY_LOG
 
 INSTALL = 'pip install "hpstudy[cluster]"'
 AGAIN_SECONDS = 0.5  # before a call that did not get through is repeated
 KILL_SECONDS = 10.0  # for an agent to report the end of its worker that was killed; then the agent is ended too
 STOP_SECONDS = 2.0  # for workers to end by themselves
 WAITING_SECONDS = 60.0  # between two lines that say which workers wait for a place
+FIRST_WAITING_SECONDS = 5.0  # before the first of them
+JOIN_SECONDS = 5.0  # for a cluster's address to answer; Ray itself tries for minutes
+NODES_SECONDS = 1.0  # between two questions for the cluster's nodes
+HEAD_SECONDS = 20.0  # without an answer, after which the head counts as lost; Ray ends the driver after 60
 PART_BYTES = 16 * 2**20  # of a file that is carried between driver and node
 
 Event = tuple["RayWorker", str, Any]
@@ -38,10 +46,14 @@ Event = tuple["RayWorker", str, Any]
 
 
 def _ray() -> Any:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # read at the import; warnings would go to stderr
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError(f"--cluster needs Ray, which is not installed; {INSTALL}") from error
+        raise UserError(
+            f"--cluster: needs Ray, which is not installed here; `{INSTALL}`, or leave the flag out to train on this "
+            "machine"
+        ) from error
     return ray
 
 
@@ -246,9 +258,10 @@ class RayExecutor:
         self._tended = 0.0
         self._workers: list[RayWorker] = []
         self._avoided: set[str] = set()  # node ids
-        self._said_waiting = time.monotonic()
-        _join(address)
-        self._device, self._needs = needs(spec, device, nodes())
+        self._say_waiting_at = time.monotonic() + FIRST_WAITING_SECONDS
+        join(address, folder / RAY_LOG)
+        self._nodes = _Nodes()
+        self._device, self._needs = needs(spec, device, self._nodes.alive)
         self._token = f".seen-{uuid.uuid4().hex}"
 
     def start(self, setup: Setup, number: int) -> RayWorker:
@@ -281,6 +294,7 @@ class RayExecutor:
                 worker.take(what, answer)
         if time.monotonic() - self._tended > POLL_SECONDS:
             self._tend()
+            self._nodes.refuse_if_silent()
         for worker in [worker for worker in self._news if not worker.inbox and worker.ending is None]:
             del self._news[worker]
         return list(self._news)
@@ -297,7 +311,7 @@ class RayExecutor:
         """See `Executor`."""
         return sum(
             int(min(node["Resources"].get(name, 0.0) // need for name, need in self._needs.items()))
-            for node in nodes()
+            for node in self._nodes.alive
             if node["NodeID"] not in self._avoided
         )
 
@@ -324,29 +338,60 @@ class RayExecutor:
 
     def _say_who_waits(self) -> None:
         waiting = sum(worker.waits for worker in self._workers)
-        if waiting and time.monotonic() - self._said_waiting > WAITING_SECONDS:
-            self._said_waiting = time.monotonic()
-            self._say(f"{waiting} worker{'s' if waiting > 1 else ''} wait for a place: {self.room()}")
+        if waiting and time.monotonic() > self._say_waiting_at:
+            self._say_waiting_at = time.monotonic() + WAITING_SECONDS
+            self._say(f"{f'{waiting} workers wait' if waiting > 1 else '1 worker waits'} for a place: {self.room()}")
 
     def _offer(self, resources: Mapping[str, float]) -> str:
         return " and ".join(f"{resources.get(name, 0.0):g} {name}" for name in self._needs)
 
     def room(self) -> str:
-        """What a worker needs and what the cluster has, for people."""
+        """See `Executor`."""
         need = " and ".join(f"{value:g} {name}" for name, value in self._needs.items())
-        usable = [node for node in nodes() if node["NodeID"] not in self._avoided]
+        usable = [node for node in self._nodes.alive if node["NodeID"] not in self._avoided]
         has = "; ".join(f"{node['NodeManagerHostname']} {self._offer(node['Resources'])}" for node in usable)
         return f"each needs {need}; the cluster has {has or 'no node that this study may use'}"
 
 
-def _join(address: str) -> None:
-    """Connects to a running cluster and keeps this process's own handling of signals."""
+class _Nodes:
+    """The nodes of the cluster. A thread asks for them, as the answer never comes once the head is lost."""
+
+    def __init__(self) -> None:
+        self.alive = self._seen = nodes()
+        self._clock, self._seen_at, self._given_up = AwakeClock(), 0.0, False
+        threading.Thread(target=self._ask, name="nodes", daemon=True).start()
+
+    def _ask(self) -> None:
+        while True:
+            time.sleep(NODES_SECONDS)
+            self.alive = nodes()
+
+    def refuse_if_silent(self) -> None:
+        """Raises EngineLost, once, if there was no answer for HEAD_SECONDS."""
+        now = self._clock.seconds()
+        if self.alive is not self._seen:
+            self._seen, self._seen_at = self.alive, now
+        elif now - self._seen_at > HEAD_SECONDS and not self._given_up:
+            self._given_up = True
+            raise EngineLost(
+                f"the cluster's head has given no answer for {HEAD_SECONDS:.0f} s, so the study stops here; nothing "
+                "that is recorded is lost. Start a cluster again, and run the same command with its address: it resumes"
+            )
+
+
+def join(address: str, log: Path) -> None:
+    """Connects to a running cluster and keeps this process's own handling of signals. Ray's lines go to `log`.
+
+    Raises UserError if there is no such cluster.
+    """
     ray = _ray()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         if not ray.is_initialized():
+            _refuse_silence(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        _keep_off_stdout(log)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--cluster {address}: no Ray cluster answers ({_last_line(error)}); start one with `ray start --head`, or "
             "leave the flag out to train on this machine"
@@ -355,6 +400,31 @@ def _join(address: str) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises OSError if nobody listens at HOST:PORT, for which Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
+
+
+def _keep_off_stdout(log: Path) -> None:
+    """Sends what Ray prints about its nodes to a file.
+
+    It prints to stdout, which holds hpstudy's result, whatever log_to_driver and logging_level say.
+    """
+
+    def keep(data: Mapping[str, Any], *_: object, **__: object) -> None:
+        with contextlib.suppress(OSError), open(log, "a", opener=own_file) as file:
+            file.writelines(f"{line}\n" for line in data["lines"])
+
+    _ray()._private.worker.print_to_stdstream = keep
+
+
+def tokens_required() -> bool:
+    """Whether only those with the cluster's token may use it."""
+    return str(os.environ.get("RAY_AUTH_MODE", "disabled")).lower() == "token"
 
 
 def nodes() -> list[Mapping[str, Any]]:

@@ -51,6 +51,7 @@ from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, mar
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
+RAY_LOG = "ray.log"  # in the run folder: what Ray prints about its nodes
 DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 LOCKED = {errno.EWOULDBLOCK, errno.EACCES}  # by another process; any other error says that files cannot be locked
 T = TypeVar("T")
@@ -360,7 +361,10 @@ class RunStore:
         """Removes the files of a study that was refused before it began. Call it under the lock."""
         if self.begun:
             return
-        for leftover in (self.root / LOCK, self.root / LEASE, self.root / ENVIRONMENT, *self.root.glob("worker-*.log")):
+        for leftover in (
+            *(self.root / name for name in (LOCK, LEASE, ENVIRONMENT, RAY_LOG)),
+            *self.root.glob("worker-*.log"),
+        ):
             leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: other files are not ours to remove
             self.root.rmdir()
