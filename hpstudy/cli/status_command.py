@@ -162,6 +162,7 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
     console.print(f"{study.name}: {study.question}", style="bold")
     console.print(_phases(results))
     say_fact(console, "state", f"{now}; {now.trials} of {now.planned} trials have ended")
+    assert results.store is not None
     if (workers := read_workers(results.store, now.holder)) is not None and workers.workers:
         say_fact(console, "workers", _in_all(workers))
         console.print(_by_worker(workers) if len(workers.workers) <= MOST_WORKERS else _by_node(workers))

@@ -46,7 +46,6 @@ Event = tuple["RayWorker", str, Any]
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # read at the import; warnings would go to stderr
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -252,6 +251,8 @@ class RayExecutor:
 
         `folder`: the study's. Raises UserError if there is no such cluster, or it lacks the device.
         """
+        if device.startswith("cuda:"):
+            raise UserError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda")
         self._say, self._folder = say, folder
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._news: dict[RayWorker, None] = {}  # those that may have a report, or have ended
@@ -438,8 +439,6 @@ def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) ->
     Raises UserError if the cluster has no such device.
     """
     num_gpus = sum(node["Resources"].get("GPU", 0) for node in found)
-    if device.startswith("cuda:"):
-        raise UserError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda")
     if device == "cuda" and not num_gpus:
         raise UserError("--device cuda: the cluster has no GPU; use --device cpu, or add a node that has one")
     if device != "cpu" and num_gpus:

@@ -342,15 +342,19 @@ class RunStore:
                 note(
                     "flock", f"{self.root}: files cannot be locked here ({error.strerror}); a lease in {LEASE} is used"
                 )
-            with leased(self.root, on_lost) as holding:
-                file.truncate(0)
-                file.write(str(holding))
-                file.flush()
-                self._holding.append(holding)
-                try:
-                    yield
-                finally:
-                    self._holding.remove(holding)
+            try:
+                with leased(self.root, on_lost) as holding:
+                    file.truncate(0)
+                    file.write(str(holding))
+                    file.flush()
+                    self._holding.append(holding)
+                    try:
+                        yield
+                    finally:
+                        self._holding.remove(holding)
+            finally:
+                with contextlib.suppress(OSError):  # a beat of the lease kept the folder of a study that was refused
+                    self.root.rmdir()
 
     def refuse_if_lost(self) -> None:
         """Raises MachineError if this process has lost the study to another driver."""
