@@ -32,7 +32,7 @@ def doctor(address: str, spec: TrainerSpec, runs: Path, device: str) -> None:
     for line in (*_kinds(nodes), *_notes(nodes, runs), _security(tokens_required())):
         console.print(line, soft_wrap=True)
     if unable := [node for node in nodes if node.problem]:
-        raise MachineError("\n".join(f"{node.name}: cannot train: {node.problem}" for node in unable))
+        raise MachineError("\n".join(f"{node.place.name}: cannot train: {node.problem}" for node in unable))
     if not any(node.environment for node in nodes):
         raise MachineError(f"no node takes a worker: {cluster.room()}; add a node that does")
 
@@ -41,25 +41,20 @@ def _columns(nodes: Sequence[Surveyed]) -> list[Column]:
     def known(show: Callable[[Facts], str]) -> list[str]:
         return [show(node.facts) if node.facts else "-" for node in nodes]
 
-    environments = [node.environment or {} for node in nodes]
-    codes = [str(environment.get("code_sha256", ""))[:6] for environment in environments]
+    codes = [node.environment["code_sha256"][:6] if node.environment else "" for node in nodes]
     versions = known(lambda facts: facts.hpstudy)
     return [
-        Column(heading="node", cells=[node.name for node in nodes]),
+        Column(heading="node", cells=[node.place.name for node in nodes]),
         Column(heading="workers", cells=[_workers(node) for node in nodes]),
         Column(heading="CPUs", cells=[f"{node.place.cpus:g}" for node in nodes], right=True),
         Column(heading="GPUs", cells=[f"{node.place.gpus:g}" for node in nodes], right=True),
-        Column(heading="torch", cells=[str(e.get("torch") or v) for e, v in zip(environments, known(_torch))]),
+        Column(heading="torch", cells=known(lambda facts: facts.torch)),
         Column(heading="Python", cells=known(lambda facts: facts.python)),
-        Column(heading="hpstudy", cells=[f"{v} {code}".strip() for v, code in zip(versions, codes)]),
+        Column(heading="hpstudy", cells=[f"{v} {code}".strip() for v, code in zip(versions, codes, strict=True)]),
         Column(heading="nice", cells=known(lambda facts: str(facts.niceness)), right=True),
         Column(heading="sees runs", cells=known(lambda facts: "yes" if facts.sees_folder else "no")),
         Column(heading="cache GiB", cells=known(lambda facts: f"{facts.cache_free_gib:.0f}"), right=True),
     ]
-
-
-def _torch(facts: Facts) -> str:
-    return facts.torch
 
 
 def _workers(node: Surveyed) -> str:
@@ -69,7 +64,8 @@ def _workers(node: Surveyed) -> str:
 def _kinds(nodes: Sequence[Surveyed]) -> Iterator[str]:
     for number, (kind, names, changes) in enumerate(kinds(nodes), 1):
         which = next(node.environment for node in nodes if node.kind == kind) or {}
-        details = " ".join(filter(None, (which["device"], which["cpu_capability"], which["precision"])))
+        capability = which["cpu_capability"].partition(" ")[0]  # without the list of its instructions
+        details = " ".join(filter(None, (which["device"], capability, which["precision"])))
         yield f"kind {number}: {listed(names)}: {kind}; {details}"
         if changes:
             yield (
@@ -81,8 +77,8 @@ def _kinds(nodes: Sequence[Surveyed]) -> Iterator[str]:
 def _notes(nodes: Sequence[Surveyed], runs: Path) -> Iterator[str]:
     for node in nodes:
         if node.place.lacks:
-            yield f"{node.name}: takes no workers: a worker needs {node.place.lacks}"
-    known = [(node.name, node.facts) for node in nodes if node.facts]
+            yield f"{node.place.name}: takes no workers: a worker needs {node.place.lacks}"
+    known = [(node.place.name, node.facts) for node in nodes if node.facts]
     if nice := [name for name, facts in known if facts.niceness > 0]:
         yield (
             f"niceness: {listed(nice)} {'let' if len(nice) > 1 else 'lets'} every other program go first, which slows "
@@ -100,5 +96,5 @@ def _security(tokens: bool) -> str:
         return "tokens: required; only who has the cluster's token can run code on it"
     return (
         "tokens: not required; whoever reaches the cluster's ports can run code on its nodes "
-        "(RAY_AUTH_MODE=token where `ray start` and hpstudy run asks for one)"
+        "(to require one, set RAY_AUTH_MODE=token where `ray start` and hpstudy run)"
     )

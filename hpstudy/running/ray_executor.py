@@ -14,12 +14,13 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from hpstudy.errors import UserError
 from hpstudy.files import own_file
@@ -27,9 +28,12 @@ from hpstudy.running.agent import Agent, Node
 from hpstudy.running.executors import POLL_SECONDS, AwakeClock, Ending, EngineLost, Worker
 from hpstudy.running.interface import STOP_SIGNALS
 from hpstudy.running.messages import Order, Report, Save, Saved, Setup, Train
+from hpstudy.running.survey import Place
 from hpstudy.spec import TrainerSpec
 from hpstudy.tracking.store import RAY_LOG
 
+HEAD = "node:__internal_head__"  # a resource that the head alone has
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 INSTALL = 'pip install "hpstudy[cluster]"'
 AGAIN_SECONDS = 0.5  # before a call that did not get through is repeated
 KILL_SECONDS = 10.0  # for an agent to report the end of its worker that was killed; then the agent is ended too
@@ -41,6 +45,7 @@ NODES_SECONDS = 1.0  # between two questions for the cluster's nodes
 HEAD_SECONDS = 20.0  # without an answer, after which the head counts as lost; Ray ends the driver after 60
 PART_BYTES = 16 * 2**20  # of a file that is carried between driver and node
 
+T = TypeVar("T")
 Event = tuple["RayWorker", str, Any]
 """(worker, what was called, its answer or its exception)."""
 
@@ -265,8 +270,8 @@ class RayExecutor:
         self._device, self._needs = needs(spec, device, self._nodes.alive)
         self._token = f".seen-{uuid.uuid4().hex}"
 
-    def start(self, setup: Setup, number: int) -> RayWorker:
-        """See `Executor`."""
+    def start(self, setup: Setup, number: int, node_id: str | None = None) -> RayWorker:
+        """See `Executor`. With `node_id`, on that node alone."""
         ray = _ray()
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / self._token).touch()
@@ -276,8 +281,10 @@ class RayExecutor:
             "max_restarts": 0,
             "concurrency_groups": {"orders": 1, "reports": 1, "kill": 1},
         }
-        if self._avoided:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._avoided))})"}
+        if node_id is not None:
+            options["label_selector"] = {NODE_ID: node_id}
+        elif self._avoided:
+            options["label_selector"] = {NODE_ID: f"!in({','.join(sorted(self._avoided))})"}
         actor = ray.remote(**options)(_AgentOnNode).remote(number)
         setup = replace(setup, device=self._device)
         worker = RayWorker(actor, (self._folder.absolute(), self._token), setup, self._events, self._news)
@@ -337,6 +344,43 @@ class RayExecutor:
         if not self._workers:
             (self._folder / self._token).unlink(missing_ok=True)
 
+    def all_places(self) -> list[Place]:
+        """The nodes that are alive, the head first, then by name. Those that share a name have their address too."""
+        alive = sorted(self._nodes.alive, key=lambda node: (HEAD not in node["Resources"], _name(node)))
+        named = Counter(node["NodeManagerHostname"] for node in alive)
+        return [
+            Place(
+                node_id=node["NodeID"],
+                name=_name(node) if named[node["NodeManagerHostname"]] > 1 else node["NodeManagerHostname"],
+                cpus=node["Resources"].get("CPU", 0.0),
+                gpus=node["Resources"].get("GPU", 0.0),
+                lacks=self._lacks(node["Resources"]),
+            )
+            for node in alive
+        ]
+
+    def _lacks(self, resources: Mapping[str, float]) -> str:
+        enough = all(resources.get(name, 0.0) >= need for name, need in self._needs.items())
+        return "" if enough else f"{_listed(self._needs)}, but has {self._offer(resources)}"
+
+    def on_each(self, work: partial[T], seconds: float) -> dict[str, T | str]:
+        """{node id: what `work` returned there, or why it did not}. Needs no free place, and waits that long."""
+        ray = _ray()
+        asked = {
+            node["NodeID"]: ray.remote(num_cpus=0, max_retries=0, label_selector={NODE_ID: node["NodeID"]})(
+                _call
+            ).remote(work)
+            for node in self._nodes.alive
+        }
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+        found: dict[str, T | str] = {}
+        for node_id, reference in asked.items():
+            try:
+                found[node_id] = ray.get(reference) if reference in ready else f"no answer within {seconds:.0f} s"
+            except ray.exceptions.RayError as error:
+                found[node_id] = _last_line(error)
+        return found
+
     def _say_who_waits(self) -> None:
         waiting = sum(worker.waits for worker in self._workers)
         if waiting and time.monotonic() > self._say_waiting_at:
@@ -348,10 +392,9 @@ class RayExecutor:
 
     def room(self) -> str:
         """See `Executor`."""
-        need = " and ".join(f"{value:g} {name}" for name, value in self._needs.items())
         usable = [node for node in self._nodes.alive if node["NodeID"] not in self._avoided]
         has = "; ".join(f"{node['NodeManagerHostname']} {self._offer(node['Resources'])}" for node in usable)
-        return f"each needs {need}; the cluster has {has or 'no node that this study may use'}"
+        return f"each needs {_listed(self._needs)}; the cluster has {has or 'no node that this study may use'}"
 
 
 class _Nodes:
@@ -424,8 +467,11 @@ def _keep_off_stdout(log: Path) -> None:
 
 
 def tokens_required() -> bool:
-    """Whether only those with the cluster's token may use it."""
-    return str(os.environ.get("RAY_AUTH_MODE", "disabled")).lower() == "token"
+    """Whether the cluster that this process has joined is used with a token, which a driver needs if the nodes do."""
+    _ray()
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
 
 
 def nodes() -> list[Mapping[str, Any]]:
@@ -444,6 +490,18 @@ def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) ->
     if device != "cpu" and num_gpus:
         return "cuda", {"GPU": 1.0, "CPU": 1.0}
     return "cpu", {"CPU": float(spec.threads)}
+
+
+def _call(work: partial[T]) -> T:
+    return work()
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}"
+
+
+def _listed(needs: Mapping[str, float]) -> str:
+    return " and ".join(f"{value:g} {name}" for name, value in needs.items())
 
 
 def _last_line(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ class Place:
 class Facts:
     """What a node has besides a trainer."""
 
-    name: str
     python: str
     torch: str
     hpstudy: str
@@ -56,11 +54,6 @@ class Surveyed:
     facts: Facts | None = None
     environment: Mapping[str, Any] | None = None  # of its worker, if it can train
     problem: str = ""  # why it cannot; empty if it can, or takes no workers
-
-    @property
-    def name(self) -> str:
-        """The node's name, for people."""
-        return self.facts.name if self.facts else self.place.name
 
     @property
     def kind(self) -> str:
@@ -87,7 +80,6 @@ def look(folder: Path) -> Facts:
     cache = cache_dir()
     there = next(path for path in (cache, *cache.parents) if path.exists())
     return Facts(
-        name=socket.gethostname(),
         python=platform.python_version(),
         torch=version("torch"),
         hpstudy=version("hpstudy"),
@@ -135,19 +127,21 @@ def _probe(cluster: Cluster, setup: Setup, node_ids: Sequence[str]) -> dict[str,
                         found.setdefault(workers[worker], worker.last_words().cause)
                         cluster.stop([worker])
             if waited > PLACE_SECONDS:
-                full = f"has no free place for a worker: within {PLACE_SECONDS:.0f} s others gave none back"
-                found = {node_id: full for worker, node_id in workers.items() if worker.waits} | found
+                full = f"it has no free place for a worker, and none became free in {PLACE_SECONDS:.0f} s"
+                for worker, node_id in workers.items():
+                    if worker.waits:
+                        found.setdefault(node_id, full)
     finally:
         cluster.stop(list(workers))
     late = f"its worker is not ready after {PROBE_SECONDS:.0f} s"
-    return dict.fromkeys(node_ids, late) | found
+    return {node_id: found.get(node_id, late) for node_id in node_ids}
 
 
 def kinds(nodes: Sequence[Surveyed]) -> Iterator[tuple[str, list[str], list[str]]]:
     """(kind, names of its nodes, what differs from the first kind) of the nodes that can train."""
     able = [(node, node.environment) for node in nodes if node.environment is not None]
     for kind in dict.fromkeys(node.kind for node, _ in able):
-        names = [node.name for node, _ in able if node.kind == kind]
+        names = [node.place.name for node, _ in able if node.kind == kind]
         first, this = able[0][1], next(environment for node, environment in able if node.kind == kind)
         codes = [str(environment["code_sha256"])[:6] for environment in (first, this)]
         other = [f"hpstudy was code {codes[0]}, is {codes[1]}"] if codes[0] != codes[1] else []

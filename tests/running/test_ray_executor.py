@@ -1,4 +1,4 @@
-"""A driver on a real Ray cluster: what it prints, what it says of its workers, and how it ends when the head is lost."""
+"""A driver on a real Ray cluster: what it prints, says of its workers, and does when the head is lost."""
 
 from __future__ import annotations
 
