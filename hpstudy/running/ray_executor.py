@@ -435,7 +435,12 @@ def join(address: str, log: Path) -> None:
             _refuse_silence(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         _keep_off_stdout(log)
-    except (OSError, ValueError, RuntimeError) as error:
+    except ray.exceptions.AuthenticationError as error:
+        raise UserError(
+            f"--cluster {address}: the cluster requires its token, which is missing here or another; set RAY_AUTH_MODE="
+            "token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as on its nodes"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"--cluster {address}: no Ray cluster answers ({_last_line(error)}); start one with `ray start --head`, or "
             "leave the flag out to train on this machine"
@@ -447,10 +452,30 @@ def join(address: str, log: Path) -> None:
 
 
 def _refuse_silence(address: str) -> None:
-    """Raises OSError if nobody listens at HOST:PORT, for which Ray would try for minutes."""
+    """Raises OSError or RayError if no head answers at HOST:PORT, for which Ray would try for minutes."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # else Ray aborts this process without a token
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
+    answer: SimpleQueue[Exception | None] = SimpleQueue()
+    threading.Thread(target=lambda: answer.put(_ask_head(address)), name="join", daemon=True).start()
+    try:
+        error = answer.get(timeout=JOIN_SECONDS)
+    except Empty:
+        raise TimeoutError(f"who listens there gives no answer as a head of Ray in {JOIN_SECONDS:.0f} s") from None
+    if error is not None:
+        raise error
+
+
+def _ask_head(address: str) -> Exception | None:
+    try:
+        _ray()._raylet.GcsClient(address=address)
+    except Exception as error:
+        return error
+    return None
 
 
 def _keep_off_stdout(log: Path) -> None:

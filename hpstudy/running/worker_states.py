@@ -78,12 +78,16 @@ class WorkersFile:
         before = self._since.get(state.number)
         if before is not None and replace(before, since="") == state:
             return before
-        return replace(state, since=datetime.now(UTC).isoformat(timespec="seconds"))
+        return replace(state, since=_now())
 
     def remove(self) -> None:
         """Removes the file, at the end of a session."""
         if self._written is not None:
             (self._store.root / WORKERS).unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_workers(store: RunStore, holder: Lease | None) -> Workers | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -145,6 +146,30 @@ def test_an_address_where_nobody_answers_is_refused_within_seconds(tiny_file, tm
         assert "start one with `ray start --head`" in result.err
     assert time.monotonic() - began < 10
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_an_address_of_another_program_is_refused_within_seconds(tiny_file, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        code = f"import hpstudy.running.ray_executor as engine; engine.JOIN_SECONDS = 1.0\n{CLI}"
+        arguments = ["hpstudy", "run", str(tiny_file()), "--runs", str(tmp_path), "--wandb", "disabled"]
+        done = run_python(f"import sys\nsys.argv = {[*arguments, '--cluster', address]}\n{code}", timeout=30)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no Ray cluster answers (who listens there gives no answer as a head of Ray in 1 s)" in done.stderr
+
+
+def test_a_cluster_with_a_token_refuses_a_driver_with_another_and_says_so() -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with Cluster(settings={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}) as cluster:
+        cluster.add(cpus=1)
+        arguments = ["doctor", "--cluster", cluster.address]
+        tokens = ({"RAY_AUTH_TOKEN": "2" * 64}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": ""})
+        for token in tokens:
+            process = cluster.start([sys.executable, "-c", CLI, *arguments], **token)
+            out, err = process.communicate(timeout=60)
+            assert (process.returncode, out) == (2, "")
+            assert "the cluster requires its token, which is missing here or another" in err
 
 
 def test_without_ray_the_flag_names_the_remedy(tiny_file, tmp_path: Path) -> None:
