@@ -408,7 +408,8 @@ class _Nodes:
     def _ask(self) -> None:
         while True:
             time.sleep(NODES_SECONDS)
-            self.alive = nodes()
+            with contextlib.suppress(_ray().exceptions.RayError):  # is no answer
+                self.alive = nodes()
 
     def refuse_if_silent(self) -> None:
         """Raises EngineLost, once, if there was no answer for HEAD_SECONDS."""
