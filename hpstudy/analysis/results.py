@@ -96,13 +96,13 @@ class StudyResults:
         if self.store is None or not self.other_kinds:
             return []
         kinds = {view.run_id: view.header.kind for view in self.store.runs()}
-        fresh = self.confirmed
-        baselines = {row.seed: kinds.get(row.run) for row in fresh[fresh["candidate"] == BASELINE].itertuples()}
-        rivals = fresh[fresh["candidate"] != BASELINE]
+        columns = self.confirmed[["run", "candidate", "seed"]].to_dict("list")
+        rows = list(zip(*columns.values(), strict=True))
+        baselines = {seed: kinds.get(run) for run, candidate, seed in rows if candidate == BASELINE}
         return [
-            str(row.run)
-            for row in rivals.itertuples()
-            if row.seed in baselines and kinds.get(row.run) != baselines[row.seed]
+            run
+            for run, candidate, seed in rows
+            if candidate != BASELINE and seed in baselines and kinds.get(run) != baselines[seed]
         ]
 
     @cached_property

@@ -333,7 +333,11 @@ class RayExecutor:
         """See `Executor`."""
         ray = _ray()
         ours = [worker for worker in self._workers if worker in set(workers)]
-        alive = [worker.actor.end.options(concurrency_group="kill").remote() for worker in ours if worker.node]
+        alive = [
+            worker.actor.end.options(concurrency_group="kill").remote()
+            for worker in ours
+            if worker.node and not worker.ending
+        ]
         if alive:
             ray.wait(alive, num_returns=len(alive), timeout=STOP_SECONDS)
         for worker in ours:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -23,8 +24,7 @@ class TrialPruner:
     def __init__(self, pruner: Pruner, evals: int) -> None:
         self._pruner, self._evals = pruner, evals
         self._first = max(1, math.ceil(round(pruner.from_fraction * evals, 6)))  # 0.55 * 20 is a little more than 11
-        self._marking = self._study()
-        self._rivals: list[FrozenTrial | None] = []  # of each finished trial, what later trials are compared with
+        self._rivals: list[FrozenTrial] = []  # of each finished trial, what later trials are compared with
 
     def stops(self, finished: Sequence[FrozenTrial], reports: Mapping[int, float]) -> bool:
         """Whether a trial stops after its last report, given the finished trials it may know. Lower is better.
@@ -35,25 +35,42 @@ class TrialPruner:
         last = max(reports, default=self._evals)
         if self._pruner.name == "none" or not self._first <= last < self._evals:
             return False
-        self._rivals += [self._rival(past) for past in finished[len(self._rivals) :]]
-        view = self._study()
-        view.add_trials(rival for rival in self._rivals[: len(finished)] if rival is not None)
-        return _replay(view, reports)[1]
+        for past in finished[len(self._rivals) :]:
+            self._rivals.append(self._rival(past))
+        return _replay(self._among(self._rivals[: len(finished)]), reports)[1]
 
-    def _rival(self, past: FrozenTrial) -> FrozenTrial | None:
-        """What the pruner uses of a finished trial: its reports, or the rungs it reached; None for nothing."""
-        if is_infeasible(past):
-            return None
-        value = past.value if past.state is TrialState.COMPLETE else None
-        if self._pruner.name == "median":
-            if past.state is not TrialState.COMPLETE:
-                return None
-            return create_trial(value=value, intermediate_values=past.intermediate_values)
-        marked = self._marking.tell(_replay(self._marking, past.intermediate_values)[0], value, state=past.state)
-        return create_trial(state=TrialState.FAIL, system_attrs=marked.system_attrs) if marked.system_attrs else None
+    def _rival(self, past: FrozenTrial) -> FrozenTrial:
+        """What the pruner uses of a finished trial: its reports, or the rungs it reached, or neither."""
+        if not is_infeasible(past):
+            if self._pruner.name == "median" and past.state is TrialState.COMPLETE:
+                return create_trial(value=past.value, intermediate_values=past.intermediate_values)
+            if self._pruner.name == "successive_halving":
+                view = self._among(self._rivals)
+                again, _ = _replay(view, past.intermediate_values)
+                return create_trial(
+                    state=TrialState.FAIL, system_attrs=view.tell(again, state=TrialState.FAIL).system_attrs
+                )
+        return create_trial(state=TrialState.FAIL)
 
-    def _study(self) -> optuna.Study:
-        return optuna.create_study(pruner=_pruner(self._pruner, self._first))
+    def _among(self, rivals: list[FrozenTrial]) -> _Rivals:
+        """A new study in memory whose trials are compared with these."""
+        view = optuna.create_study()
+        return _Rivals(view.study_name, view._storage, pruner=_pruner(self._pruner, self._first), rivals=rivals)
+
+
+class _Rivals(optuna.Study):
+    """A study that shows its pruner trials which are kept outside it: adding them for each decision took long.
+
+    Its own trials are left out, since no pruner here compares a trial with itself.
+    """
+
+    def __init__(self, *args: Any, rivals: list[FrozenTrial], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._compared = rivals
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """The rivals, as they are."""
+        return self._compared if states is None else [trial for trial in self._compared if trial.state in states]
 
 
 def _replay(view: optuna.Study, reports: Mapping[int, float]) -> tuple[Trial, bool]:

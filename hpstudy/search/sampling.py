@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -96,7 +97,7 @@ def _sampler(sampler: Sampler, number: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([sampler.seed, number]).generate_state(1)[0])
     match sampler.name:
         case "tpe":
-            return TPESampler(n_startup_trials=sampler.startup, seed=seed)
+            return _Tpe(n_startup_trials=sampler.startup, seed=seed)
         case "gp":
             return GPSampler(n_startup_trials=sampler.startup, seed=seed, warn_independent_sampling=False)
         case "random":
@@ -108,3 +109,16 @@ def _sampler(sampler: Sampler, number: int) -> BaseSampler:
                 return QMCSampler(scramble=True, seed=sampler.seed, warn_independent_sampling=False)
         case "grid":
             raise AssertionError("all points of a grid are first proposals")
+
+
+class _Tpe(TPESampler):
+    """TPE for trials of one space. Optuna compares the spaces of all trials for each proposal, a third of its time."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What Optuna would find: the space of the last trial that it learns from, and nothing without one."""
+        if len(study.directions) > 1:
+            return {}
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        learnt = next((t for t in reversed(study.get_trials(deepcopy=False)) if t.state in states), None)
+        space = sorted(learnt.distributions.items()) if learnt else []
+        return {name: distribution for name, distribution in space if not distribution.single()}

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -95,8 +96,8 @@ class RunView:
         found = damage(self.folder) if self.result is not None else None
         return f"{self.folder}: {found}; {_retrain(self.folder)}" if found else None
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Each step as {metric name: value}.
+    def rows(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Each step behind step `after` as {metric name: value}.
 
         In an unfinished run an incomplete last line is left out. Raises MachineError for any other damaged line, and
         for missing steps at the end of a finished run.
@@ -106,6 +107,8 @@ class RunView:
             if not line.endswith(b"\n") and self.result is None:
                 return
             count += 1
+            if count <= after:
+                continue
             try:
                 row = json_object(from_json(line))
             except (ValueError, TypeError) as error:
@@ -126,9 +129,12 @@ class RunView:
     def _damaged(self, what: str) -> MachineError:
         return MachineError(f"{self.steps_path}: {what}; {_retrain(self.folder)}")
 
-    def records(self) -> Iterator[StepRecord]:
-        """Each step as a record, in order. Raises as `rows` does, and if another version wrote the steps."""
-        for row in self.rows():
+    def records(self, after: int = 0) -> Iterator[StepRecord]:
+        """Each step behind step `after` as a record, in order.
+
+        Raises as `rows` does, and if another version wrote the steps.
+        """
+        for row in self.rows(after):
             try:
                 yield from_row(row)
             except TypeError as error:
@@ -299,6 +305,13 @@ def begun_studies(runs: Path) -> list[str]:
     return sorted(path.parent.name for path in runs.glob(f"*/{STUDY_VALUES}"))
 
 
+class _Kept(NamedTuple):
+    """What a file held when it was last read."""
+
+    state: tuple[int, int, int, int]  # inode, size, times of the last change and of the last change of its entry
+    value: Any
+
+
 @dataclass(frozen=True, slots=True)
 class RunStore:
     """The folder of one study, `RUNS/NAME`. Nothing is created before `create`."""
@@ -306,6 +319,7 @@ class RunStore:
     root: Path
     _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # runs that must stay there
     _holding: list[Holding] = field(default_factory=list, init=False, repr=False, compare=False)  # of the lease, if any
+    _read: dict[str, _Kept] = field(default_factory=dict, init=False, repr=False, compare=False)  # by path
 
     @property
     def begun(self) -> bool:
@@ -424,13 +438,26 @@ class RunStore:
 
     def header(self, run_id: str) -> RunHeader | None:
         """What was known before step 1, or None if the run never began."""
-        folder = self.folder(run_id)
-        return read_json(folder / HEADER, _header, _retrain(folder))
+        return self._kept(self.folder(run_id), HEADER, _header)
 
     def result(self, run_id: str) -> RunResult | None:
         """How the run ended, or None if it is unfinished."""
-        folder = self.folder(run_id)
-        return read_json(folder / RESULT, build_result, _retrain(folder))
+        return self._kept(self.folder(run_id), RESULT, build_result)
+
+    def _kept(self, folder: Path, name: str, build: Callable[[Any], T]) -> T | None:
+        """What a file of a run holds, None without one. It is read again only if it is another or has changed."""
+        path = f"{folder}/{name}"
+        try:
+            found = os.stat(path)  # noqa: PTH116  # Path.stat takes twice as long, and a look has thousands
+        except FileNotFoundError:
+            self._read.pop(path, None)
+            return None
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)  # before it is read: never too new
+        kept = self._read.get(path)
+        if kept is None or kept.state != state:
+            value = read_json(folder / name, build, _retrain(folder))
+            kept = self._read[path] = _Kept(state, value)
+        return cast("T | None", kept.value)
 
     def view(self, run_id: str) -> RunView:
         """A run that has begun."""
@@ -444,7 +471,7 @@ class RunStore:
         Raises MachineError for a damaged one, and for one that was there before in this process and is gone.
         """
         views = [
-            RunView(folder=folder, header=header, result=self.result(folder.name))
+            RunView(folder=folder, header=header, result=self._kept(folder, RESULT, build_result))
             for folder, header in self._headers()
             if header.run.run_id == folder.name
         ]
@@ -468,7 +495,7 @@ class RunStore:
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if not RUN_ID.fullmatch(folder.name):
                 continue
-            if header := self.header(folder.name):
+            if header := self._kept(folder, HEADER, _header):
                 yield folder, header
             elif (folder / RESULT).exists():
                 raise MachineError(f"{folder}: has a result but no {HEADER}; {_retrain(folder)}")

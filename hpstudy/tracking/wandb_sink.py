@@ -22,7 +22,7 @@ from hpstudy.files import command, json_object, read_json, spelled, to_json, wri
 from hpstudy.records import BASELINE, BROKEN, GLOSSARY, Run, RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
 from hpstudy.study.frozen import ENVIRONMENT
-from hpstudy.tracking.store import DELIVERED, RunView, delivery
+from hpstudy.tracking.store import DELIVERED, RunStore, RunView, delivery
 from hpstudy.tracking.wandb_receipt import missing, read_back
 from hpstudy.tracking.wandb_settings import Mode, drop_redirects, resolve_project, study_config
 
@@ -34,6 +34,7 @@ LAST = frozenset(GLOSSARY[key].name for key in ("loss", "val_loss", "tokens", "t
 """Metrics whose last value the table of runs shows while a run trains."""
 RECORDED = {"precision": "precision", "device": "device", "device_name": "device_name", "git_commit": "commit"}
 """Key of the environment -> entry of a run's config."""
+MAX_WAITING = 40_000  # tasks in the queue while rows are added; a row takes 0.7 kB of memory
 MAX_SENDINGS = 9  # of one run under ids of its own, each after one that W&B lost a part of
 
 
@@ -87,10 +88,13 @@ def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -
 class WandbSink:
     """One W&B run per training, fed by a writer thread.
 
-    `begin`, `log`, `finish`, `abandon` and `replay` put a task into a queue and return at once. The queue is unbounded:
-    a row is about a kilobyte, and the thread takes a thousand a second. When W&B fails, the thread falls back from
-    online to offline and from offline to disabled, and calls `say` with one line. Runs open at that time are sent by a
-    later replay.
+    `begin`, `log`, `finish`, `abandon` and `replay` put a task into a queue and return at once. The thread takes some
+    thousand rows a second. If rows come faster, the queue holds MAX_WAITING tasks of them at most, about 30 MB; a run
+    whose rows are left out of it falls behind, and the thread reads them from the run store as soon as it has caught
+    up, at the latest when the run ends. So each row reaches W&B once, in order.
+
+    When W&B fails, the thread falls back from online to offline and from offline to disabled, and calls `say` with one
+    line. Runs open at that time are sent by a later replay.
     """
 
     def __init__(
@@ -118,6 +122,9 @@ class WandbSink:
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
         self._baseline = baseline
         self._open: dict[str, wandb.Run] = {}  # by run id; only the thread uses it
+        self._last: dict[str, int] = {}  # the last step logged, by run id; only the thread uses it
+        self._behind: set[str] = set()  # runs that the queue lacks rows of; the thread does not use it
+        self._told_behind = False
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if mode != "disabled":
@@ -139,11 +146,20 @@ class WandbSink:
         self._put_live(self._begin, header)
 
     def log(self, run_id: str, record: StepRecord) -> None:
-        """Adds a row. The steps of a run must rise."""
-        self._put_live(self._log, run_id, record)
+        """Adds a row, which the run store must have. The steps of a run must rise."""
+        if not self.live:
+            return
+        waiting = self._queue.qsize()
+        if waiting >= MAX_WAITING:
+            self._fall_behind(run_id)
+        elif run_id not in self._behind:
+            self._put(self._log, run_id, record)
+        elif waiting < MAX_WAITING / 2:  # not at once, so that the run's file is read seldom
+            self._catch_up_later(run_id)
 
     def finish(self, run_id: str, result: RunResult) -> None:
         """Writes the summary and closes the run."""
+        self._catch_up_later(run_id)
         self._put_live(self._finish, run_id, result)
 
     def lacks(self, view: RunView) -> bool:
@@ -159,6 +175,7 @@ class WandbSink:
 
     def abandon(self, run_id: str) -> None:
         """Closes an unfinished run as preempted."""
+        self._behind.discard(run_id)
         self._put_live(self._abandon, run_id)
 
     def drain(self, meanwhile: Callable[[], None]) -> None:
@@ -179,6 +196,18 @@ class WandbSink:
             self._mode = "disabled"  # the thread then reports no further failure
             self._say(self._line(f"some rows were not delivered within {timeout:g} s"))
             _end_service()
+
+    def _fall_behind(self, run_id: str) -> None:
+        self._behind.add(run_id)
+        if not self._told_behind:
+            self._told_behind = True
+            self._say("W&B takes rows more slowly than they come; it gets the rest later, from the run store")
+
+    def _catch_up_later(self, run_id: str) -> None:
+        """Adds a task for all rows that the queue lacks of a run."""
+        if run_id in self._behind:
+            self._behind.remove(run_id)
+            self._put(self._catch_up, run_id)
 
     def _put_live(self, action: Callable[..., None], *args: Any) -> None:
         if self.live:
@@ -208,6 +237,7 @@ class WandbSink:
                 self._degrade(error)  # and try again in the weaker mode
             else:
                 self._open[header.run.run_id] = run
+                self._last[header.run.run_id] = run.starting_step - 1  # a resumed one begins behind the server's last
                 return
 
     def _init(self, header: RunHeader, trains: bool) -> wandb.Run:
@@ -271,8 +301,15 @@ class WandbSink:
     def _log(self, run_id: str, record: StepRecord, when: float | None = None) -> None:
         """Adds a row, as of now or of `when`, in seconds since 1970."""
         run = self._open.get(run_id)
-        if run and record.step >= run.starting_step:  # a resumed run starts after the server's last step
+        if run and record.step > self._last[run_id]:
             run.log(as_row(record) | ({} if when is None else {"_timestamp": when}), step=record.step)
+            self._last[run_id] = record.step
+
+    def _catch_up(self, run_id: str) -> None:
+        """Adds the rows that the run store has and W&B lacks."""
+        if run_id in self._open:
+            for record in RunStore(self._directory).view(run_id).records(after=self._last[run_id]):
+                self._log(run_id, record)
 
     def _finish(self, run_id: str, result: RunResult) -> None:
         run = self._open.pop(run_id, None)

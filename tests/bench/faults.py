@@ -214,10 +214,13 @@ FAULTS = (
 )
 
 
-def write_study(folder: Path, more: str = "") -> Path:
-    """The tiny study in a folder of its own."""
-    path = folder / "tiny.toml"
-    path.write_text(TINY.format(more=more))
+def write_study(folder: Path, more: str = "", *, replace: Mapping[str, str] | None = None) -> Path:
+    """The tiny study in a folder of its own; `replace` maps old text to new."""
+    path, text = folder / "tiny.toml", TINY.format(more=more)
+    for old, new in (replace or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
     return path
 
 
@@ -236,12 +239,19 @@ def session(
         )
 
 
-def drive(study_file: Path, workers: int) -> int:
+def drive(study_file: Path, workers: int, cluster: str | None = None) -> int:
     """What a session's process does; returns its exit code."""
     study, stop = load_study(str(study_file)), StopRequest()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: setattr(stop, "requested", True))
-    options = Options(runs=study_file.parent, device="cpu", wandb="disabled", workers=workers, checkpoint_seconds=0.0)
+    options = Options(
+        runs=study_file.parent,
+        device="cpu",
+        wandb="disabled",
+        workers=workers,
+        checkpoint_seconds=0.0,
+        cluster=cluster,
+    )
     progress = StudyProgress(study, Console(file=sys.stdout, width=1000))
     try:
         run_study(study, options, progress, stop)
@@ -361,17 +371,38 @@ def attempts(fault: Fault, folder: Path, reference: RunStore, times: int) -> tup
     return done, refused, lost
 
 
+def cluster_faults(only: str, times: int) -> int:
+    """Prints the table of the faults of a cluster; returns 1 if anything was lost, doubled or changed."""
+    from tests.bench.cluster_faults import all_faults
+
+    table = Table("fault", box=None, header_style="", pad_edge=False)
+    for column in ("times", "goes on within", *(key.replace("_", " ") for key in Losses.__slots__)):
+        table.add_column(column, justify="right")
+    total, progress = Losses(), Console(stderr=True)
+    with tempfile.TemporaryDirectory() as name, all_faults(only, Path(name), times) as found:
+        for fault, done, wait, lost in found:
+            progress.print(f"{fault}: {done} times, went on within {wait:.0f} s", soft_wrap=True)
+            table.add_row(fault, str(done), f"{wait:.0f} s", *(str(getattr(lost, key)) for key in Losses.__slots__))
+            total += lost
+    Console(width=120).print(table)
+    return int(total != Losses())
+
+
 def main() -> int:
     """Prints the table; returns 1 if anything was lost, doubled or changed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.faults", description=__doc__)
     parser.add_argument("--times", type=int, default=3, metavar="N", help="how often to inject each fault (3)")
     parser.add_argument("--only", default="", metavar="WORDS", help="only faults whose name has these words")
     parser.add_argument("--long", action="store_true", help="inject each fault 100 times")
+    parser.add_argument("--cluster", action="store_true", help="the faults of a Ray cluster instead; needs root")
+    parser.add_argument("--join", help=argparse.SUPPRESS)
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drive:
-        return drive(args.drive, args.workers)
+        return drive(args.drive, args.workers, args.join)
+    if args.cluster:
+        return cluster_faults(args.only, 20 if args.long else args.times)
     table = Table("fault", box=None, header_style="", pad_edge=False)
     for column in ("times", "refused", *(key.replace("_", " ") for key in Losses.__slots__)):
         table.add_column(column, justify="right")

@@ -46,12 +46,12 @@ class TimedSearch(Search):
         return proposal
 
 
-def record(run: Run, step: int) -> StepRecord:
+def record(run: Run, step: int, steps: int = STEPS) -> StepRecord:
     """What a step measures of a loss that falls towards a bowl over lr and beta2."""
     h = run.hparams
     bowl = math.log(h.lr / BEST_LR) ** 2 / 10 + (math.log((1 - h.beta2) / 0.01) / 10) ** 2
-    loss = BEST_LOSS + bowl + 2 * (1 - step / STEPS)
-    evaluation = {"val_loss": loss, "eval_index": step * EVALS // STEPS, "eval_seconds": 0.01, "bf16_lost": 0.0}
+    loss = BEST_LOSS + bowl + 2 * (1 - step / steps)
+    evaluation = {"val_loss": loss, "eval_index": step * EVALS // steps, "eval_seconds": 0.01, "bf16_lost": 0.0}
     return StepRecord(
         step=step,
         tokens=step * h.batch_tokens,
@@ -65,7 +65,7 @@ def record(run: Run, step: int) -> StepRecord:
         accumulation=1,
         step_seconds=0.01,
         tok_per_sec=h.batch_tokens / 0.01,
-        **(evaluation if step * EVALS % STEPS == 0 else {}),
+        **(evaluation if step * EVALS % steps == 0 else {}),
     )
 
 

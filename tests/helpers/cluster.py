@@ -108,7 +108,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of every process on a node, and of every driver."""
-        return {**os.environ, **self._settings}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, "PYTHONPATH": path, **self._settings}
 
     def add(
         self,
@@ -154,16 +155,20 @@ class Cluster:
         assert code == "0\n", f"{name} did not start: {log.read_text()}"
         return self.nodes[name]
 
-    def start(self, command: Sequence[str], name: str = "head", **variables: str) -> subprocess.Popen[str]:
-        """Starts a driver or another command on a node, with its output piped."""
-        process = subprocess.Popen(
-            [*self.nodes[name].enter, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**self.environment, "RAY_ADDRESS": self.address, **variables},
-            cwd=ROOT,
-        )
+    def start(
+        self, command: Sequence[str], name: str = "head", *, output: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Starts a driver or another command on a node. Its output goes to a file, or is piped."""
+        with contextlib.ExitStack() as stack:
+            stream = subprocess.PIPE if output is None else stack.enter_context(output.open("a"))
+            process = subprocess.Popen(
+                [*self.nodes[name].enter, *command],
+                stdout=stream,
+                stderr=stream,
+                text=True,
+                env={**self.environment, "RAY_ADDRESS": self.address, **variables},
+                cwd=ROOT,
+            )
         self._drivers.append(process)
         return process
 
@@ -215,6 +220,9 @@ class Cluster:
         node.keeper.wait()
         assert node.keeper.stdout is not None
         node.keeper.stdout.close()
+        if self.namespaces:
+            _ip("netns", "del", self._space(name))
+            self._spaces.remove(self._space(name))
 
     def cut(self, name: str) -> None:
         """Takes a machine off the network; its links stay up and packets are lost without notice."""

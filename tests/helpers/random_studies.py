@@ -118,7 +118,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
             "budget": {"parallel": parallel, **draw(optional(**more))},
         }
     )
-    return whole | draw(optional(confirm=confirm, wandb=optional(project=WORDS, entity=WORDS)))
+    cluster = optional(mixed=st.booleans())
+    return whole | draw(optional(confirm=confirm, cluster=cluster, wandb=optional(project=WORDS, entity=WORDS)))
 
 
 def budgets(batch: int) -> st.SearchStrategy[Tables]:

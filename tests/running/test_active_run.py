@@ -45,7 +45,7 @@ class Sinks:
 
     def active(self, run: Run, *, exact: bool = True) -> ActiveRun:
         return ActiveRun(
-            header_of(run, self.store, "tiny", 1000),
+            header_of(run, self.store, "tiny", 1000, "cpu"),
             self.store,
             self.wandb,
             self.progress,
@@ -163,16 +163,16 @@ def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_ti
 
 
 def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):
-    begun = header_of(a_run(), sinks.store, "tiny", 1000)
+    begun = header_of(a_run(), sinks.store, "tiny", 1000, "cpu")
     sinks.store.begin(begun).close()
-    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 1000) == begun
+    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 1000, "cpu") == begun
 
 
 def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
-    sinks.store.begin(header_of(a_run(), sinks.store, "tiny", 1000)).close()
+    sinks.store.begin(header_of(a_run(), sinks.store, "tiny", 1000, "cpu")).close()
     other = replace(a_run(), hparams=replace(a_run().hparams, lr=1.0))
     with pytest.raises(MachineError) as error:
-        header_of(other, sinks.store, "tiny", 1000)
+        header_of(other, sinks.store, "tiny", 1000, "cpu")
     assert str(error.value) == (
         f"{sinks.store.folder('search-0000')}: began with other values: lr was {a_run().hparams.lr} and is 1.0; remove "
         "the folder to train the run again from step 1"

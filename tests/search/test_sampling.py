@@ -16,9 +16,9 @@ import pytest
 from optuna.trial import TrialState
 
 from hpstudy.records import Outcome
-from hpstudy.search import Search, objective_values
+from hpstudy.search import Search, objective_values, sampling
 from hpstudy.search.space import decode, distributions, encode
-from hpstudy.study import Choices, FloatRange
+from hpstudy.study import Choices, FloatRange, Pruner
 from hpstudy.study.schema import MetricName, SamplerName
 from tests.helpers.search import (
     BASELINE,
@@ -27,9 +27,11 @@ from tests.helpers.search import (
     HALVING,
     LOSS,
     MEDIAN,
+    NO_PRUNER,
     SPACE,
     SPEED,
     STARTUP,
+    End,
     drive,
     result,
     tell_all,
@@ -94,6 +96,18 @@ def test_a_sequential_search_proposes_what_optuna_alone_would(sampler: SamplerNa
         reference.tell(trial, values, state=None if values else TrialState.FAIL)
     trials = drive(study, tmp_path / "journal", Random(0))
     assert [trial.values for trial in trials] == [decode(SPACE, trial.params) for trial in reference.trials]
+
+
+@pytest.mark.parametrize("ends", [toy_result, tight_result])
+@pytest.mark.parametrize(("metrics", "pruner"), [((LOSS,), MEDIAN), ((LOSS, SPEED), NO_PRUNER)], ids=["loss", "front"])
+def test_250_proposals_of_tpe_are_bitwise_those_of_optunas_own(
+    metrics: tuple[MetricName, ...], pruner: Pruner, ends: End, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = toy_study("tpe", parallel=4, trials=250, metrics=metrics, pruner=pruner)
+    trials = drive(study, tmp_path / "ours", Random(0), ends)
+    monkeypatch.setattr(sampling, "_Tpe", optuna.samplers.TPESampler)
+    assert drive(study, tmp_path / "theirs", Random(1), ends) == trials
+    assert len({trial.state for trial in trials}) > 1
 
 
 @WITHOUT_GRID

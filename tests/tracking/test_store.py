@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -226,6 +227,46 @@ def test_a_header_with_a_start_that_is_no_time_is_refused_by_name(store: RunStor
     path = store.folder("search-0007") / "header.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"started": started}))
     with pytest.raises(MachineError, match=r"header\.json: must be a file that hpstudy wrote, but it is damaged"):
+        store.runs()
+
+
+def test_a_second_look_reads_no_file_that_is_as_it_was(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.begin(header()).finish(result())
+    first, read = store.runs(), list[str]()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name))
+    assert store.runs() == first
+    assert read == []
+
+
+def test_a_look_has_what_this_process_wrote_since_the_last_one(store: RunStore) -> None:
+    writer = store.begin(header())
+    (begun,) = store.runs()
+    writer.finish(result(steps=0))
+    (finished,) = store.runs()
+    assert (begun.result, finished.result) == (None, result(steps=0))
+    store.begin(header("search-0008", trial=8)).close()
+    assert [run.header.run.trial for run in store.runs()] == [7, 8]
+
+
+def test_a_look_has_what_others_changed_since_the_last_one(store: RunStore) -> None:
+    """Edited in place with the same size and time, replaced by an older copy, or removed."""
+    store.begin(header()).finish(result(train_loss=3.5))
+    assert [run.result.train_loss for run in store.runs()] == [3.5]
+    path = store.folder("search-0007") / "result.json"
+    text, before = path.read_text(), path.stat()
+    path.write_text(text.replace('"train_loss": 3.5', '"train_loss": 2.5'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert [run.result.train_loss for run in store.runs()] == [2.5]
+    copy = path.with_name("copy")
+    copy.write_text(text)
+    os.utime(copy, (0, 0))
+    copy.replace(path)
+    assert [run.result.train_loss for run in store.runs()] == [3.5]
+    path.unlink()
+    assert [run.result for run in store.runs()] == [None]
+    path.write_text("{")
+    with pytest.raises(MachineError, match=r"result\.json: .*damaged"):
         store.runs()
 
 

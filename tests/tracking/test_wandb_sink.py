@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpstudy.hparams import GPT3
-from hpstudy.records import Outcome
+from hpstudy.records import Outcome, StepRecord
+from hpstudy.tracking import wandb_sink
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import new_wandb_id
 from tests.helpers.command_line import run_python
@@ -283,6 +284,44 @@ def test_logging_a_step_takes_microseconds(home: Path) -> None:
     mean = (time.perf_counter() - began) / 1000
     sink.close(30)
     assert mean < 1e-3  # some 2 µs on a quiet core
+
+
+def test_rows_that_come_faster_than_wandb_takes_them_wait_in_the_run_store_and_arrive_once(
+    home: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs fall behind: one catches up while it trains, one at its end."""
+    monkeypatch.setattr(wandb_sink, "MAX_WAITING", 8)
+    messages: list[str] = []
+    store, sink = RunStore(home), new_sink(home, "online", messages)
+    writers = {}
+    server.status = "hang"  # the thread waits in wandb.init, as long as this says
+    for trial, run_id in enumerate(("search-0001", "search-0002"), start=1):
+        began = header(run_id, wandb_id=f"w-{run_id}", trial=trial)
+        writers[run_id] = store.begin(began)
+        sink.begin(began)
+
+    def train(run_id: str, steps: list[StepRecord]) -> None:
+        for step in steps:
+            writers[run_id].append(step)
+            sink.log(run_id, step)
+            assert sink._queue.qsize() <= 8 + 1  # what waits, and one that takes the place of a row
+
+    train("search-0001", STEPS[:15])
+    train("search-0002", STEPS)
+    assert messages == ["W&B takes rows more slowly than they come; it gets the rest later, from the run store"]
+    server.status = 200
+    sink.drain(lambda: None)
+    train("search-0001", STEPS[15:])
+    sink.drain(lambda: None)
+    assert sink._last["search-0001"] == 20  # before its end
+    for run_id, writer in writers.items():
+        writer.finish(result())
+        sink.finish(run_id, result())
+    sink.close(30)
+    assert len(messages) == 1
+    for run_id in writers:
+        assert same(own_keys(server.runs[f"w-{run_id}"].history), STEPS)
+        assert json.loads((home / run_id / "wandb.json").read_text())["mode"] == "online"
 
 
 @given(st.text(max_size=300))
