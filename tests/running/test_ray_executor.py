@@ -57,9 +57,7 @@ def test_stdout_is_the_result_alone_although_a_node_dies(ray_cluster: Cluster, t
     assert not (tmp_path / "runs" / "tiny" / "workers.json").exists()
 
 
-def test_status_shows_nodes_and_workers_and_what_one_that_waits_needs(
-    ray_cluster: Cluster, tiny_file, tmp_path: Path
-) -> None:
+def test_status_shows_the_workers_of_a_running_study_alone(ray_cluster: Cluster, tiny_file, tmp_path: Path) -> None:
     ray_cluster.add(cpus=1)
     ray_cluster.add("b", cpus=1)
     store = RunStore(tmp_path / "runs" / "tiny")
