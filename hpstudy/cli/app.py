@@ -285,11 +285,22 @@ def prepare(
 
 
 @app.command(epilog="Example: hpstudy doctor --device cuda")
-def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
-    """Says what this machine has and what is missing; exit code 1 if a study could not run."""
+def doctor(
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="auto|ADDRESS", help="The nodes of a running Ray cluster.")
+    ] = None,
+) -> None:
+    """Says what this machine has, or each node of a cluster; exit code 1 if a study could not run."""
     from hpstudy.cli import machine_commands
 
-    machine_commands.doctor(runs, device)
+    if cluster is None:
+        machine_commands.doctor(runs, device)
+    else:
+        from hpstudy.cli import doctor_cluster
+
+        doctor_cluster.doctor(cluster, machine_commands.PROBE, runs, device)
 
 
 @app.command(epilog="Example: hpstudy bench --quick")

@@ -118,6 +118,10 @@ class LocalExecutor:
     def avoid(self, worker: Worker) -> None:
         """Does nothing: there is one machine."""
 
+    def room(self) -> str:
+        """See `Executor`."""
+        return ""
+
     def stop(self, workers: Sequence[Worker]) -> None:
         """See `Executor`."""
         ours = [worker for worker in workers if isinstance(worker, LocalWorker)]

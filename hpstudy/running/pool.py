@@ -22,7 +22,16 @@ from hpstudy.running.environment import (
     with_code,
     with_kind,
 )
-from hpstudy.running.executors import POLL_SECONDS, START_SECONDS, AwakeClock, Ending, Executor, Worker, refusal
+from hpstudy.running.executors import (
+    POLL_SECONDS,
+    START_SECONDS,
+    AwakeClock,
+    Ending,
+    EngineLost,
+    Executor,
+    Worker,
+    refusal,
+)
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.local import pinning_variables
 from hpstudy.running.messages import (
@@ -38,6 +47,7 @@ from hpstudy.running.messages import (
     Train,
 )
 from hpstudy.running.run_queue import RunQueue
+from hpstudy.running.worker_states import Doing, WorkersFile, WorkerState
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore
@@ -83,6 +93,7 @@ class WorkerPool:
         self._said = set[str]()
         self._early_deaths = 0  # workers in a row that died before they were ready
         self._code_noted = False
+        self._file = WorkersFile(store)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -119,7 +130,8 @@ class WorkerPool:
     def train(self, queue: RunQueue) -> None:
         """Keeps the workers busy until the queue is empty and every run has ended.
 
-        If the study is stopped, active runs write a last checkpoint, and each says where it resumes.
+        If the study is stopped, or a cluster's head is lost, active runs write a last checkpoint, and each says where
+        it resumes.
         """
         try:
             while True:
@@ -130,7 +142,7 @@ class WorkerPool:
                     self._handle_report(worker, queue)
                 if self._clock.seconds() - self._ordered >= min(POLL_SECONDS, self._options.checkpoint_seconds):
                     self._order_checkpoints()
-        except Interrupted:
+        except (Interrupted, EngineLost):
             self._save_all(queue)
             for active in self._active.values():
                 self._progress.say(f"{active.run.run_id}: {active.left_at}")
@@ -143,6 +155,22 @@ class WorkerPool:
                 active.abandon()  # first, so that W&B handles it while the workers end
         finally:
             self._executor.stop(list(self._workers))
+            self._file.remove()
+
+    def states(self) -> list[WorkerState]:
+        """What each worker does now."""
+        return [self._state_of(worker, number) for worker, number in self._workers.items()]
+
+    def _state_of(self, worker: Worker, number: int) -> WorkerState:
+        ready, active = self._ready.get(worker), self._active.get(worker)
+        begun = Doing.WAITS if worker.waits else Doing.STARTS
+        return WorkerState(
+            number=number,
+            node=worker.place,
+            kind=kind_of(ready.environment) if ready else "",
+            state=Doing.TRAINS if active else Doing.IDLE if ready else begun,
+            run=active.run.run_id if active else None,
+        )
 
     def _assign(self, queue: RunQueue) -> None:
         """Gives idle workers the runs that wait. No worker starts for a queue without a run to train."""
@@ -258,6 +286,7 @@ class WorkerPool:
         """Waits for workers with a report or a death to handle, and kills those that are silent for too long."""
         while True:
             self.raise_if_stopped()
+            self._file.update(self.states, self._executor.room)
             reporting = self._executor.heard(POLL_SECONDS)
             if self._clock.seconds() - self._looked > POLL_SECONDS or not reporting:
                 self._end_silent(set(reporting))
