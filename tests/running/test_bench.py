@@ -121,9 +121,6 @@ class Drifting:
         while True:
             yield step_record(1, float(next(self._losses)), steps=20)
 
-    def memory_gib(self) -> tuple[float, float]:
-        return self.placement.memory_gib()
-
 
 def test_the_benchmark_notices_a_trainer_that_does_not_repeat():
     assert benchmark(Drifting(), HPARAMS, rounds=1, turn_seconds=0.001).repeats is False
