@@ -57,7 +57,18 @@ class TrainerSpec:
     threads: int = 1  # CPU threads of one training
     precision: PrecisionChoice = "auto"
     deterministic: bool = True  # a GPU repeats a run to the last bit; a CPU always does
+    gpus: int = 1  # GPUs of one training
+    processes: int = 1  # processes of one training on a CPU; at most one of the two is above 1
     ramp_multiple: int = 1  # sequences; the batches of a ramp are multiples of it
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train one run together, each on its own GPU or its own cores."""
+        return self.gpus * self.processes
+
+    def rank_sequences(self, batch_tokens: int) -> int:
+        """Sequences of a batch that each rank takes."""
+        return batch_tokens // (self.context * self.ranks)
 
     @property
     def ramp_unit(self) -> int:

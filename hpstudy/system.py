@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 NEVER = 0x7FFFFFFF
+PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def keep_freed_memory() -> bool:
@@ -51,6 +53,12 @@ def installed_gib() -> float:
     """The main memory of this machine, or the limit of this process's control groups if that is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *_memory_limits()]) / 2**30
+
+
+def end_with_parent() -> None:
+    """Has Linux kill this process when its parent ends, even while it is stopped. Does nothing on other systems."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def oom_kills(pid: int) -> int:

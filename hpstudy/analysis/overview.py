@@ -13,6 +13,7 @@ from hpstudy.analysis.measured import measured
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import state
 from hpstudy.records import Outcome
+from hpstudy.running.worker_states import Workers, read_workers
 from hpstudy.tracking.wandb_sink import group_page, num_offline
 
 OVERVIEW: dict[str, str] = {
@@ -20,6 +21,9 @@ OVERVIEW: dict[str, str] = {
     "question": "what it asks",
     "stage": "running, stopped, undecided or done; in a list also not begun, or unreadable",
     "holder": "who runs it now, with `host`, `pid` and `since` (UTC); null if nobody does",
+    "workers": "while it runs, per worker: `number`, `node` (empty: the driver's machine), `kind` of machine, `state` "
+    "(waits for a place, starts, trains or is idle), the `run` it trains, and `since` when (UTC); null otherwise",
+    "waits": "what workers that wait for a place need, and what the cluster has; null if none waits",
     "trials": "of the search: `ended` of `planned`, and how many ended in each outcome",
     "reply": "yes, no, undecided, or nothing better found; null without a verdict, or if the file says no `yes`",
     "answer": "better, worse, equivalent, faster, slower or undecided; null before a verdict",
@@ -57,12 +61,15 @@ def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, A
     searched = trials.loc[trials["phase"] == "search", "outcome"].value_counts()
     first = verdict.contrasts[0] if verdict.contrasts else None
     baseline, best = measured(results)
+    workers = read_workers(results.store, where.holder)
     page, ended = root / "report" / "index.html", trials[trials["outcome"].notna()]
     made: dict[str, Any] = {
         "study": study.name,
         "question": study.question,
         "stage": str(where.stage),
         "holder": {key: getattr(where.holder, key) for key in ("host", "pid", "since")} if where.holder else None,
+        "workers": _workers(workers) if workers else None,
+        "waits": workers.room or None if workers else None,
         "trials": {
             "ended": where.trials,
             "planned": where.planned,
@@ -98,6 +105,10 @@ def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, A
 def unknown(name: str, **values: Any) -> dict[str, Any]:
     """The keys of OVERVIEW for a study that has no readable runs, with these values; None for all others."""
     return dict.fromkeys(OVERVIEW) | {"study": name, "problems": []} | values
+
+
+def _workers(found: Workers) -> list[dict[str, Any]]:
+    return [asdict(worker) | {"state": str(worker.state)} for worker in found.workers]
 
 
 def _difference(c: Contrast | None) -> dict[str, Any] | None:

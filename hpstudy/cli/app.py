@@ -285,24 +285,37 @@ def prepare(
 
 
 @app.command(epilog="Example: hpstudy doctor --device cuda")
-def doctor(runs: Runs = RUNS, device: Device = "auto") -> None:
-    """Says what this machine has and what is missing; exit code 1 if a study could not run."""
+def doctor(
+    runs: Runs = RUNS,
+    device: Device = "auto",
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="auto|ADDRESS", help="The nodes of a running Ray cluster.")
+    ] = None,
+) -> None:
+    """Says what this machine has, or each node of a cluster; exit code 1 if a study could not run."""
     from hpstudy.cli import machine_commands
 
-    machine_commands.doctor(runs, device)
+    if cluster is None:
+        machine_commands.doctor(runs, device)
+    else:
+        from hpstudy.cli import doctor_cluster
+
+        doctor_cluster.doctor(cluster, machine_commands.PROBE, runs, device)
 
 
 @app.command(epilog="Example: hpstudy bench --quick")
 def bench(
     device: Device = "auto",
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a training.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of a training.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes of a training on a CPU.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
     preset: Annotated[str | None, typer.Option("--preset", help="Only this model.", metavar="NAME")] = None,
 ) -> None:
     """Measures tokens per second, MFU and memory of training on this machine."""
     from hpstudy.cli import machine_commands
 
-    machine_commands.bench(device=device, threads=threads, quick=quick, preset=preset)
+    machine_commands.bench(device=device, threads=threads, gpus=gpus, processes=processes, quick=quick, preset=preset)
 
 
 def _options(

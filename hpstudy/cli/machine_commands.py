@@ -101,8 +101,10 @@ def _folder(what: str, path: Path) -> Check:
     return Check(what=f"{what} folder", good=good, found=f"{path}, {free:.0f} GiB free")
 
 
-def bench(*, device: str, threads: int, quick: bool, preset: str | None) -> None:
+def bench(*, device: str, threads: int, gpus: int, processes: int, quick: bool, preset: str | None) -> None:
     """Prints one row per model."""
+    if gpus > 1 and processes > 1:
+        raise UserError(f"--processes {processes}: is for a CPU, but --gpus is {gpus}; leave one of them out")
     settings = [setting for setting in SETTINGS if setting.name == preset] if preset else QUICK if quick else SETTINGS
     if not settings:
         raise UserError(f"--preset {preset}: must be one of {', '.join(setting.name for setting in SETTINGS)}")
@@ -117,12 +119,15 @@ def bench(*, device: str, threads: int, quick: bool, preset: str | None) -> None
                     setting,
                     device=device,
                     threads=threads,
+                    gpus=gpus,
+                    processes=processes,
                     rounds=ROUNDS,
                     turn_seconds=turn_seconds,
                     executor=executor,
                 )
             )
-    out().print(f"{found[0].device_name}, {found[0].precision}, {threads} thread{'s' if threads > 1 else ''}")
+    more = f", {gpus} GPUs" if gpus > 1 else f", {processes} processes" if processes > 1 else ""
+    out().print(f"{found[0].device_name}, {found[0].precision}, {threads} thread{'s' if threads > 1 else ''}{more}")
     out().print(bench_table(found))
     repeats = all(result.figures.repeats for result in found)
     out().print(f"the same numbers to the last bit when trained again: {'yes' if repeats else 'no'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from hpstudy.cli.report_commands import loaded
 from hpstudy.errors import HpstudyError
 from hpstudy.files import command
 from hpstudy.records import Outcome
+from hpstudy.running.worker_states import Doing, Workers, read_workers
 from hpstudy.study import Study, list_studies, study_name
 from hpstudy.study.schema import LEAST_LOOK
 from hpstudy.tracking.store import begun_studies
 
 UNREADABLE = "unreadable"
+MOST_WORKERS = 16  # with a row each; more are counted by node
 
 
 def status(name: str | None, runs: Path, *, as_json: bool = False) -> None:
@@ -159,6 +162,10 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
     console.print(f"{study.name}: {study.question}", style="bold")
     console.print(_phases(results))
     say_fact(console, "state", f"{now}; {now.trials} of {now.planned} trials have ended")
+    assert results.store is not None
+    if (workers := read_workers(results.store, now.holder)) is not None and workers.workers:
+        say_fact(console, "workers", _in_all(workers))
+        console.print(_by_worker(workers) if len(workers.workers) <= MOST_WORKERS else _by_node(workers))
     if begun := _unfinished(results):
         say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
     say_fact(console, "best", _best(results))
@@ -168,6 +175,48 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
         say_fact(console, "noise", str(verdict.noise))
     say_fact(console, "next", now.advice)
     say_fact(console, "", now.command, whole=True)
+
+
+def _in_all(found: Workers) -> str:
+    """`2 train, 1 waits for a place (each needs ...)`."""
+    counts = Counter(worker.state for worker in found.workers)
+    kinds = [f"{counts[doing]} {_verb(doing, counts[doing])}" for doing in Doing if counts[doing]]
+    return ", ".join(kinds) + (f"; {found.room}" if found.room else "")
+
+
+def _verb(doing: Doing, count: int) -> str:
+    """What one or several workers do."""
+    several = {Doing.WAITS: "wait for a place", Doing.STARTS: "start", Doing.TRAINS: "train", Doing.IDLE: "are idle"}
+    return several[doing] if count > 1 else str(doing)
+
+
+def _by_worker(found: Workers) -> Table:
+    workers = found.workers
+    columns = [
+        Column(heading="worker", cells=[str(worker.number) for worker in workers], right=True),
+        Column(heading="node", cells=[worker.node or "-" for worker in workers]),
+        Column(heading="kind", cells=[worker.kind or "-" for worker in workers]),
+        Column(heading="state", cells=[f"{worker.state} {worker.run or ''}".strip() for worker in workers]),
+        Column(heading="since (UTC)", cells=[worker.since[11:16] for worker in workers]),
+    ]
+    return as_table(columns)
+
+
+def _by_node(found: Workers) -> Table:
+    """A row per node, of those that have a place."""
+    nodes: dict[tuple[str, str], Counter[Doing]] = {}
+    for worker in found.workers:
+        nodes.setdefault((worker.node, worker.kind), Counter())[worker.state] += 1
+    placed = {node: counts for node, counts in nodes.items() if Doing.WAITS not in counts}
+    columns = [
+        Column(heading="node", cells=[node or "-" for node, _ in placed]),
+        Column(heading="kind", cells=[kind or "-" for _, kind in placed]),
+        *(
+            Column(heading=_verb(doing, 2), cells=[str(counts[doing]) for counts in placed.values()], right=True)
+            for doing in (Doing.TRAINS, Doing.STARTS, Doing.IDLE)
+        ),
+    ]
+    return as_table(columns)
 
 
 def _unfinished(results: StudyResults) -> list[str]:

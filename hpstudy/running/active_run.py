@@ -17,6 +17,7 @@ from hpstudy.running.executors import AwakeClock
 from hpstudy.running.interface import Progress
 from hpstudy.running.messages import Saved
 from hpstudy.running.summary import RunSummary
+from hpstudy.spec import TrainerSpec
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink, new_wandb_id
 from hpstudy.training.divergence import DivergenceWatch
@@ -228,8 +229,8 @@ def recorded_outcome(run: Run, recorded: list[StepRecord], vocab_size: int, eval
     return Outcome.COMPLETE if recorded and recorded[-1].eval_index == evals else None
 
 
-def with_smaller_micro_batch(run: Run, context: int) -> Run | None:
-    """The run at the next smaller divisor of its batch, which needs less memory for the same loss; None below 1."""
-    sequences = run.hparams.batch_tokens // context
+def with_smaller_micro_batch(run: Run, spec: TrainerSpec) -> Run | None:
+    """The run at the next smaller divisor of a rank's batch, for less memory and the same loss; None below 1."""
+    sequences = spec.rank_sequences(run.hparams.batch_tokens)
     size = max((size for size in range(1, run.hparams.micro_batch) if sequences % size == 0), default=None)
     return None if size is None else replace(run, hparams=replace(run.hparams, micro_batch=size))

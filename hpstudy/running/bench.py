@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ class BenchSetting:
         """FLOP that training on one token needs."""
         return flops_per_token(self.model, self.tokenizer, self.context)
 
-    def spec(self, threads: int) -> TrainerSpec:
+    def spec(self, threads: int, gpus: int = 1, processes: int = 1) -> TrainerSpec:
         """The trainer spec of an endless run."""
         return TrainerSpec(
             model=self.model,
@@ -42,12 +43,19 @@ class BenchSetting:
             evals=1,
             val_tokens=self.context,
             threads=threads,
+            gpus=gpus,
+            processes=processes,
         )
 
-    def hparams(self, kind: str) -> HParams:
-        """GPT-3's values at this setting's batch for a kind of device, "cpu" or "cuda"."""
-        batch_tokens = self.sequences[kind] * self.context
-        return replace(GPT3, batch_tokens=batch_tokens, micro_batch=self.micro_batch[kind], batch_ramp_fraction=0.0)
+    def hparams(self, kind: str, ranks: int = 1) -> HParams:
+        """GPT-3's values at this setting's batch for a kind of device, "cpu" or "cuda": at least a sequence a rank."""
+        sequences = -(-self.sequences[kind] // ranks)  # of each rank
+        return replace(
+            GPT3,
+            batch_tokens=sequences * ranks * self.context,
+            micro_batch=math.gcd(self.micro_batch[kind], sequences),
+            batch_ramp_fraction=0.0,
+        )
 
 
 def _setting(
@@ -89,13 +97,22 @@ class BenchResult:
 
 
 def bench(
-    setting: BenchSetting, *, device: str, threads: int, rounds: int, turn_seconds: float, executor: Executor
+    setting: BenchSetting,
+    *,
+    device: str,
+    threads: int,
+    gpus: int = 1,
+    processes: int = 1,
+    rounds: int,
+    turn_seconds: float,
+    executor: Executor,
 ) -> BenchResult:
     """Measures one setting in a worker of its own. Raises UserError or MachineError if it cannot run."""
-    worker = executor.start(Setup(spec=setting.spec(threads), device=device, base=Path.cwd()), 0)
+    spec = setting.spec(threads, gpus, processes)
+    worker = executor.start(Setup(spec=spec, device=device, base=Path.cwd()), 0)
     try:
         environment = wait_until_ready(worker).environment
-        hparams = setting.hparams(environment["device"])
+        hparams = setting.hparams(environment["device"], spec.ranks)
         worker.send(Benchmark(hparams=hparams, rounds=rounds, turn_seconds=turn_seconds))
         report = worker.receive()
         if not isinstance(report, Benchmarked) or report.figures is None:

@@ -10,20 +10,28 @@ from hpstudy.study import Study
 
 
 def trainings_per_device(study: Study, environment: Mapping[str, Any]) -> int:
-    """Trainings that share a device and its memory: one on a GPU, on a CPU one per `threads` cores.
+    """Trainings that share a device and its memory: one on a GPU, on a CPU one per `threads` cores of each process.
 
     At most `parallel`. --workers does not change it, so that no flag changes what is measured for a device.
     """
     if environment["num_gpus"]:
         return 1
     cores: int = environment["cores"]
-    return min(max(1, cores // study.spec.threads), study.budget.parallel)
+    return min(max(1, cores // (study.spec.threads * study.spec.processes)), study.budget.parallel)
 
 
 def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str) -> int:
     """Trainings that run side by side on all devices that `device` names, at most `parallel`."""
-    num_gpus: int = 1 if device.startswith("cuda:") else environment["num_gpus"]
-    return min(max(1, num_gpus) * trainings_per_device(study, environment), study.budget.parallel)
+    devices = 1 if device.startswith("cuda:") else environment["num_gpus"] // study.spec.gpus
+    return min(max(1, devices) * trainings_per_device(study, environment), study.budget.parallel)
+
+
+def worker_device(index: int, study: Study, environment: Mapping[str, Any], device: str) -> str:
+    """The device of a study's worker, by its number: the first of its `gpus` GPUs, or what the user named."""
+    if device not in ("auto", "cuda") or not environment.get("num_gpus"):
+        return device
+    places = max(1, environment["num_gpus"] // study.spec.gpus)
+    return f"cuda:{index % places * study.spec.gpus}"
 
 
 def num_workers(

@@ -13,7 +13,7 @@ from typing import Any
 from hpstudy.errors import UserError
 from hpstudy.study import Study
 
-FROZEN = ("device", "device_name", "cpu_capability", "precision", "threads", "torch", "corpus_digest")
+FROZEN = ("device", "device_name", "cpu_capability", "precision", "threads", "ranks", "torch", "corpus_digest")
 PROPOSING = ("optuna", "numpy")  # packages that proposals and verdicts depend on
 KINDS = "kinds"  # the key of environment.json that says what other kinds of machines have trained too
 ACCEPTED = "accepted"  # the key of environment.json that lists the changes under which a study was resumed

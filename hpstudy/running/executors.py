@@ -29,6 +29,10 @@ class Ending:
     lost: bool = False  # with its machine, or because that cannot be reached: no fault of its run
 
 
+class EngineLost(MachineError):
+    """What runs the workers gives no answer. Those that train can still be reached for a while."""
+
+
 class Worker(Protocol):
     """The driver's end of one worker."""
 
@@ -70,6 +74,9 @@ class Executor(Protocol):
 
     def avoid(self, worker: Worker) -> None:
         """Starts no more workers on the machine of this one."""
+
+    def room(self) -> str:
+        """What a worker needs and what there is, for people; empty if no worker ever waits for a place."""
 
     def stop(self, workers: Sequence[Worker]) -> None:
         """Ends workers side by side, gently first, so that many hung ones take no longer than one."""

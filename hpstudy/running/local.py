@@ -25,6 +25,7 @@ from hpstudy.system import oom_kills
 
 GRACE_SECONDS = 1.0  # for a worker to end by itself
 PINNING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # would pin all workers to one core
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 PACKAGE = Path(__file__).parents[1]
 BOOTSTRAP = f"""
 import importlib.util, sys
@@ -52,7 +53,7 @@ class LocalWorker:
             stream = open(log, "ab", opener=own_file)  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs, stream:
-            self._process = _spawn(theirs, stream, setup.spec.threads)
+            self._process = spawn(theirs, setup.spec.threads, stream)
         self.connection = Connection(ours.detach())
         self.log = log
         self._ran_out_of_memory = ran_out_of_memory
@@ -117,6 +118,10 @@ class LocalExecutor:
     def avoid(self, worker: Worker) -> None:
         """Does nothing: there is one machine."""
 
+    def room(self) -> str:
+        """See `Executor`."""
+        return ""
+
     def stop(self, workers: Sequence[Worker]) -> None:
         """See `Executor`."""
         ours = [worker for worker in workers if isinstance(worker, LocalWorker)]
@@ -157,14 +162,20 @@ def worker_environment(threads: int) -> dict[str, str]:
 
     Nothing is imported from the current folder, and no variable pins the workers to the same cores.
     """
-    inductor = {"TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "inductor")}  # torch's default is lost with /tmp
+    defaults = {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_dir() / "inductor"),  # torch's default is lost with /tmp
+        "GLOO_SOCKET_IFNAME": LOOPBACK,  # the ranks of a training are on one machine
+        "NCCL_SOCKET_IFNAME": LOOPBACK,
+    }
     environment: Mapping[str, str] = (
-        inductor
+        defaults
         | os.environ
         | {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # makes cuBLAS deterministic
+            "NCCL_NVLS_ENABLE": "0",  # it sums in another order from call to call
+            "NCCL_ALGO": "Ring",
             "PYTHONSAFEPATH": "1",
             # an empty entry, as "$PYTHONPATH:more" leaves, would mean the current folder
             "PYTHONPATH": os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))),
@@ -178,8 +189,11 @@ def pinning_variables() -> list[str]:
     return [key for key in PINNING if os.environ.get(key)]
 
 
-def _spawn(connection: socket.socket, log: IO[bytes], threads: int) -> subprocess.Popen[bytes]:
-    """Starts a fresh interpreter in its own session, so that a terminal's Ctrl-C reaches only the driver."""
+def spawn(connection: socket.socket, threads: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Starts a fresh interpreter in its own session, so that a terminal's Ctrl-C reaches only the driver.
+
+    It serves `connection`, and writes to `log` or where this process writes.
+    """
     return subprocess.Popen(
         [sys.executable, "-c", BOOTSTRAP, str(connection.fileno())],
         pass_fds=[connection.fileno()],

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpstudy.data.catalog import Source
 from hpstudy.hparams import HParams
-from hpstudy.records import BenchmarkFigures, Outcome, Run, StepRecord
+from hpstudy.records import BROKEN, BenchmarkFigures, Outcome, Run, StepRecord
 from hpstudy.spec import TrainerSpec
 
 
@@ -24,6 +24,15 @@ class Setup:
     device: str  # as given on the command line: auto, cpu, cuda, cuda:N
     base: Path  # where relative corpus paths start
     source: Source | None = None  # the corpus's files on the worker's machine; None: the worker finds them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """Order of rank 0 to another rank: build a trainer and train with the others."""
+
+    setup: Setup  # on this rank's device
+    rank: int
+    port: int  # where the ranks find each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,7 @@ class Finished:
 
     outcome: Outcome
     message: str
+    last: bool = False  # whether the worker ends with it, because its ranks are no longer at the same step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,5 +150,16 @@ class Benchmarked:
     message: str = ""
 
 
-Order = Setup | Train | StopDecision | Save | TimeSteps | Benchmark
+Order = Setup | Join | Train | StopDecision | Save | TimeSteps | Benchmark
 Report = Ready | Refused | Resumed | Recorded | Saved | Finished | Timed | Benchmarked
+
+
+def failed(report: Report) -> bool:
+    """Whether a report says that an order could not be obeyed."""
+    match report:
+        case Finished(outcome=outcome):
+            return outcome in BROKEN
+        case Timed(message=message) | Benchmarked(message=message):
+            return bool(message)
+        case _:
+            return isinstance(report, Refused)

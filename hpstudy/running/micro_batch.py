@@ -27,7 +27,7 @@ PROBE_STEPS = 3  # timed at each size that is tried
 LEAST_TOKENS = 1024  # of one forward pass; half as many trained at 0.8 to 0.9 of the speed on one core
 FIRST_TOKENS = {"cpu": LEAST_TOKENS, "cuda": 8192}  # of the first size tried; each size costs a GPU a compilation
 # what speed and memory depend on
-DEVICE = ("device", "device_name", "memory_gib", "precision", "deterministic", "threads", "torch")
+DEVICE = ("device", "device_name", "memory_gib", "precision", "deterministic", "threads", "ranks", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def find_micro_batch(
     key = {**shape, "batch_tokens": batch, "at_once": at_once, **machine, "hpstudy": version("hpstudy")}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     note = cache_dir() / "micro-batch" / f"{digest}.json"
-    sizes = candidates(batch // context, context)
+    sizes = candidates(study.spec.rank_sequences(batch), context)
     if (known := _read(note, sizes, say)) is not None:
         return Found(size=known, probed=False)
 
@@ -96,7 +96,7 @@ def find_micro_batch(
             # the shortest step, because other processes only lengthen steps
             tok_per_sec=batch / min(timed.step_seconds) if timed.step_seconds else None,
             peak_gib=timed.peak_gib,
-            room_gib=timed.room_gib / at_once,
+            room_gib=timed.room_gib / (at_once * study.spec.processes),
             message=timed.message,
         )
 

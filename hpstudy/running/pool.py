@@ -11,7 +11,7 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
-from hpstudy.running.capacity import num_workers, trainings_at_once
+from hpstudy.running.capacity import num_workers, trainings_at_once, worker_device
 from hpstudy.running.environment import (
     ACCEPTED,
     admitted,
@@ -22,7 +22,16 @@ from hpstudy.running.environment import (
     with_code,
     with_kind,
 )
-from hpstudy.running.executors import POLL_SECONDS, START_SECONDS, AwakeClock, Ending, Executor, Worker, refusal
+from hpstudy.running.executors import (
+    POLL_SECONDS,
+    START_SECONDS,
+    AwakeClock,
+    Ending,
+    EngineLost,
+    Executor,
+    Worker,
+    refusal,
+)
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
 from hpstudy.running.local import pinning_variables
 from hpstudy.running.messages import (
@@ -38,6 +47,7 @@ from hpstudy.running.messages import (
     Train,
 )
 from hpstudy.running.run_queue import RunQueue
+from hpstudy.running.worker_states import Doing, WorkersFile, WorkerState
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore
@@ -83,6 +93,7 @@ class WorkerPool:
         self._said = set[str]()
         self._early_deaths = 0  # workers in a row that died before they were ready
         self._code_noted = False
+        self._file = WorkersFile(store)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -119,7 +130,8 @@ class WorkerPool:
     def train(self, queue: RunQueue) -> None:
         """Keeps the workers busy until the queue is empty and every run has ended.
 
-        If the study is stopped, active runs write a last checkpoint, and each says where it resumes.
+        If the study is stopped, or a cluster's head is lost, active runs write a last checkpoint, and each says where
+        it resumes.
         """
         try:
             while True:
@@ -130,7 +142,7 @@ class WorkerPool:
                     self._handle_report(worker, queue)
                 if self._clock.seconds() - self._ordered >= min(POLL_SECONDS, self._options.checkpoint_seconds):
                     self._order_checkpoints()
-        except Interrupted:
+        except (Interrupted, EngineLost):
             self._save_all(queue)
             for active in self._active.values():
                 self._progress.say(f"{active.run.run_id}: {active.left_at}")
@@ -143,6 +155,22 @@ class WorkerPool:
                 active.abandon()  # first, so that W&B handles it while the workers end
         finally:
             self._executor.stop(list(self._workers))
+            self._file.remove()
+
+    def states(self) -> list[WorkerState]:
+        """What each worker does now."""
+        return [self._state_of(worker, number) for worker, number in self._workers.items()]
+
+    def _state_of(self, worker: Worker, number: int) -> WorkerState:
+        ready, active = self._ready.get(worker), self._active.get(worker)
+        begun = Doing.WAITS if worker.waits else Doing.STARTS
+        return WorkerState(
+            number=number,
+            node=worker.place,
+            kind=kind_of(ready.environment) if ready else "",
+            state=Doing.TRAINS if active else Doing.IDLE if ready else begun,
+            run=active.run.run_id if active else None,
+        )
 
     def _assign(self, queue: RunQueue) -> None:
         """Gives idle workers the runs that wait. No worker starts for a queue without a run to train."""
@@ -258,6 +286,7 @@ class WorkerPool:
         """Waits for workers with a report or a death to handle, and kills those that are silent for too long."""
         while True:
             self.raise_if_stopped()
+            self._file.update(self.states, self._executor.room)
             reporting = self._executor.heard(POLL_SECONDS)
             if self._clock.seconds() - self._looked > POLL_SECONDS or not reporting:
                 self._end_silent(set(reporting))
@@ -309,10 +338,15 @@ class WorkerPool:
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
             case Saved() as saved:
                 self._active[worker].on_saved(saved)
-            case Finished(outcome=outcome, message=message):
+            case Finished(outcome=outcome, message=message, last=last):
                 assert queue is not None
-                self._idle[worker] = None
-                self._end(self._active.pop(worker), outcome, message, queue)
+                active = self._active.pop(worker)
+                if last:
+                    self._executor.stop([worker])
+                    self._forget(worker)
+                else:
+                    self._idle[worker] = None
+                self._end(active, outcome, message, queue)
             case None:
                 self._replace(worker, queue)
             case _:
@@ -330,7 +364,7 @@ class WorkerPool:
         run = active.run
         if not self._study.budget.smaller_micro_batch or "micro_batch" in self._study.space:
             return None
-        if (smaller := with_smaller_micro_batch(run, self._study.spec.context)) is None:
+        if (smaller := with_smaller_micro_batch(run, self._study.spec)) is None:
             return None
         self._progress.say(
             f"{run.run_id}: out of memory at micro_batch {run.hparams.micro_batch}; tried again at "
@@ -435,9 +469,9 @@ class WorkerPool:
         self._workers[worker], self._starting[worker] = number, self._clock.seconds()
 
     def _setup(self, number: int) -> Setup:
-        device, num_gpus = self._options.device, (self._environment or {}).get("num_gpus", 0)
-        if device in ("auto", "cuda") and num_gpus and not self._executor.grows:
-            device = f"cuda:{number % num_gpus}"
+        device = self._options.device
+        if not self._executor.grows:  # else the cluster chooses the GPUs
+            device = worker_device(number, self._study, self._environment or {}, device)
         return Setup(spec=self._study.spec, device=device, base=Path.cwd())
 
     def _admit(self, worker: Worker, report: Ready) -> None:

@@ -8,35 +8,46 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import socket
 import threading
 import time
 import uuid
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from hpstudy.data.carried import content_name
 from hpstudy.data.catalog import Source, locate
 from hpstudy.errors import MachineError, UserError
-from hpstudy.files import CACHE_REMEDY, make_durable
+from hpstudy.files import CACHE_REMEDY, make_durable, own_file
 from hpstudy.running.agent import Agent, Node
-from hpstudy.running.executors import POLL_SECONDS, Ending, Worker
+from hpstudy.running.executors import POLL_SECONDS, AwakeClock, Ending, EngineLost, Worker
 from hpstudy.running.interface import STOP_SIGNALS
 from hpstudy.running.messages import Finished, Order, Refused, Report, Save, Saved, Setup, Train
+from hpstudy.running.survey import Place
 from hpstudy.spec import TrainerSpec
+from hpstudy.tracking.store import RAY_LOG
 
+HEAD = "node:__internal_head__"  # a resource that the head alone has
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 INSTALL = 'pip install "hpstudy[cluster]"'
 AGAIN_SECONDS = 0.5  # before a call that did not get through is repeated
 KILL_SECONDS = 10.0  # for an agent to report the end of its worker that was killed; then the agent is ended too
 STOP_SECONDS = 2.0  # for workers to end by themselves
 WAITING_SECONDS = 60.0  # between two lines that say which workers wait for a place
+FIRST_WAITING_SECONDS = 5.0  # before the first of them
+JOIN_SECONDS = 5.0  # for a cluster's address to answer; Ray itself tries for minutes
+NODES_SECONDS = 1.0  # between two questions for the cluster's nodes
+HEAD_SECONDS = 20.0  # without an answer, after which the head counts as lost; Ray ends the driver after 60
 PART_BYTES = 16 * 2**20  # of a file that is carried between driver and node
 
+T = TypeVar("T")
 Event = tuple["RayWorker", str, Any]
 """(worker, what was called, its answer or its exception)."""
 
@@ -45,7 +56,10 @@ def _ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError(f"--cluster needs Ray, which is not installed; {INSTALL}") from error
+        raise UserError(
+            f"--cluster: needs Ray, which is not installed here; `{INSTALL}`, or leave the flag out to train on this "
+            "machine"
+        ) from error
     return ray
 
 
@@ -349,20 +363,23 @@ class RayExecutor:
 
         `folder`: the study's. Raises UserError if there is no such cluster, or it lacks the device.
         """
+        if device.startswith("cuda:"):
+            raise UserError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda")
         self._say, self._folder = say, folder
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._news: dict[RayWorker, None] = {}  # those that may have a report, or have ended
         self._tended = 0.0
         self._workers: list[RayWorker] = []
         self._avoided: set[str] = set()  # node ids
-        self._said_waiting = time.monotonic()
-        _join(address)
-        self._device, self._needs = needs(spec, device, nodes())
+        self._say_waiting_at = time.monotonic() + FIRST_WAITING_SECONDS
+        join(address, folder / RAY_LOG)
+        self._nodes = _Nodes()
+        self._device, self._needs = needs(spec, device, self._nodes.alive)
         self._token = f".seen-{uuid.uuid4().hex}"
         self._corpora = Corpora(say)
 
-    def start(self, setup: Setup, number: int) -> RayWorker:
-        """See `Executor`."""
+    def start(self, setup: Setup, number: int, node_id: str | None = None) -> RayWorker:
+        """See `Executor`. With `node_id`, on that node alone."""
         ray = _ray()
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / self._token).touch()
@@ -372,8 +389,10 @@ class RayExecutor:
             "max_restarts": 0,
             "concurrency_groups": {"orders": 1, "reports": 1, "kill": 1},
         }
-        if self._avoided:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._avoided))})"}
+        if node_id is not None:
+            options["label_selector"] = {NODE_ID: node_id}
+        elif self._avoided:
+            options["label_selector"] = {NODE_ID: f"!in({','.join(sorted(self._avoided))})"}
         actor = ray.remote(**options)(_AgentOnNode).remote(number)
         prepare = partial(self._corpora.prepare, replace(setup, device=self._device))
         worker = RayWorker(actor, (self._folder.absolute(), self._token), prepare, self._events, self._news)
@@ -391,6 +410,7 @@ class RayExecutor:
                 worker.take(what, answer)
         if time.monotonic() - self._tended > POLL_SECONDS:
             self._tend()
+            self._nodes.refuse_if_silent()
         for worker in [worker for worker in self._news if not worker.inbox and worker.ending is None]:
             del self._news[worker]
         return list(self._news)
@@ -407,7 +427,7 @@ class RayExecutor:
         """See `Executor`."""
         return sum(
             int(min(node["Resources"].get(name, 0.0) // need for name, need in self._needs.items()))
-            for node in nodes()
+            for node in self._nodes.alive
             if node["NodeID"] not in self._avoided
         )
 
@@ -436,31 +456,104 @@ class RayExecutor:
         if not self._workers:
             (self._folder / self._token).unlink(missing_ok=True)
 
+    def all_places(self) -> list[Place]:
+        """The nodes that are alive, the head first, then by name. Those that share a name have their address too."""
+        alive = sorted(self._nodes.alive, key=lambda node: (HEAD not in node["Resources"], _name(node)))
+        named = Counter(node["NodeManagerHostname"] for node in alive)
+        return [
+            Place(
+                node_id=node["NodeID"],
+                name=_name(node) if named[node["NodeManagerHostname"]] > 1 else node["NodeManagerHostname"],
+                cpus=node["Resources"].get("CPU", 0.0),
+                gpus=node["Resources"].get("GPU", 0.0),
+                lacks=self._lacks(node["Resources"]),
+            )
+            for node in alive
+        ]
+
+    def _lacks(self, resources: Mapping[str, float]) -> str:
+        enough = all(resources.get(name, 0.0) >= need for name, need in self._needs.items())
+        return "" if enough else f"{_listed(self._needs)}, but has {self._offer(resources)}"
+
+    def on_each(self, work: partial[T], seconds: float) -> dict[str, T | str]:
+        """{node id: what `work` returned there, or why it did not}. Needs no free place, and waits that long."""
+        ray = _ray()
+        asked = {
+            node["NodeID"]: ray.remote(num_cpus=0, max_retries=0, label_selector={NODE_ID: node["NodeID"]})(
+                _call
+            ).remote(work)
+            for node in self._nodes.alive
+        }
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+        found: dict[str, T | str] = {}
+        for node_id, reference in asked.items():
+            try:
+                found[node_id] = ray.get(reference) if reference in ready else f"no answer within {seconds:.0f} s"
+            except ray.exceptions.RayError as error:
+                found[node_id] = _last_line(error)
+        return found
+
     def _say_who_waits(self) -> None:
         waiting = sum(worker.node is None for worker in self._workers)
-        if waiting and time.monotonic() - self._said_waiting > WAITING_SECONDS:
-            self._said_waiting = time.monotonic()
-            self._say(f"{waiting} worker{'s' if waiting > 1 else ''} wait for a place: {self.room()}")
+        if waiting and time.monotonic() > self._say_waiting_at:
+            self._say_waiting_at = time.monotonic() + WAITING_SECONDS
+            self._say(f"{f'{waiting} workers wait' if waiting > 1 else '1 worker waits'} for a place: {self.room()}")
 
     def _offer(self, resources: Mapping[str, float]) -> str:
         return " and ".join(f"{resources.get(name, 0.0):g} {name}" for name in self._needs)
 
     def room(self) -> str:
-        """What a worker needs and what the cluster has, for people."""
-        need = " and ".join(f"{value:g} {name}" for name, value in self._needs.items())
-        usable = [node for node in nodes() if node["NodeID"] not in self._avoided]
+        """See `Executor`."""
+        usable = [node for node in self._nodes.alive if node["NodeID"] not in self._avoided]
         has = "; ".join(f"{node['NodeManagerHostname']} {self._offer(node['Resources'])}" for node in usable)
-        return f"each needs {need}; the cluster has {has or 'no node that this study may use'}"
+        return f"each needs {_listed(self._needs)}; the cluster has {has or 'no node that this study may use'}"
 
 
-def _join(address: str) -> None:
-    """Connects to a running cluster and keeps this process's own handling of signals."""
+class _Nodes:
+    """The nodes of the cluster. A thread asks for them, as the answer never comes once the head is lost."""
+
+    def __init__(self) -> None:
+        self.alive = self._seen = nodes()
+        self._clock, self._seen_at, self._given_up = AwakeClock(), 0.0, False
+        threading.Thread(target=self._ask, name="nodes", daemon=True).start()
+
+    def _ask(self) -> None:
+        while True:
+            time.sleep(NODES_SECONDS)
+            with contextlib.suppress(_ray().exceptions.RayError):  # is no answer
+                self.alive = nodes()
+
+    def refuse_if_silent(self) -> None:
+        """Raises EngineLost, once, if there was no answer for HEAD_SECONDS."""
+        now = self._clock.seconds()
+        if self.alive is not self._seen:
+            self._seen, self._seen_at = self.alive, now
+        elif now - self._seen_at > HEAD_SECONDS and not self._given_up:
+            self._given_up = True
+            raise EngineLost(
+                f"the cluster's head has given no answer for {HEAD_SECONDS:.0f} s, so the study stops here; nothing "
+                "that is recorded is lost. Start a cluster again, and run the same command with its address: it resumes"
+            )
+
+
+def join(address: str, log: Path) -> None:
+    """Connects to a running cluster and keeps this process's own handling of signals. Ray's lines go to `log`.
+
+    Raises UserError if there is no such cluster.
+    """
     ray = _ray()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         if not ray.is_initialized():
+            _refuse_silence(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        _keep_off_stdout(log)
+    except ray.exceptions.AuthenticationError as error:
+        raise UserError(
+            f"--cluster {address}: the cluster requires its token, which is missing here or another; set RAY_AUTH_MODE="
+            "token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, as on its nodes"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"--cluster {address}: no Ray cluster answers ({_last_line(error)}); start one with `ray start --head`, or "
             "leave the flag out to train on this machine"
@@ -469,6 +562,54 @@ def _join(address: str) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises OSError or RayError if no head answers at HOST:PORT, for which Ray would try for minutes."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # else Ray aborts this process without a token
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
+    answer: SimpleQueue[Exception | None] = SimpleQueue()
+    threading.Thread(target=lambda: answer.put(_ask_head(address)), name="join", daemon=True).start()
+    try:
+        error = answer.get(timeout=JOIN_SECONDS)
+    except Empty:
+        raise TimeoutError(f"who listens there gives no answer as a head of Ray in {JOIN_SECONDS:.0f} s") from None
+    if error is not None:
+        raise error
+
+
+def _ask_head(address: str) -> Exception | None:
+    try:
+        _ray()._raylet.GcsClient(address=address)
+    except Exception as error:
+        return error
+    return None
+
+
+def _keep_off_stdout(log: Path) -> None:
+    """Sends what Ray prints about its nodes to a file.
+
+    It prints to stdout, which holds hpstudy's result, whatever log_to_driver and logging_level say.
+    """
+
+    def keep(data: Mapping[str, Any], *_: object, **__: object) -> None:
+        with contextlib.suppress(OSError), open(log, "a", opener=own_file) as file:
+            file.writelines(f"{line}\n" for line in data["lines"])
+
+    _ray()._private.worker.print_to_stdstream = keep
+
+
+def tokens_required() -> bool:
+    """Whether the cluster that this process has joined is used with a token, which a driver needs if the nodes do."""
+    _ray()
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
 
 
 def nodes() -> list[Mapping[str, Any]]:
@@ -482,13 +623,23 @@ def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) ->
     Raises UserError if the cluster has no such device.
     """
     num_gpus = sum(node["Resources"].get("GPU", 0) for node in found)
-    if device.startswith("cuda:"):
-        raise UserError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda")
     if device == "cuda" and not num_gpus:
         raise UserError("--device cuda: the cluster has no GPU; use --device cpu, or add a node that has one")
     if device != "cpu" and num_gpus:
-        return "cuda", {"GPU": 1.0, "CPU": 1.0}
-    return "cpu", {"CPU": float(spec.threads)}
+        return "cuda", {"GPU": float(spec.gpus), "CPU": float(spec.gpus)}
+    return "cpu", {"CPU": float(spec.threads * spec.processes)}
+
+
+def _call(work: partial[T]) -> T:
+    return work()
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}"
+
+
+def _listed(needs: Mapping[str, float]) -> str:
+    return " and ".join(f"{value:g} {name}" for name, value in needs.items())
 
 
 def _last_line(error: BaseException) -> str:

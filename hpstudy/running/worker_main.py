@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -23,51 +25,75 @@ from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
 from hpstudy.running import messages
+from hpstudy.running.group import Joined, Line, serve_first, serve_other
 from hpstudy.running.interface import STOP_SIGNALS
 from hpstudy.training.benchmark import benchmark
 from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.device import is_out_of_memory, place, prepare_process
 from hpstudy.training.divergence import DivergenceWatch
+from hpstudy.training.ranks import ALONE, PeerLost
 from hpstudy.training.trainer import Trainer
 
 WATCH_SECONDS = 1.0
 
 
 def serve(connection: Connection) -> None:
-    """Builds the trainer, then obeys orders until the pipe ends."""
-    setup: messages.Setup = connection.recv()
+    """Builds the trainer, then obeys orders until the pipe ends: as a training's only rank, or as one of several."""
+    order = connection.recv()
+    if isinstance(order, messages.Join):
+        serve_other(connection, order, _serve)
+    elif order.spec.ranks > 1:
+        serve_first(connection, order, _serve)
+    else:
+        _serve(connection, order, lambda _: ALONE)
+
+
+def _serve(line: Line, setup: messages.Setup, joined: Joined) -> None:
+    """Builds the trainer, then obeys orders. Ranks that train together end with the first order that fails."""
     try:
-        trainer, environment = _build(setup)
+        trainer, environment = _build(setup, joined)
+    except PeerLost:
+        raise
     except Exception as error:
         problems = error.problems if isinstance(error, UserError) else (_short(error),)
-        connection.send(messages.Refused(problems=problems, by_user=isinstance(error, UserError)))
+        line.send(messages.Refused(problems=problems, by_user=isinstance(error, UserError)))
         return
-    connection.send(messages.Ready(environment=environment, num_params=trainer.num_params))
+    line.send(messages.Ready(environment=environment, num_params=trainer.num_params))
+    together = not trainer.ranks.alone
+    report: messages.Report
     while True:
-        match connection.recv():
+        match line.recv():
             case messages.Train() as order:
-                train(trainer, order, environment, connection)
+                report = train(trainer, order, environment, line)
+                report = replace(report, last=together and messages.failed(report))
             case messages.Save():
-                pass  # the run has ended
+                continue  # the run has ended
             case messages.TimeSteps() as order:
-                connection.send(time_steps(trainer, order))
+                report = time_steps(trainer, order)
             case messages.Benchmark() as order:
-                connection.send(_benchmark(trainer, order))
+                report = _benchmark(trainer, order)
             case order:
                 raise AssertionError(f"unexpected order {order!r}")
+        line.send(report)
+        if together and messages.failed(report):
+            return
 
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _build(setup: messages.Setup) -> tuple[Trainer, dict[str, Any]]:
+def _build(setup: messages.Setup, joined: Joined) -> tuple[Trainer, dict[str, Any]]:
     spec = setup.spec
     prepare_process(spec.threads)
     placement = place(setup.device, spec.precision, deterministic=spec.deterministic)
     corpus = corpus_of(spec, setup.base, source=setup.source)
-    trained_by = {"corpus_digest": corpus.digest, "code_sha256": _code_sha256()}
-    return Trainer(spec, corpus, placement), {**placement.environment(), **trained_by}
+    trainer = Trainer(spec, corpus, placement, ranks=joined(placement))
+    environment = placement.environment()
+    if len({kind for (kind,) in trainer.ranks.gather(crc32(environment["device_name"].encode()))}) > 1:
+        raise UserError("[trainer] gpus: those of one training must be of one kind; name the first by --device cuda:N")
+    trained_by = {"ranks": spec.ranks, "corpus_digest": corpus.digest, "code_sha256": _code_sha256()}
+    return trainer, {**environment, **trained_by}
 
 
 def _code_sha256() -> str:
@@ -79,34 +105,39 @@ def _code_sha256() -> str:
     return code.hexdigest()
 
 
-def train(trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection) -> None:
-    """Trains a run and reports every step and how it ends. An exception ends the run, not the worker."""
+def train(trainer: Trainer, order: messages.Train, environment: dict[str, Any], line: Line) -> messages.Finished:
+    """Trains a run, reports every step, and returns how it ended. An exception ends the run, not the worker."""
     message = ""
     try:
-        outcome = _stream(trainer, order, environment, connection)
-    except (BrokenPipeError, ConnectionResetError, EOFError):
-        raise  # the driver is gone
+        outcome = _stream(trainer, order, environment, line)
+    except (BrokenPipeError, ConnectionResetError, EOFError, PeerLost):
+        raise  # the driver or another rank is gone
     except Exception as error:
         outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
         message = "".join(traceback.format_exception(error)).strip()
     if message:
         torch.cuda.empty_cache()  # here, after the traceback and its tensors are gone, for the next run
-    connection.send(messages.Finished(outcome=outcome, message=message))
+    return messages.Finished(outcome=outcome, message=message)
 
 
-def _stream(trainer: Trainer, order: messages.Train, environment: dict[str, Any], connection: Connection) -> Outcome:
+def _stream(trainer: Trainer, order: messages.Train, environment: dict[str, Any], line: Line) -> Outcome:
     """Reports every step, and returns how the run ended."""
     saves = list[messages.Save]()
     identity = fingerprint(trainer.spec, order.run, environment)
-    checkpoint = _checkpoint(order, identity, connection) if order.checkpoint else None
+    checkpoint = None
+    if order.checkpoint:
+        checkpoint = _checkpoint(order, identity, line)
+        steps = {step for (step,) in trainer.ranks.gather(checkpoint.state.step if checkpoint else 0)}
+        if len(steps) > 1:
+            raise RuntimeError(f"the ranks found checkpoints of different steps: {sorted(steps)}")
     watch = DivergenceWatch(order.run, trainer.vocab_size)
     if checkpoint:
         watch.bad_steps = checkpoint.bad_steps
     for record in trainer.train(order.run, checkpoint):
         # report the step, and wait for the pruner if the order says so
-        connection.send(messages.Recorded(record=record))
+        line.send(messages.Recorded(record=record))
         awaited = order.awaits_decision and record.evaluated and record.eval_index != trainer.spec.evals
-        stop = awaited and _stop_decision(connection, saves)
+        stop = awaited and _stop_decision(line, saves)
 
         # stop what has diverged or is pruned
         if watch.diverged(record):
@@ -115,15 +146,17 @@ def _stream(trainer: Trainer, order: messages.Train, environment: dict[str, Any]
             return Outcome.PRUNED
 
         # save a checkpoint when ordered
-        while connection.poll():
-            saves.append(connection.recv())
+        while line.poll():
+            order_now = line.recv()
+            assert isinstance(order_now, messages.Save)
+            saves.append(order_now)
         if saves and (state := trainer.state()) is not None:
-            connection.send(_save(saves[-1], Checkpoint(fingerprint=identity, bad_steps=watch.bad_steps, state=state)))
+            line.send(_save(saves[-1], Checkpoint(fingerprint=identity, bad_steps=watch.bad_steps, state=state)))
             saves.clear()
     return Outcome.COMPLETE
 
 
-def _checkpoint(order: messages.Train, identity: str, connection: Connection) -> Checkpoint | None:
+def _checkpoint(order: messages.Train, identity: str, line: Line) -> Checkpoint | None:
     """The checkpoint to resume from, or None if it cannot be used. Reports which."""
     assert order.checkpoint is not None
     checkpoint, problem = None, ""
@@ -135,7 +168,7 @@ def _checkpoint(order: messages.Train, identity: str, connection: Connection) ->
     except (OSError, ValueError) as error:
         problem = str(error)
     step = checkpoint.state.step if checkpoint else 0
-    connection.send(messages.Resumed(step=step, problem=problem))
+    line.send(messages.Resumed(step=step, problem=problem))
     return checkpoint
 
 
@@ -148,9 +181,9 @@ def _save(order: messages.Save, checkpoint: Checkpoint) -> messages.Saved:
     return messages.Saved(step=checkpoint.state.step, seconds=time.monotonic() - start, problem=problem)
 
 
-def _stop_decision(connection: Connection, saves: list[messages.Save]) -> bool:
+def _stop_decision(line: Line, saves: list[messages.Save]) -> bool:
     """Waits for the driver's decision. Orders to save that arrive before it are kept in `saves`."""
-    while isinstance(order := connection.recv(), messages.Save):
+    while isinstance(order := line.recv(), messages.Save):
         saves.append(order)
     assert isinstance(order, messages.StopDecision)
     return order.stop
@@ -163,11 +196,13 @@ def time_steps(trainer: Trainer, order: messages.TimeSteps) -> messages.Timed:
     try:
         steps = trainer.time_steps(order.hparams, order.steps)
         evaluation = trainer.time_evaluation() if order.evaluate else None
+    except PeerLost:
+        raise
     except Exception as error:
         message = "out of memory" if is_out_of_memory(error) else _short(error)
     if message:
         torch.cuda.empty_cache()  # here, as in `train`
-    peak, room = trainer.placement.memory_gib()
+    peak, room = (trainer.placement if message else trainer).memory_gib()
     return messages.Timed(
         step_seconds=() if message else tuple(steps),
         eval_seconds=evaluation,
@@ -182,6 +217,8 @@ def _benchmark(trainer: Trainer, order: messages.Benchmark) -> messages.Benchmar
         return messages.Benchmarked(
             figures=benchmark(trainer, order.hparams, rounds=order.rounds, turn_seconds=order.turn_seconds)
         )
+    except PeerLost:
+        raise
     except Exception as error:
         return messages.Benchmarked(figures=None, message=_short(error))
 

@@ -40,7 +40,7 @@ def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
 
     def add(place: str, batch: int, micro_batches: Iterable[int]) -> None:
         sizes = found.setdefault(batch, (f"{place} batch_tokens", set()))[1]
-        sizes.update(micro_batches or (default_micro_batch(batch, file.trainer.context),))
+        sizes.update(micro_batches or (default_micro_batch(batch // file.trainer.ranks, file.trainer.context),))
 
     stated = "micro_batch" in file.search or file.hparams.get("micro_batch", AUTO) != AUTO
     for batch in _values(file, "batch_tokens"):
@@ -191,16 +191,33 @@ def _vocabulary(file: StudyFile) -> Iterator[str]:
         yield f'[trainer] tokenizer: "fineweb-edu" is tokenized with "gpt2", but got "{file.trainer.tokenizer}"'
 
 
+def _ranks(file: StudyFile) -> Iterator[str]:
+    gpus, processes, pack = file.trainer.gpus, file.trainer.processes, file.budget.pack
+    if gpus > 1 and processes > 1:
+        yield (
+            "[trainer] processes: a training takes several GPUs or, on a CPU, several processes, but got "
+            f"gpus={gpus} and processes={processes}; remove one of them"
+        )
+    elif file.trainer.ranks > 1 and pack != 1:
+        yield f"[budget] pack: one training on {_ranks_named(file)} cannot train several trials as one; leave it out"
+
+
+def _ranks_named(file: StudyFile) -> str:
+    """`2 gpus`, as the file states it."""
+    return f"{file.trainer.ranks} {'gpus' if file.trainer.gpus > 1 else 'processes'}"
+
+
 def _batches(file: StudyFile) -> Iterator[str]:
-    context = file.trainer.context
+    context, ranks = file.trainer.context, file.trainer.ranks
     for batch, (place, micro_batches) in batches(file).items():
-        bad = sorted(size for size in micro_batches if batch % (size * context))
+        bad = sorted(size for size in micro_batches if batch % (size * context * ranks))
         if bad:
-            unit = math.lcm(*micro_batches) * context
+            unit = math.lcm(*micro_batches) * context * ranks
             multiples = (batch // unit * unit, batch // unit * unit + unit)
             near = [str(tokens) for tokens in multiples if 0 < tokens <= MAX_INTEGER]
+            each = f" for each of {_ranks_named(file)}" if ranks > 1 else ""
             yield (
-                f"{place}: must be a multiple of micro_batch x context, but {batch} is not for micro_batch "
+                f"{place}: must be a multiple of micro_batch x context{each}, but {batch} is not for micro_batch "
                 f"{', '.join(map(str, bad[:MAX_NAMED]))}{', ...' if len(bad) > MAX_NAMED else ''} at context {context}"
                 f"; {'the nearest that work: ' + ', '.join(near) if near else 'choose micro-batches that divide it'}"
                 f"{'; it counts tokens, not sequences' if batch < context else ''}"
@@ -214,7 +231,7 @@ def _steps(file: StudyFile) -> Iterator[str]:
         if tokens is not None and tokens < batch:
             table = file.search if place.startswith("[search]") else {**file.hparams, **file.baseline.overrides}
             got, remedy = (f"{batch}", "take") if "batch_tokens" in table else (f"GPT-3's {batch}", "state it,")
-            unit = context * (math.lcm(*micro_batches) if stated else 1)
+            unit = context * file.trainer.ranks * (math.lcm(*micro_batches) if stated else 1)
             yield (
                 f"{place}: a run must hold at least one step, but got {got} > [trainer] tokens={tokens}; {remedy} e.g. "
                 f"{batch_example(tokens, unit)}"
@@ -329,7 +346,10 @@ def _opponents(file: StudyFile) -> Iterator[str]:
         yield f'[baseline] also: "tuned-lr" needs a search of more than lr, but [search] tunes {what}'
 
 
-_BATCH = "trainer.context hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
+_RANKS = "trainer.gpus trainer.processes"
+_BATCH = (
+    f"trainer.context {_RANKS} hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
+)
 _FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
 _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rule between keys, the keys it reads)
     (_auto_micro_batch, "hparams.micro_batch baseline"),
@@ -339,6 +359,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_validation, "trainer.val_tokens trainer.context"),
     (_val_shards, "trainer.val trainer.corpus"),
     (_vocabulary, "trainer.corpus trainer.tokenizer"),
+    (_ranks, f"{_RANKS} budget.pack"),
     (_batches, _BATCH),
     (_steps, f"trainer.tokens {_BATCH}"),
     (_schedule, _FRACTIONS),

@@ -156,7 +156,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         baseline_name=file.baseline.name,
         overrides=_typed(file.baseline.overrides),
         hparams=_typed(file.hparams),
-        spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches)),
+        spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches) * file.trainer.ranks),
         space=space,
         metrics=tuple(file.objective.metric),
         budget=file.budget.model_copy(update={"trials": trials}),
@@ -257,7 +257,7 @@ def _warnings(study: Study) -> Iterator[str]:
     if spec.tokens is not None and (steps := spec.tokens // batch) < checks.LEAST_STEPS:
         yield (
             f"[hparams] batch_tokens: the baseline has {steps} step{'s' if steps > 1 else ''} of {batch:,} tokens, too "
-            f"few to learn in; take e.g. {checks.batch_example(spec.tokens, context)}"
+            f"few to learn in; take e.g. {checks.batch_example(spec.tokens, context * spec.ranks)}"
         )
     share = embedding_share(spec.model, study.vocab_size, context)
     if share > MOST_EMBEDDINGS and takes_any_tokenizer(spec.corpus):

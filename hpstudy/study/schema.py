@@ -206,6 +206,18 @@ class TrainerTable(Table):
         "trained again differs a little, so trials are no longer a function of the file alone. A CPU always repeats",
         False,
     )
+    gpus: Count = _key(1, "GPUs of one training, all on one machine; each takes an equal part of every batch", 2, le=64)
+    processes: Count = _key(
+        1,
+        "processes of one training on a CPU, of `threads` threads each; each takes an equal part of every batch",
+        2,
+        le=64,
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train one run together."""
+        return self.gpus * self.processes
 
 
 class RangeTable(Table):

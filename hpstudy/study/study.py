@@ -189,7 +189,7 @@ class Study:
         values: dict[str, Any] = {**asdict(GPT3), **given}
         if given.get("micro_batch", AUTO) == AUTO:
             values["micro_batch"] = default_micro_batch(
-                values["batch_tokens"], self.spec.context, self.micro_batch_limit
+                values["batch_tokens"] // self.spec.ranks, self.spec.context, self.micro_batch_limit
             )
         if "warmup_fraction" not in given:
             scaled = scaled_warmup_fraction(tokens, values["batch_tokens"])
@@ -211,7 +211,7 @@ def study_sha256(resolved: Mapping[str, Any]) -> str:
 
 
 def default_micro_batch(batch_tokens: int, context: int, limit: int = GPT3.micro_batch) -> int:
-    """The largest divisor of the batch's sequences that is at most `limit`."""
+    """The largest divisor of a batch's sequences that is at most `limit`. The batch is that of one rank."""
     sequences = max(batch_tokens // context, 1)
     return max(size for size in range(1, limit + 1) if sequences % size == 0)
 

@@ -52,6 +52,7 @@ from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, mar
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
+RAY_LOG = "ray.log"  # in the run folder: what Ray prints about its nodes
 DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 LOCKED = {errno.EWOULDBLOCK, errno.EACCES}  # by another process; any other error says that files cannot be locked
 T = TypeVar("T")
@@ -355,15 +356,19 @@ class RunStore:
                 note(
                     "flock", f"{self.root}: files cannot be locked here ({error.strerror}); a lease in {LEASE} is used"
                 )
-            with leased(self.root, on_lost) as holding:
-                file.truncate(0)
-                file.write(str(holding))
-                file.flush()
-                self._holding.append(holding)
-                try:
-                    yield
-                finally:
-                    self._holding.remove(holding)
+            try:
+                with leased(self.root, on_lost) as holding:
+                    file.truncate(0)
+                    file.write(str(holding))
+                    file.flush()
+                    self._holding.append(holding)
+                    try:
+                        yield
+                    finally:
+                        self._holding.remove(holding)
+            finally:
+                with contextlib.suppress(OSError):  # a beat of the lease kept the folder of a study that was refused
+                    self.root.rmdir()
 
     def refuse_if_lost(self) -> None:
         """Raises MachineError if this process has lost the study to another driver."""
@@ -374,7 +379,10 @@ class RunStore:
         """Removes the files of a study that was refused before it began. Call it under the lock."""
         if self.begun:
             return
-        for leftover in (self.root / LOCK, self.root / LEASE, self.root / ENVIRONMENT, *self.root.glob("worker-*.log")):
+        for leftover in (
+            *(self.root / name for name in (LOCK, LEASE, ENVIRONMENT, RAY_LOG)),
+            *self.root.glob("worker-*.log"),
+        ):
             leftover.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: other files are not ours to remove
             self.root.rmdir()

@@ -18,21 +18,24 @@ PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the square mat
 
 
 def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: float) -> BenchmarkFigures:
-    """Alternates matrix products and full-batch steps, each for `turn_seconds`, after a round of warm-up."""
+    """Alternates matrix products and full-batch steps, each for `turn_seconds`, after a round of warm-up.
+
+    Every rank does both, and the products of all count.
+    """
     far = 10**15  # tokens: neither the end nor an evaluation is reached
     run = Run(run_id="bench", phase="search", trial=None, seed=0, tokens=far, hparams=hparams)
     first, again = ([_figures(r) for r in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
-    peak_gib = trainer.placement.memory_gib()[0]  # before the products take theirs
+    peak_gib = trainer.memory_gib()[0]  # before the products take theirs
     steps, products = trainer.train(run), matrix_products(trainer.placement, PRODUCT_SIZE[trainer.placement.kind])
     paces, fastest = [], 0.0
     for number in range(rounds + 1):
-        fastest = max(fastest, *(1 / seconds for seconds in _turn(products, turn_seconds, trainer.placement)))
-        taken = _turn(steps, turn_seconds, trainer.placement)
+        fastest = max(fastest, *(1 / seconds for seconds in _turn(products, turn_seconds, trainer)))
+        taken = _turn(steps, turn_seconds, trainer)
         if number:
             paces.append(len(taken) / sum(taken))
     return BenchmarkFigures(
         steps_per_second=tuple(paces),
-        flops_per_second=2 * PRODUCT_SIZE[trainer.placement.kind] ** 3 * fastest,
+        flops_per_second=trainer.ranks.count * 2 * PRODUCT_SIZE[trainer.placement.kind] ** 3 * fastest,
         peak_gib=peak_gib,
         repeats=first == again,
     )
@@ -42,14 +45,14 @@ def _figures(record: StepRecord) -> tuple[float, ...]:
     return record.loss, record.grad_norm, record.update_to_weight
 
 
-def _turn(work: Iterator[object], budget: float, placement: Placement) -> list[float]:
-    """Wall seconds of each piece of work until `budget` seconds have passed; at least one piece."""
+def _turn(work: Iterator[object], budget: float, trainer: Trainer) -> list[float]:
+    """Wall seconds of each piece of work until `budget` seconds have passed on rank 0; at least one piece."""
     seconds: list[float] = []
-    while sum(seconds) < budget:
+    while trainer.ranks.of_first(sum(seconds) < budget):
         start = time.perf_counter()
         next(work)
         seconds.append(time.perf_counter() - start)
-    if placement.is_cuda:  # a step launched ahead ends in this turn
+    if trainer.placement.is_cuda:  # a step launched ahead ends in this turn
         start = time.perf_counter()
         torch.cuda.synchronize()
         seconds[-1] += time.perf_counter() - start

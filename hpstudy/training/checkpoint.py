@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 # keys of the spec at the values of versions that did not have them
-NEWER = (("val", None), ("confirm_val", False), ("deterministic", True))
+NEWER = (("val", None), ("confirm_val", False), ("deterministic", True), ("gpus", 1), ("processes", 1))
 
 
 def fingerprint(spec: TrainerSpec, run: Run, environment: Mapping[str, Any]) -> str:

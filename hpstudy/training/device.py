@@ -38,6 +38,15 @@ class Placement:
         """Whether the device is a CUDA GPU."""
         return self.kind == "cuda"
 
+    @property
+    def index(self) -> int:
+        """The number of the GPU, 0 on a CPU."""
+        return int(self.device.partition(":")[2] or 0)
+
+    def device_of(self, rank: int) -> str:
+        """The device of another rank of this one's training."""
+        return f"cuda:{self.index + rank}" if self.is_cuda else self.device
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: matrix products in bf16, while weights, moments and loss stay fp32."""
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
@@ -122,6 +131,29 @@ def place(device: str, precision: PrecisionChoice, *, deterministic: bool = True
     if not deterministic:
         demand_determinism(False)
     return replace(_placement(f"cuda:{index or 0}", "GPU", precision, has_bf16), deterministic=deterministic)
+
+
+def require_ranks(placement: Placement, *, gpus: int, processes: int) -> None:
+    """Raises UserError unless a training whose first rank is placed so can have its `gpus` or `processes`."""
+    if not placement.is_cuda:
+        if gpus > 1:
+            raise UserError(
+                f"[trainer] gpus: a training takes {gpus} CUDA GPUs, but would run on the CPU; run it where they are, "
+                f"or use processes = {gpus} instead"
+            )
+        return
+    if processes > 1:
+        raise UserError(
+            f"[trainer] processes: a training on a CPU has {processes}, but would run on a GPU; use --device cpu, or "
+            f"gpus = {processes} instead"
+        )
+    count = torch.cuda.device_count()
+    if placement.index + gpus > count:
+        start = f" from {placement.device} on" if placement.index else ""
+        raise UserError(
+            f"[trainer] gpus: a training takes {gpus}{start}, but this machine has {count} CUDA "
+            f"device{'s' if count != 1 else ''}; lower gpus{', or leave --device out' if placement.index else ''}"
+        )
 
 
 def _placement(device: str, kind: str, precision: PrecisionChoice, has_bf16: bool, how: str = "") -> Placement:

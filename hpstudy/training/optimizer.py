@@ -27,7 +27,7 @@ class FlatParameters:
     """A model's parameters and gradients as views of two flat fp32 buffers: decayed tensors first, then the rest.
 
     Decayed are the tensors of two or more dimensions (matrices and embeddings, the tied one once), never biases or
-    LayerNorms. Zeros pad both parts to a multiple of NORM_CHUNK.
+    LayerNorms. Zeros pad both parts to a multiple of NORM_CHUNK. Beside the gradients is room for the step's loss.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,7 +36,8 @@ class FlatParameters:
         sizes = [_round_up(sum(p.numel() for p in group)) for group in (decayed, rest)]
         device = params[0].device
         self.weights = torch.zeros(sum(sizes), device=device)
-        self.grads = torch.zeros_like(self.weights)
+        self.grads_and_loss = torch.zeros(sum(sizes) + 1, device=device)  # in one piece, so that ranks sum both at once
+        self.grads, self.loss = self.grads_and_loss[:-1], self.grads_and_loss[-1]
         self.tensors = decayed + rest
         for group, start in ((decayed, 0), (rest, sizes[0])):
             offset = start

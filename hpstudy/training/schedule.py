@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from hpstudy.hparams import HParams
 from hpstudy.records import StepRecord
+from hpstudy.spec import TrainerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +40,9 @@ class StepPlan:
         """Tokens seen after the step."""
         return self.tokens_before + self.batch_tokens
 
-    def micro_batch(self, hparams: HParams, context: int) -> int:
+    def micro_batch(self, hparams: HParams, spec: TrainerSpec) -> int:
         """Sequences in one forward pass: the smaller batches of a ramp may not divide by the full micro-batch."""
-        return math.gcd(hparams.micro_batch, self.batch_tokens // context)
+        return math.gcd(hparams.micro_batch, spec.rank_sequences(self.batch_tokens))
 
     def record(
         self, figures: Sequence[float], seconds: float, *, micro_batch: int, context: int, evaluation: Evaluation | None

@@ -22,6 +22,7 @@ from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, Step, captured
 from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import AdamW, FlatParameters, clip_, norm, share_lost_to_bf16
+from hpstudy.training.ranks import ALONE, Ranks
 from hpstudy.training.schedule import Evaluation, StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
@@ -56,18 +57,23 @@ class Trainer:
         steps_ahead: int | None = None,
         capture: Capture | None = None,
         compile: bool | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`steps_ahead`: steps launched before the figures of the last one are read; by default 1 on GPUs, else 0.
 
         `capture`: what is launched as one graph if it is small: the whole step (the default on GPUs), or at most the
         micro-batch.
         `compile`: whether the model's blocks are compiled; by default on GPUs, if runs are long enough to repay it.
+        `ranks`: those that train every run together. They launch no step ahead, so that all have launched the same
+        steps wherever a run ends, and capture no more than the micro-batch.
         """
         self.spec = spec
+        self.ranks = ranks
         self.placement = placement
         self.vocab_size = corpus.vocab_size
-        self._steps_ahead = int(placement.is_cuda) if steps_ahead is None else steps_ahead
-        self._captures: Capture = capture or ("step" if placement.is_cuda else "nothing")
+        self._steps_ahead = int(placement.is_cuda and ranks.alone) if steps_ahead is None else steps_ahead
+        largest: Capture = "step" if ranks.alone else "micro-batch"
+        self._captures: Capture = capture or (largest if placement.is_cuda else "nothing")
         self._corpus = corpus
         self._model = GPT(spec.model, corpus.vocab_size, spec.context).to(placement.device)
         if placement.is_cuda and compiling_pays(spec) if compile is None else compile:
@@ -143,7 +149,7 @@ class Trainer:
             self._lr.fill_(step.lr)  # a graph reads it there
         else:
             self._lr = step.lr
-        micro_batch = step.micro_batch(hparams, self.spec.context)
+        micro_batch = step.micro_batch(hparams, self.spec)
         shape = (windows_2BT.shape[1], micro_batch)
         whole = (
             self._captures == "step"
@@ -192,10 +198,15 @@ class Trainer:
         return step.record(
             figures,
             seconds,
-            micro_batch=step.micro_batch(hparams, self.spec.context),
+            micro_batch=step.micro_batch(hparams, self.spec),
             context=self.spec.context,
             evaluation=self._evaluation() if step.eval_index else None,
         )
+
+    def memory_gib(self) -> tuple[float, float]:
+        """(peak memory of the rank that needs most, memory that the rank with least could use)."""
+        peaks, rooms = zip(*self.ranks.gather(*self.placement.memory_gib()), strict=True)
+        return max(peaks), min(rooms)
 
     def time_evaluation(self) -> float:
         """Seconds of an evaluation, after one that may compile."""
@@ -209,22 +220,24 @@ class Trainer:
         return [record.step_seconds for record in islice(self.train(run), 2, 2 + steps)]
 
     def _windows(self, sampler: WindowSampler, step: StepPlan) -> Tensor:
-        """Inputs and targets of a step, [2, B, T] on the host: one range of windows, whatever the micro-batch."""
-        context = self.spec.context
-        windows_2BT = torch.from_numpy(sampler.windows(step.tokens_before // context, step.batch_tokens // context))
+        """This rank's inputs and targets of a step, [2, B, T] on the host: a range of windows for any micro-batch."""
+        count = self.spec.rank_sequences(step.batch_tokens)
+        first = step.tokens_before // self.spec.context + self.ranks.rank * count
+        windows_2BT = torch.from_numpy(sampler.windows(first, count))
         return windows_2BT.pin_memory() if self.placement.is_cuda else windows_2BT  # copied without waiting
 
     def _accumulate_gradients(self, inputs: Tensor, targets: Tensor, micro_batch: int, whole: bool) -> Tensor:
         """The mean loss over the whole batch, with its gradient in the flat buffer.
 
         Each micro-batch's loss is weighted by its share of the batch, so that the gradients add up to the gradient of
-        the batch's mean. `whole`: the step is or will be one graph, so that micro-batches need none.
+        the batch's mean, also of all ranks. `whole`: the step is or will be one graph, so that micro-batches need none.
         """
         backward = self._backward if whole else self._backward_of(inputs[:micro_batch], targets[:micro_batch])
-        self._flat.grads.zero_()
-        total = torch.zeros((), device=self.placement.device)
+        self._flat.grads_and_loss.zero_()
+        total, sequences = self._flat.loss, len(inputs) * self.ranks.count
         for x_BT, y_BT in zip(torch.split(inputs, micro_batch), torch.split(targets, micro_batch), strict=True):
-            total += backward(x_BT, y_BT, micro_batch / len(inputs))
+            total += backward(x_BT, y_BT, micro_batch / sequences)
+        self.ranks.sum_(self._flat.grads_and_loss)
         return total
 
     def _flops(self, tokens: int) -> int:
@@ -252,12 +265,17 @@ class Trainer:
     def _evaluation(self) -> Evaluation:
         start = time.perf_counter()
         lost = share_lost_to_bf16(self._before, self._flat.weights)
-        total = torch.zeros((), dtype=torch.float64, device=self.placement.device)
-        count = 0
-        for x_BT, y_BT in self._evaluated_on:
+        # each rank sums up some batches; what they add up to does not depend on which
+        losses = torch.zeros(len(self._evaluated_on), dtype=torch.float64, device=self.placement.device)
+        for index in range(self.ranks.rank, len(losses), self.ranks.count):
+            x_BT, y_BT = self._evaluated_on[index]
             with self.placement.autocast():
-                total += self._model(x_BT, y_BT).double() * y_BT.numel()
-            count += y_BT.numel()
+                losses[index] = self._model(x_BT, y_BT).double() * y_BT.numel()
+        self.ranks.sum_(losses)
+        total = torch.zeros((), dtype=torch.float64, device=self.placement.device)
+        for loss in losses:  # in order: torch's own sum takes another
+            total += loss
+        count = sum(y_BT.numel() for _, y_BT in self._evaluated_on)
         val_loss, bf16_lost = torch.stack([total / count, lost.double()]).tolist()
         return Evaluation(val_loss=val_loss, bf16_lost=bf16_lost, seconds=time.perf_counter() - start)
 

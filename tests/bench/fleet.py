@@ -135,6 +135,10 @@ class Fleet:
     def avoid(self, worker: Worker) -> None:
         """See `Executor`."""
 
+    def room(self) -> str:
+        """See `Executor`."""
+        return ""
+
     def stop(self, workers: Sequence[Worker]) -> None:
         """See `Executor`."""
 

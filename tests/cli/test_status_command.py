@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.analysis.results import load
 from hpstudy.cli.layout import Column, fits
 from hpstudy.cli.status_command import _layouts, _Line
+from hpstudy.running.worker_states import Doing, WorkersFile, WorkerState
 from hpstudy.study import Study
+from hpstudy.tracking.store import RunStore
 from tests.helpers.command_line import Result, hpstudy
 
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
@@ -135,6 +138,61 @@ def test_json_of_a_study_is_one_object_with_the_documented_keys(status, tiny: Ti
     assert (found["stage"], found["reply"], found["answer"]) == ("done", "yes", "better")
     assert found["next"]["command"] == "hpstudy run sure.toml --trials 20"
     assert json.loads(status("--json").out)["studies"][0] == found
+
+
+@pytest.fixture
+def workers(tiny: Tiny, searched: Build, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Says what the workers of a study do while this process runs it."""
+    searched(tiny("busy", replace={"trials = 5": "trials = 10"}))
+    store = RunStore(tmp_path / "runs" / "busy")
+    with store.locked():
+        yield lambda states, room="": WorkersFile(store).update(lambda: states, lambda: room)
+
+
+def worker(number: int, state: Doing, node: str = "", run: str | None = None) -> WorkerState:
+    kind = "a GPU, torch 2.13 (0a1b2c)" if state in (Doing.TRAINS, Doing.IDLE) else ""
+    return WorkerState(number=number, node=node, kind=kind, state=state, run=run)
+
+
+def test_a_running_study_shows_its_workers_and_what_those_that_wait_need(status, workers) -> None:
+    room = "each needs 1 GPU and 1 CPU; the cluster has a 1 GPU and 8 CPU"
+    workers([worker(0, Doing.TRAINS, "a", "search-0003"), worker(1, Doing.WAITS), worker(2, Doing.WAITS)], room)
+    lines = status("busy").out.splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("workers "))
+    assert lines[place] == f"workers  2 wait for a place, 1 trains; {room}"
+    since = r"\d\d:\d\d"
+    for line, pattern in zip(
+        lines[place + 2 : place + 5],
+        [
+            rf" +0 +a +a GPU, torch 2\.13 \(0a1b2c\) +trains search-0003 +{since} *",
+            rf" +1 +- +- +waits for a place +{since} *",
+            rf" +2 +- +- +waits for a place +{since} *",
+        ],
+        strict=True,
+    ):
+        assert re.fullmatch(pattern, line), line
+    found = json.loads(status("busy", "--json").out)
+    assert found["waits"] == room
+    assert [(w["number"], w["node"], w["state"], w["run"]) for w in found["workers"]] == [
+        (0, "a", "trains", "search-0003"), (1, "", "waits for a place", None), (2, "", "waits for a place", None)
+    ]  # fmt: skip
+
+
+def test_many_workers_are_counted_by_node(status, workers) -> None:
+    trains = [worker(number, Doing.TRAINS, "ab"[number % 2], f"search-{number:04}") for number in range(20)]
+    workers([*trains, worker(20, Doing.IDLE, "a"), worker(21, Doing.WAITS)], "each needs 1 GPU")
+    lines = status("busy").out.splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("workers "))
+    assert lines[place] == "workers  1 waits for a place, 20 train, 1 is idle; each needs 1 GPU"
+    assert [line.split()[-3:] for line in lines[place + 2 : place + 4]] == [["10", "0", "1"], ["10", "0", "0"]]
+
+
+def test_workers_of_a_driver_that_is_gone_are_not_shown(status, workers, tmp_path: Path) -> None:
+    workers([worker(0, Doing.TRAINS, "a", "search-0003")])
+    file = tmp_path / "runs" / "busy" / "workers.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": 1}))
+    assert json.loads(status("busy", "--json").out)["workers"] is None
+    assert "workers" not in status("busy").out
 
 
 def test_an_error_with_json_leaves_stdout_empty(status) -> None:

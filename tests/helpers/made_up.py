@@ -177,7 +177,7 @@ def _record(
     step: StepPlan, figures: tuple[float, ...], seconds: float, hparams: HParams, study: Study, val_loss: float
 ) -> StepRecord:
     evaluation = Evaluation(val_loss=val_loss, bf16_lost=0.5, seconds=0.03) if step.eval_index else None
-    size, context = step.micro_batch(hparams, study.spec.context), study.spec.context
+    size, context = step.micro_batch(hparams, study.spec), study.spec.context
     return step.record(figures, seconds, micro_batch=size, context=context, evaluation=evaluation)
 
 

@@ -54,7 +54,7 @@ def dimension(key: str) -> st.SearchStrategy[Tables]:
 def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     """Any study that a file may state; a tiny one also trains quickly."""
     context = draw(st.sampled_from([8, 16]) if tiny else st.sampled_from([16, 128, 1024]))
-    batch = 16 * context * draw(st.integers(1, 4))  # 16 and all smaller micro-batches divide it
+    batch = 32 * context * draw(st.integers(1, 2))  # 16 and all smaller micro-batches divide it, for 2 ranks too
     shape = st.fixed_dictionaries({"layers": st.just(1), "heads": st.just(2), "width": st.sampled_from([8, 16])})
     budget = draw(st.just({"tokens": 4 * batch}) if tiny else budgets(batch))
     trainer = budget | {
@@ -70,6 +70,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         trainer |= {"corpus": "shards:*.bin"} | draw(optional(val=WORDS))
     elif not tiny:
         trainer |= draw(optional(corpus=st.just("asv") | WORDS.map(lambda path: f"text:{path}"), threads=COUNT))
+    if not tiny:
+        trainer |= draw(st.just({}) | st.sampled_from(["gpus", "processes"]).map(lambda key: {key: 2}))
 
     searched = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, max_size=4))
     search = {key: draw(dimension(key)) for key in searched}
@@ -83,7 +85,7 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     pruners = PRUNERS if metric == "val/loss" else st.just("none")
     more = {
         "trials": st.integers(1, 50) if search else st.just(1),
-        "pack": st.just("auto") | COUNT,  # of earlier versions
+        "pack": st.just(1) if {"gpus", "processes"} & set(trainer) else st.just("auto") | COUNT,  # of earlier versions
         "smaller_micro_batch": st.booleans(),
         "hang_seconds": st.floats(1e-3, 1e9),
         "sampler": st.just("grid") if grid else SAMPLERS | optional(name=SAMPLERS, startup=COUNT, seed=SEED),

@@ -25,9 +25,8 @@ from hpstudy.tracking.wandb_sink import WandbSink
 from tests.helpers.disk import full_disk
 from tests.helpers.running import Watch, curves, interrupt, run_here, trials
 from tests.helpers.stores import step_record
+from tests.helpers.training import SPEC
 from tests.helpers.training import run as a_run
-
-CONTEXT = 32  # of the run above: 8 sequences a step
 
 
 def edit_loss(folder: Path, step: int) -> None:
@@ -197,7 +196,7 @@ def test_what_a_killed_driver_left_of_a_checkpoint_is_removed_when_its_run_begin
 def test_a_run_keeps_the_header_that_it_began_with(sinks: Sinks):
     begun = header_of(a_run(), sinks.store, "tiny", 1000, "cpu")
     sinks.store.begin(begun).close()
-    assert header_of(with_smaller_micro_batch(a_run(), CONTEXT), sinks.store, "tiny", 1000, "cpu") == begun
+    assert header_of(with_smaller_micro_batch(a_run(), SPEC), sinks.store, "tiny", 1000, "cpu") == begun
 
 
 def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
@@ -211,12 +210,13 @@ def test_a_run_that_began_with_other_hyperparameters_is_an_error(sinks: Sinks):
     )
 
 
-def test_a_smaller_micro_batch_is_the_next_divisor_of_the_batch():
+@pytest.mark.parametrize(("processes", "expected"), [(1, [8, 4, 2, 1]), (4, [8, 2, 1])])
+def test_a_smaller_micro_batch_is_the_next_divisor_of_a_ranks_batch(processes: int, expected: list[int]):
     sizes, run = [], a_run()
     while run is not None:
         sizes.append(run.hparams.micro_batch)
-        run = with_smaller_micro_batch(run, CONTEXT)
-    assert sizes == [8, 4, 2, 1]
+        run = with_smaller_micro_batch(run, replace(SPEC, processes=processes))
+    assert sizes == expected
 
 
 def test_a_step_that_trains_to_other_figures_is_an_error_that_names_it(tiny, tmp_path: Path):

@@ -27,17 +27,18 @@ def test_a_folder_that_holds_the_drivers_token_is_used_itself(tmp_path: Path):
 
 
 def test_the_checkpoint_of_a_killed_agent_is_removed_by_the_next_but_not_its_log(tmp_path: Path):
+    alive, later = Agent(1), Agent(2)
+    folders = [folder_of(alive, tmp_path)]
     meet = "Agent(0).meet(Path('absent'), 'token', 'id')"
     code = f"from hpstudy.running.agent import *; node = {meet}; print(node.folder, flush=True); os._exit(1)"
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    alive, later = Agent(1), Agent(2)
-    folders = [Path(killed.stdout.strip()), folder_of(alive, tmp_path)]
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    folders.append(Path(killed.stdout.strip()))
     for folder in folders:
         (folder / "checkpoint.pt").write_text("state")
         (folder / "worker-0.log").write_text("last line")
     folder_of(later, tmp_path)
-    assert {path.name for path in folders[0].iterdir()} == {"worker-0.log"}
-    assert {path.name for path in folders[1].iterdir()} == {"checkpoint.pt", "worker-0.log", "lock"}
+    assert {path.name for path in folders[1].iterdir()} == {"worker-0.log"}
+    assert {path.name for path in folders[0].iterdir()} == {"checkpoint.pt", "worker-0.log", "lock"}
     for agent in (alive, later):
         agent.end()
 

@@ -18,6 +18,7 @@ from hpstudy.running.local import LocalExecutor
 from hpstudy.spec import ModelShape
 from hpstudy.training.benchmark import benchmark
 from hpstudy.training.device import place
+from hpstudy.training.ranks import ALONE
 from tests.helpers.command_line import hpstudy
 from tests.helpers.running import run_at_start
 from tests.helpers.stores import step_record
@@ -110,6 +111,8 @@ class Drifting:
     """A trainer whose losses differ from training to training."""
 
     placement = place("cpu", "fp32")
+    memory_gib = placement.memory_gib
+    ranks = ALONE
 
     def __init__(self) -> None:
         self._losses = count()
@@ -139,3 +142,9 @@ def test_hpstudy_bench_reports_a_model_that_cannot_be_built_without_a_traceback(
     result = hpstudy("bench", "--preset", "tiny", "--device", "cpu")
     assert (result.code, result.out) == (1, "")
     assert result.err == f"measuring tiny\n{CANNOT_BE_BUILT}\n"
+
+
+def test_hpstudy_bench_takes_gpus_or_processes_of_a_training():
+    result = hpstudy("bench", "--gpus", "2", "--processes", "2")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "--processes 2: is for a CPU, but --gpus is 2; leave one of them out\n"

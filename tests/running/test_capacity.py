@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.running.capacity import num_workers, trainings_at_once, trainings_per_device
+from hpstudy.running.capacity import num_workers, trainings_at_once, trainings_per_device, worker_device
 from hpstudy.running.interface import Options
 
 SPEED = '[objective]\nmetric = "train/tok_per_sec"'
@@ -54,6 +54,42 @@ def test_a_gpu_holds_one_training_whatever_the_cores(a_study, num_gpus, device, 
     study = a_study(parallel)
     assert trainings_per_device(study, machine(num_gpus=num_gpus)) == 1
     assert trainings_at_once(study, machine(num_gpus=num_gpus), device) == trainings
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "processes", "trainings"), [(8, 1, 2, 4), (8, 2, 2, 2), (8, 1, 3, 2), (2, 1, 4, 1)]
+)
+def test_a_training_of_several_processes_takes_the_cores_of_all(a_study, cores, threads, processes, trainings):
+    study = a_study(threads=threads, replace=ranks(processes=processes))
+    assert trainings_per_device(study, machine(cores=cores)) == trainings
+    assert workers(study, cores=cores) == (trainings, [])
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "gpus", "device", "first"),
+    [
+        (8, 1, "auto", ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"]),
+        (8, 2, "auto", ["cuda:0", "cuda:2", "cuda:4", "cuda:6"]),
+        (8, 3, "cuda", ["cuda:0", "cuda:3"]),
+        (8, 8, "auto", ["cuda:0"]),
+        (8, 2, "cuda:4", ["cuda:4"]),
+        (0, 1, "auto", ["auto"] * 8),
+    ],
+)
+def test_each_worker_has_the_gpus_of_one_training(a_study, num_gpus: int, gpus: int, device: str, first: list[str]):
+    study, has = a_study(replace=ranks(gpus=gpus)), machine(num_gpus=num_gpus)
+    count, _ = workers(study, device=device, num_gpus=num_gpus)
+    assert [worker_device(index, study, has, device) for index in range(count)] == first
+    assert worker_device(count, study, has, device) == first[0]  # of a user who asks for one more
+
+
+def ranks(**counts: int) -> dict[str, str]:
+    """The change of the tiny study that gives a training several ranks."""
+    (key,) = counts
+    return {
+        "precision": f"{key} = {counts[key]}\nprecision",
+        "batch_tokens = 256": f"batch_tokens = {256 * counts[key]}",
+    }
 
 
 def workers(study, *, asked: int | None = None, device: str = "auto", **has: int) -> tuple[int, list[str]]:

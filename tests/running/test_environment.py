@@ -45,6 +45,7 @@ def begun(tiny: Callable[..., Study], tmp_path: Path) -> Path:
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"torch": "1.0"}, "torch was 1.0, is "),
     ({"threads": 7}, "threads was 7, is 1"),
+    ({"ranks": 2}, "ranks was 2, is 1"),
     ({"cpu_capability": "AVX512 avx2 made_up"}, "cpu_capability was AVX512 avx2 made_up, is "),
     ({"packages": {"optuna": "4.0.0"}}, "optuna was 4.0.0, is "),
     ({"packages": {"numpy": "1.0"}}, "numpy was 1.0, is "),

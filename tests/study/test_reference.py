@@ -30,6 +30,7 @@ SECTIONS: dict[str, list[str]] = {  # heading -> where its keys are in a file
     "[budget] sampler": ["budget", "sampler"],
     "[budget] pruner": ["budget", "pruner"],
     "[confirm]": ["confirm"],
+    "[cluster]": ["cluster"],
     "[wandb]": ["wandb"],
 }
 OF_EARLIER_VERSIONS = {"pack"}  # read and ignored

@@ -41,7 +41,7 @@ def test_every_valid_study_loads_with_all_its_keys(data: Tables) -> None:
 def test_the_random_studies_state_every_key() -> None:
     stated: set[str] = set()
 
-    @settings(max_examples=120, database=None, derandomize=True, deadline=None)
+    @settings(max_examples=200, database=None, derandomize=True, deadline=None)
     @given(studies())
     def collect(data: Tables) -> None:
         stated.update(".".join(place[:2]) for place, _ in places(data) if isinstance(place[-1], str))

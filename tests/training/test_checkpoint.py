@@ -14,7 +14,7 @@ import torch
 
 from hpstudy.hparams import GPT3
 from hpstudy.spec import ModelShape
-from hpstudy.training.checkpoint import MACHINE, Checkpoint, fingerprint, load_checkpoint, save_checkpoint
+from hpstudy.training.checkpoint import MACHINE, NEWER, Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.trainer import Trainer
 from tests.helpers.training import SPEC, curve, make_trainer, run
 
@@ -100,9 +100,10 @@ def test_the_names_of_what_a_run_repeats_do_not_change_its_fingerprint() -> None
     assert fingerprint(SMALL, named, ENVIRONMENT) == fingerprint(SMALL, RUN, ENVIRONMENT)
 
 
-def test_the_fingerprint_has_a_spec_that_need_not_repeat_and_none_of_its_default() -> None:
-    assert fingerprint(replace(SMALL, deterministic=False), RUN, ENVIRONMENT) != fingerprint(SMALL, RUN, ENVIRONMENT)
-    fixed = {key: value for key, value in asdict(SMALL).items() if key not in ("val", "deterministic", "confirm_val")}
+def test_the_fingerprint_has_newer_keys_of_the_spec_and_none_of_their_defaults() -> None:
+    for newer in ({"deterministic": False}, {"gpus": 2}, {"processes": 2}):
+        assert fingerprint(replace(SMALL, **newer), RUN, ENVIRONMENT) != fingerprint(SMALL, RUN, ENVIRONMENT)
+    fixed = {key: value for key, value in asdict(SMALL).items() if key not in dict(NEWER)}
     trained = {key: value for key, value in asdict(RUN).items() if key not in ("of", "fraction")}
     machine = {key: ENVIRONMENT[key] for key in MACHINE}
     text = json.dumps([fixed, trained, machine], sort_keys=True, default=repr)  # as before the key

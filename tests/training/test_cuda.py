@@ -11,19 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from hpstudy.data.corpus import WindowSampler, corpus_of
 from hpstudy.hparams import GPT3
 from hpstudy.records import StepRecord
+from hpstudy.running.local import worker_environment
 from hpstudy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hpstudy.training.cuda import Reading, agree, captured, captured_step, outcome, same_gradients
 from hpstudy.training.device import place, prepare_process
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.kernels import attention, fastest_attention, output_loss, prepare_attention
+from hpstudy.training.ranks import join, open_store
 from hpstudy.training.trainer import Trainer
 from tests.golden import curves
+from tests.helpers.ranks import curves_of
 from tests.helpers.training import SPEC, curve, make_trainer, run
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -304,3 +308,31 @@ def test_a_curve_with_compiled_attention_repeats_and_is_that_of_fp32():
     assert curve(make_trainer(LONG, "cuda", compile=True), LONG_RUN) == expected
     exact = curve(make_trainer(replace(LONG, precision="fp32"), "cuda"), LONG_RUN)
     assert [r.loss for r in expected] == pytest.approx([r.loss for r in exact], rel=5e-3)
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.usefixtures("deterministic")
+def test_a_sum_over_one_rank_by_nccl_changes_no_bit(monkeypatch: pytest.MonkeyPatch, compile: bool):
+    for name, value in worker_environment(1).items():
+        if name.startswith("NCCL_"):
+            monkeypatch.setenv(name, value)
+    expected = curve(make_trainer(LONG, "cuda", compile=compile), LONG_RUN)
+    ranks = join(open_store(), 0, 1, "cuda:0")
+    try:
+        assert ranks.gather(0.1, 7) == [[0.1, 7]]
+        assert curve(make_trainer(LONG, "cuda", compile=compile, ranks=ranks), LONG_RUN) == expected
+    finally:
+        dist.destroy_process_group()
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("deterministic")
+def test_two_ranks_on_one_gpu_have_the_losses_of_one_and_the_same_bits_every_time():
+    spec = replace(LONG, precision="fp32")
+    alone = curve(make_trainer(spec, "cuda"), LONG_RUN)
+    first, second = curves_of(2, LONG_RUN, spec, device="cuda", capture="nothing", compile=False)
+    assert first == second == curves_of(2, LONG_RUN, spec, device="cuda", capture="nothing", compile=False)[0]
+    assert [r.loss for r in first] == pytest.approx([r.loss for r in alone], rel=1e-5)

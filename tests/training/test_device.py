@@ -1,5 +1,7 @@
 """The devices and precisions that this machine has, and the refusal of others."""
 
+# ruff: noqa: E501  (the table quotes each sentence whole)
+
 from __future__ import annotations
 
 import pickle
@@ -9,7 +11,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.training.checkpoint import MACHINE
-from hpstudy.training.device import demand_determinism, is_out_of_memory, place
+from hpstudy.training.device import Placement, demand_determinism, is_out_of_memory, place, require_ranks
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests machines without a GPU")
 
@@ -36,6 +38,33 @@ def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(UserError) as caught:
         place(device, "auto")
     assert list(caught.value.problems) == [f"--device {device}: must be auto, cpu, cuda or cuda:N; use --device auto"]
+
+
+@pytest.mark.parametrize(
+    ("device", "needed", "problem"),
+    [
+        ("cpu", {"gpus": 2}, "[trainer] gpus: a training takes 2 CUDA GPUs, but would run on the CPU; run it where they are, or use processes = 2 instead"),
+        ("cuda:0", {"processes": 3}, "[trainer] processes: a training on a CPU has 3, but would run on a GPU; use --device cpu, or gpus = 3 instead"),
+        ("cuda:0", {"gpus": 8}, "[trainer] gpus: a training takes 8, but this machine has 4 CUDA devices; lower gpus"),
+        ("cuda:3", {"gpus": 2}, "[trainer] gpus: a training takes 2 from cuda:3 on, but this machine has 4 CUDA devices; lower gpus, or leave --device out"),
+    ],
+)  # fmt: skip
+def test_ranks_for_which_there_is_no_room_are_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, needed: dict[str, int], problem: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    placement = Placement(device=device, precision="fp32", reason="")
+    with pytest.raises(UserError) as caught:
+        require_ranks(placement, **{"gpus": 1, "processes": 1, **needed})
+    assert list(caught.value.problems) == [problem]
+
+
+def test_the_ranks_of_a_training_have_the_devices_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    first = Placement(device="cuda:2", precision="fp32", reason="")
+    require_ranks(first, gpus=2, processes=1)
+    assert first.device_of(1) == "cuda:3"
+    assert place("cpu", "fp32").device_of(1) == "cpu"
 
 
 def test_the_precision_is_bf16_only_if_the_cpu_has_it() -> None:
