@@ -42,7 +42,7 @@ class Worker(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for a place to run, for as long as that takes."""
+        """Whether it waits for a place to run, or there for its corpus, for as long as that takes."""
 
     def send(self, order: Order) -> None:
         """Sends an order. A worker that has ended is noticed by `receive`, not here."""

@@ -163,7 +163,7 @@ class WorkerPool:
 
     def _state_of(self, worker: Worker, number: int) -> WorkerState:
         ready, active = self._ready.get(worker), self._active.get(worker)
-        begun = Doing.WAITS if worker.waits else Doing.STARTS
+        begun = Doing.WAITS if worker.waits and not worker.place else Doing.STARTS
         return WorkerState(
             number=number,
             node=worker.place,

@@ -129,7 +129,7 @@ def _probe(cluster: Cluster, setup: Setup, node_ids: Sequence[str]) -> dict[str,
             if waited > PLACE_SECONDS:
                 full = f"it has no free place for a worker, and none became free in {PLACE_SECONDS:.0f} s"
                 for worker, node_id in workers.items():
-                    if worker.waits:
+                    if worker.waits and not worker.place:
                         found.setdefault(node_id, full)
     finally:
         cluster.stop(list(workers))
