@@ -20,7 +20,8 @@ def doctor(address: str, spec: TrainerSpec, runs: Path, device: str) -> None:
 
     Raises MachineError if a node that has room for workers cannot train.
     """
-    from hpstudy.running.ray_executor import RayExecutor, tokens_required
+    from hpstudy.running.cluster.executor import RayExecutor
+    from hpstudy.running.cluster.joining import tokens_required
 
     there = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=".hpstudy-doctor-", dir=there) as folder:

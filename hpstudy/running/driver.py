@@ -79,7 +79,7 @@ def executor_for(study: Study, options: Options, folder: Path, say: Callable[[st
     """
     if options.cluster is None:
         return LocalExecutor(folder)
-    from hpstudy.running.ray_executor import RayExecutor
+    from hpstudy.running.cluster.executor import RayExecutor
 
     return RayExecutor(options.cluster, study.spec, options.device, folder, say)
 

@@ -21,7 +21,7 @@ from tests.helpers.command_line import hpstudy, run_python
 from tests.helpers.running import CLI, curves, run_here, trials, wait_for_step
 
 WITHOUT_RAY = "import sys; sys.modules['ray'] = None\n"
-HASTY = "import hpstudy.running.ray_executor as engine; engine.HEAD_SECONDS = 3.0\n"
+HASTY = "import hpstudy.running.cluster.joining as engine; engine.HEAD_SECONDS = 3.0\n"
 LONG = {"tokens = 5120": "tokens = 768_000", "trials = 5": "trials = 2"}  # 3000 steps a run
 
 
@@ -150,7 +150,7 @@ def test_an_address_of_another_program_is_refused_within_seconds(tiny_file, tmp_
     pytest.importorskip("ray", reason="ray is not installed")
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        code = f"import hpstudy.running.ray_executor as engine; engine.JOIN_SECONDS = 1.0\n{CLI}"
+        code = f"import hpstudy.running.cluster.joining as engine; engine.JOIN_SECONDS = 1.0\n{CLI}"
         arguments = ["hpstudy", "run", str(tiny_file()), "--runs", str(tmp_path), "--wandb", "disabled"]
         done = run_python(f"import sys\nsys.argv = {[*arguments, '--cluster', address]}\n{code}", timeout=30)
     assert (done.returncode, done.stdout) == (2, "")

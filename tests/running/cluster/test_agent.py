@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.running.agent import Agent
+from hpstudy.running.cluster.agent import Agent
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_the_checkpoint_of_a_killed_agent_is_removed_by_the_next_but_not_its_log
     alive, later = Agent(1), Agent(2)
     folders = [folder_of(alive, tmp_path)]
     meet = "Agent(0).meet(Path('absent'), 'token', 'id')"
-    code = f"from hpstudy.running.agent import *; node = {meet}; print(node.folder, flush=True); os._exit(1)"
+    code = f"from hpstudy.running.cluster.agent import *; node = {meet}; print(node.folder, flush=True); os._exit(1)"
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     folders.append(Path(killed.stdout.strip()))
     for folder in folders:
