@@ -135,10 +135,10 @@ class WorkerPool:
         """
         try:
             while True:
-                self._assign(queue)
-                if not self._active and not self._waiting:
+                more = self._assign(queue)
+                if not self._active and not self._waiting and not more:
                     return
-                for worker in self._reporting():
+                for worker in self._reporting(0.0 if more else POLL_SECONDS):
                     self._handle_report(worker, queue)
                 if self._clock.seconds() - self._ordered >= min(POLL_SECONDS, self._options.checkpoint_seconds):
                     self._order_checkpoints()
@@ -172,17 +172,24 @@ class WorkerPool:
             run=active.run.run_id if active else None,
         )
 
-    def _assign(self, queue: RunQueue) -> None:
-        """Gives idle workers the runs that wait. No worker starts for a queue without a run to train."""
+    def _assign(self, queue: RunQueue) -> bool:
+        """Gives idle workers the runs that wait, and returns whether it stopped because reports should not wait longer.
+
+        No worker starts for a queue without a run to train.
+        """
         if not self._ready and not self._active and self._fetch(queue):
             self.first()
+        until = time.monotonic() + POLL_SECONDS
         while self._idle and self._fetch(queue):
+            if time.monotonic() > until:
+                return True
             run = self._waiting.popleft()
             worker = self._pick(run)
             if self._begin(worker, run, queue):
                 del self._idle[worker]
         if self._active:
             self._start_more()
+        return False
 
     def _pick(self, run: Run) -> Worker:
         """An idle worker for a run, of the kind that trained the same seed before if there is one.
@@ -282,15 +289,18 @@ class WorkerPool:
             return Outcome.PRUNED if queue.should_stop(active.run, last) else None
         return outcome
 
-    def _reporting(self) -> Sequence[Worker]:
-        """Waits for workers with a report or a death to handle, and kills those that are silent for too long."""
+    def _reporting(self, seconds: float = POLL_SECONDS) -> Sequence[Worker]:
+        """Waits for workers with a report or a death to handle, and kills those that are silent for too long.
+
+        With `seconds` = 0 it does not wait.
+        """
         while True:
             self.raise_if_stopped()
             self._file.update(self.states, self._executor.room)
-            reporting = self._executor.heard(POLL_SECONDS)
+            reporting = self._executor.heard(seconds)
             if self._clock.seconds() - self._looked > POLL_SECONDS or not reporting:
                 self._end_silent(set(reporting))
-            if reporting:
+            if reporting or not seconds:
                 return reporting
 
     def _end_silent(self, reporting: set[Worker]) -> None:

@@ -13,6 +13,8 @@ from hpstudy.records import Phase, Run, RunResult, StepRecord, trial_run_id
 from hpstudy.search import Proposal, Search
 from hpstudy.study import Study
 
+AT_ONCE = 4  # results told in a row: a late trial may hold back hundreds, and each proposal takes up to 0.1 s
+
 
 class TrialQueue:
     """The trials of a search as runs.
@@ -42,7 +44,9 @@ class TrialQueue:
             self._waiting.append(proposal)
 
     def next(self) -> Run | None:
-        """The next trial as a run on the search seed."""
+        """The next trial as a run on the search seed; None only if every result whose turn has come is told."""
+        while not self._waiting and self._next_tell in self._results:
+            self._tell_next()
         if not self._waiting:
             return None
         proposal = self._waiting.popleft()
@@ -78,7 +82,7 @@ class TrialQueue:
         return self._search.should_stop(run.trial, record.eval_index)
 
     def on_result(self, run: Run, result: RunResult) -> None:
-        """Tells every result whose turn has come, and asks for a trial after each.
+        """Tells results whose turn has come, AT_ONCE at most, and asks for a trial after each; `next` tells the rest.
 
         A trial that Optuna has as finished is compared instead. Raises MachineError if its result is another now.
         """
@@ -87,11 +91,16 @@ class TrialQueue:
             self._search.check(run.trial, run.hparams, result)
             return
         self._results[run.trial] = result
-        while self._next_tell in self._results:
-            self._search.tell(self._next_tell, self._results.pop(self._next_tell))
-            self._next_tell += 1
-            if (proposal := self._search.ask()) is not None:
-                self._waiting.append(proposal)
+        for _ in range(AT_ONCE):
+            if self._next_tell in self._results:
+                self._tell_next()
+
+    def _tell_next(self) -> None:
+        """Tells the result whose turn it is, and asks for a trial."""
+        self._search.tell(self._next_tell, self._results.pop(self._next_tell))
+        self._next_tell += 1
+        if (proposal := self._search.ask()) is not None:
+            self._waiting.append(proposal)
 
 
 class RunList:

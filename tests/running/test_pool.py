@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -124,7 +125,8 @@ def test_a_hung_worker_is_ended_and_its_run_continues(tiny, tmp_path: Path, unin
 
     watch = Watch(hang)
     store = run_here(study, tmp_path, watch=watch)
-    assert "search-0002: no report for 1 s; its worker is ended" in watch.lines
+    ended = re.compile(r"search-0002: no report for \d s; its worker is ended")  # 1 s, or more on a busy machine
+    assert any(map(ended.fullmatch, watch.lines))
     assert (trials(study, store), curves(store)) == uninterrupted
 
 
