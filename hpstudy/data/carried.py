@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from hpstudy.data.catalog import Source, locate, shard_facts
@@ -38,8 +39,9 @@ def find(spec: TrainerSpec, base: Path, wanted: Source) -> tuple[Source, list[Pa
         pass  # absent, or unreadable for this user
     folder = carried_folder()
     for part in folder.glob("*.part"):
-        if time.time() - part.stat().st_mtime > STALE_SECONDS:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another worker's, which has just been renamed
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                part.unlink()
     carried = wanted.renamed(lambda name: folder / name)
     return carried, [path for path in dict.fromkeys(carried.files) if not _holds(path, path)]
 

@@ -68,7 +68,8 @@ class ActiveRun:
     def begin(self) -> None:
         """Opens the run in all sinks. The intact steps of earlier attempts pass through W&B and the view again."""
         self._remove_parts()
-        fresh = self._store.header(self.run.run_id) is None  # then other files are remains
+        known = self._store.header(self.run.run_id)
+        fresh = known is None or known.kind != self.header.kind  # what is there are remains, or of another kind
         if fresh:
             self._checkpoint.unlink(missing_ok=True)
         fresh = fresh or (not self._exact and self.checkpoint is None)
@@ -188,7 +189,7 @@ class ActiveRun:
 
 
 def header_of(run: Run, store: RunStore, study: str, num_params: int, kind: str) -> RunHeader:
-    """The header of a run that begins now, or the one that it began with.
+    """The header of a run that begins now, or the one that it began with, unless that was on another `kind` of machine.
 
     Raises MachineError if the run began with other values. Its micro-batch may differ: it changes no loss, and becomes
     smaller when memory runs out.
@@ -201,7 +202,9 @@ def header_of(run: Run, store: RunStore, study: str, num_params: int, kind: str)
             f"{store.folder(run.run_id)}: began with other values: {', '.join(changed)}; remove the folder to train "
             "the run again from step 1"
         )
-    return known or RunHeader(
+    if known is not None:
+        return known if known.kind in (None, kind) else replace(known, kind=kind)
+    return RunHeader(
         run=run,
         study=study,
         wandb_id=new_wandb_id(study, run.run_id),

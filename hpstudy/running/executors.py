@@ -33,6 +33,10 @@ class EngineLost(MachineError):
     """What runs the workers gives no answer. Those that train can still be reached for a while."""
 
 
+class WorkerLost(MachineError):
+    """A worker was lost with its machine, so that what it measured is not known."""
+
+
 class Worker(Protocol):
     """The driver's end of one worker."""
 
@@ -72,14 +76,17 @@ class Executor(Protocol):
     def places(self, setup: Setup, here: int) -> int:
         """Workers that can run at once. `here`: trainings that fit on the first worker's machine."""
 
-    def avoid(self, worker: Worker) -> None:
-        """Starts no more workers on the machine of this one."""
+    def avoid(self, worker: Worker) -> bool:
+        """Starts no more workers on the machine of this one. False if it is unknown, or the only one there may be."""
 
     def room(self) -> str:
         """What a worker needs and what there is, for people; empty if no worker ever waits for a place."""
 
     def stop(self, workers: Sequence[Worker]) -> None:
         """Ends workers side by side, gently first, so that many hung ones take no longer than one."""
+
+    def close(self) -> None:
+        """Ends what listens to workers."""
 
 
 def wait_until_ready(worker: Worker, meanwhile: Callable[[], None] = lambda: None) -> Ready:
@@ -121,9 +128,11 @@ def time_steps(
     steps: int = 6,
     evaluate: bool = False,
 ) -> Timed:
-    """Times full-batch steps of an idle worker. Raises MachineError if the worker dies."""
+    """Times full-batch steps of an idle worker. Raises MachineError if it dies, WorkerLost if its machine is lost."""
     worker.send(TimeSteps(hparams=hparams, steps=steps, evaluate=evaluate))
     report = worker.receive(meanwhile)
+    if report is None and (ending := worker.last_words()).lost:
+        raise WorkerLost(ending.cause)
     if not isinstance(report, Timed):  # most likely the kernel killed it, out of memory
         raise MachineError(
             f"the worker died in its timed steps: {worker.last_words().last_line}; lower micro_batch, or take a "

@@ -115,8 +115,9 @@ class LocalExecutor:
         """See `Executor`."""
         return here
 
-    def avoid(self, worker: Worker) -> None:
-        """Does nothing: there is one machine."""
+    def avoid(self, worker: Worker) -> bool:
+        """See `Executor`: there is one machine."""
+        return False
 
     def room(self) -> str:
         """See `Executor`."""
@@ -129,6 +130,10 @@ class LocalExecutor:
             if (pipe := self._pipes.pop(worker, None)) is not None:
                 self._selector.unregister(pipe)
         stop_all(ours)
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self._selector.close()
 
     def _ran_out_of_memory(self) -> bool:
         before, self._oom_kills = self._oom_kills, oom_kills(os.getpid())

@@ -18,7 +18,7 @@ from typing import Any
 from hpstudy.errors import MachineError
 from hpstudy.files import CACHE_REMEDY, cache_dir, write_atomic
 from hpstudy.running.capacity import trainings_per_device
-from hpstudy.running.executors import Worker, time_steps
+from hpstudy.running.executors import Worker, WorkerLost, time_steps
 from hpstudy.study import Study
 
 HEADROOM = 0.1  # share of the memory that stays free
@@ -89,6 +89,8 @@ def find_micro_batch(
     def probe(size: int) -> Probe:
         try:
             timed = time_steps(worker, replace(baseline, micro_batch=size), meanwhile, steps=PROBE_STEPS)
+        except WorkerLost:
+            raise
         except MachineError:
             return Probe(size=size, tok_per_sec=None, message=f"its worker died, {worker.last_words().last_line}")
         return Probe(

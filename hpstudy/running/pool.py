@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, Run
@@ -30,6 +31,7 @@ from hpstudy.running.executors import (
     EngineLost,
     Executor,
     Worker,
+    WorkerLost,
     refusal,
 )
 from hpstudy.running.interface import Interrupted, Options, Progress, StopRequest
@@ -53,6 +55,7 @@ from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 
+MOST_LOST = 100  # workers in a row that were lost with their machines, without a new step; then they count as dead
 ATTEMPTS = 3  # worker deaths in a row, without a new step or before the worker was ready, after which we give up
 HUNG_SECONDS = 600.0  # least silence, unless the study sets it, after which a worker counts as hung
 HUNG_STEPS = 50  # the same as a multiple of the longest gap between two records
@@ -60,6 +63,9 @@ PLACES_SECONDS = 5.0  # between two looks at the places of a cluster
 LAST_SAVE_SECONDS = 5.0  # for the last checkpoints of a study that is stopped, and besides
 LAST_SAVE_RATE = 50e6  # bytes per second at least
 BYTES_PER_PARAM = 12  # of a checkpoint: a weight and two moments
+
+
+T = TypeVar("T")
 
 
 class WorkerPool:
@@ -91,7 +97,8 @@ class WorkerPool:
         self._longest_gap = 0.0  # seconds between two records of any run
         self._wanted, self._wanted_at = 0, 0.0
         self._said = set[str]()
-        self._early_deaths = 0  # workers in a row that died before they were ready
+        self._early_deaths = Counter[str]()  # by machine: workers in a row that died before they were ready
+        self._lost = 0  # workers in a row that were lost, without a new step
         self._code_noted = False
         self._file = WorkersFile(store)
 
@@ -114,6 +121,17 @@ class WorkerPool:
             for worker in self._reporting():
                 self._handle_report(worker, None)
         return next(iter(self._idle or self._ready))
+
+    def measure(self, work: Callable[[Worker], T]) -> T:
+        """What `work` measures on an idle worker, or on another one if its machine is lost meanwhile."""
+        while True:
+            worker = self.first()
+            try:
+                return work(worker)
+            except WorkerLost as lost:
+                self._progress.say(f"{lost}; measuring again")
+                self._executor.stop([worker])
+                self._forget(worker)
 
     def restart_first(self) -> None:
         """Replaces a worker that has measured, which frees its memory."""
@@ -155,11 +173,12 @@ class WorkerPool:
                 active.abandon()  # first, so that W&B handles it while the workers end
         finally:
             self._executor.stop(list(self._workers))
+            self._executor.close()
             self._file.remove()
 
     def states(self) -> list[WorkerState]:
         """What each worker does now."""
-        return [self._state_of(worker, number) for worker, number in self._workers.items()]
+        return [self._state_of(worker, number) for worker, number in sorted(self._workers.items(), key=itemgetter(1))]
 
     def _state_of(self, worker: Worker, number: int) -> WorkerState:
         ready, active = self._ready.get(worker), self._active.get(worker)
@@ -313,7 +332,7 @@ class WorkerPool:
                 self._progress.say(f"{active.run.run_id}: no report for {silent:.0f} s; its worker is ended")
                 worker.kill()
                 active.on_report()
-        for worker, since in self._starting.items():
+        for worker, since in list(self._starting.items()):
             if worker.waits:
                 self._starting[worker] = now
             elif now - since > START_SECONDS:
@@ -342,6 +361,7 @@ class WorkerPool:
                 assert queue is not None
                 active = self._active[worker]
                 active.record(record)
+                self._lost = 0
                 self._longest_gap = max(self._longest_gap, silent)
                 queue.on_step(active.run, record)
                 if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
@@ -390,19 +410,21 @@ class WorkerPool:
         """
         self._executor.stop([dead])
         ending = dead.last_words()
+        self._lost += ending.lost
+        lost = ending.lost and self._lost < MOST_LOST
         was_ready, active = dead in self._ready, self._active.pop(dead, None)
         self._forget(dead)
-        if not was_ready and not ending.lost:
-            self._count_early_death(ending)
+        if not was_ready and not lost:
+            self._count_early_death(dead, ending)
         if active is None:
-            if ending.lost:
+            if lost:
                 self._progress.say(ending.cause)
             return
         assert queue is not None
-        run, deaths = active.run, active.deaths + (not ending.lost)
+        run, deaths = active.run, active.deaths + (not lost)
         if ending.out_of_memory:
             size = run.hparams.micro_batch
-            message = f"the kernel killed the worker because memory ran out, at micro_batch {size}"
+            message = f"{ending.cause}, because memory ran out, at micro_batch {size}"
             self._end(active, Outcome.OUT_OF_MEMORY, message, queue)
         elif deaths < ATTEMPTS:
             self._progress.say(f"{run.run_id}: {ending.cause}; it starts again")
@@ -412,15 +434,30 @@ class WorkerPool:
         else:
             self._end(active, Outcome.FAILED, f"{ending.cause}, {ATTEMPTS} times in a row without a new step", queue)
 
-    def _count_early_death(self, ending: Ending) -> None:
-        self._early_deaths += 1
-        if self._environment is None:
-            raise MachineError(f"the worker died before it was ready: {ending.last_line}; try `hpstudy doctor`")
-        if self._early_deaths == ATTEMPTS:
-            raise MachineError(
-                f"{ending.cause} before it was ready, {ATTEMPTS} times in a row: {ending.last_line}; "
-                "try `hpstudy doctor`"
-            )
+    def _count_early_death(self, dead: Worker, ending: Ending) -> None:
+        """After ATTEMPTS deaths on one machine, goes on without it if there are others; else gives up."""
+        self._early_deaths[dead.place] += 1
+        hopeless = self._environment is None and not self._executor.grows
+        if self._early_deaths[dead.place] < ATTEMPTS and not hopeless:
+            return
+        if self._executor.avoid(dead) and self._executor.places(self._setup(0), 0):
+            self._go_on_without(dead, f"{ending.cause}: {ending.last_line}")
+            return
+        doctor = f"try `hpstudy doctor{' --cluster auto' if self._executor.grows else ''}`"
+        if hopeless:
+            raise MachineError(f"the worker died before it was ready: {ending.last_line}; {doctor}")
+        raise MachineError(
+            f"{ending.cause} before it was ready, {ATTEMPTS} times in a row: {ending.last_line}; {doctor}"
+        )
+
+    def _go_on_without(self, worker: Worker, why: str) -> None:
+        """Says why a machine is not used. Workers that wait for a place start again, so that they get none there."""
+        self._say_once(f"{worker.place or 'a node'}: not used, because {why}")
+        waiting = [other for other in self._starting if other.waits and not other.place]
+        self._executor.stop(waiting)
+        for other in waiting:
+            self._forget(other)
+        self._wanted = 0  # there are fewer places
 
     def _forget(self, worker: Worker) -> None:
         del self._workers[worker]
@@ -504,7 +541,8 @@ class WorkerPool:
                 now = admitted(frozen, report.environment, str(self._store.root), accept=accept)
             self._refuse_other_code(report)
         except UserError as error:
-            self._refuse(worker, error)
+            changes = "; ".join(differences(frozen, report.environment))
+            self._refuse(worker, error, f"the study began on another kind of machine: {changes}" if changes else "")
             return
         if now != frozen:
             self._store.write_json(ENVIRONMENT, now)
@@ -515,7 +553,7 @@ class WorkerPool:
             )
         del self._starting[worker]
         self._ready[worker], self._idle[worker] = report, None
-        self._early_deaths = 0
+        del self._early_deaths[worker.place]
         self._environment, self._num_params = report.environment, report.num_params
 
     def _refuse_other_code(self, report: Ready) -> None:
@@ -524,11 +562,10 @@ class WorkerPool:
         if ours and report.environment["code_sha256"] not in ours and not self._study.mixed:
             raise UserError("it has another version of hpstudy than the workers before it; install the same everywhere")
 
-    def _refuse(self, worker: Worker, why: UserError | MachineError) -> None:
+    def _refuse(self, worker: Worker, why: UserError | MachineError, in_short: str = "") -> None:
         """Goes on without the machine of a worker that cannot train this study, if there are others."""
-        self._executor.avoid(worker)
-        if not self._executor.places(self._setup(0), 0):
+        if not (self._executor.avoid(worker) and self._executor.places(self._setup(0), 0)):
             raise why
-        self._progress.say(f"{worker.place}: not used. {why}")
         self._executor.stop([worker])
         self._forget(worker)
+        self._go_on_without(worker, in_short or str(why))

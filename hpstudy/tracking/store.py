@@ -432,7 +432,8 @@ class RunStore:
         folder = self.folder(header.run.run_id)
         assert not (folder / RESULT).exists(), f"{folder} is finished"
         self.refuse_if_lost()
-        write_atomic(folder / HEADER, to_json(dataclasses.asdict(header)))
+        if self.header(header.run.run_id) != header:  # else as another version may have written it, under its hash
+            write_atomic(folder / HEADER, to_json(dataclasses.asdict(header)))
         self._seen.add(header.run.run_id)
         return RunWriter.open(folder, fresh=fresh, exact=exact, refuse_if_lost=self.refuse_if_lost)
 

@@ -132,7 +132,11 @@ class Fleet:
         """See `Executor`."""
         return self._size
 
-    def avoid(self, worker: Worker) -> None:
+    def avoid(self, worker: Worker) -> bool:
+        """See `Executor`."""
+        return False
+
+    def close(self) -> None:
         """See `Executor`."""
 
     def room(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.local import LocalExecutor
+from hpstudy.tracking.seal import HEADER, MARK
 from hpstudy.tracking.store import RunStore
 from tests.helpers.running import (
     Watch,
@@ -134,3 +137,20 @@ def test_wandb_gets_the_runs_that_were_finished_when_the_driver_was_killed(tiny_
     store = run_here(tiny(), runs, wandb="offline")
     assert offline_rows(store) == {view.run_id: 20 for view in store.runs()}
     assert len(offline_rows(store)) == 5
+
+
+def test_a_run_of_a_version_that_named_no_kind_of_machine_resumes_from_its_checkpoint(
+    tiny, tmp_path: Path, uninterrupted
+):
+    study = tiny()
+    interrupt(study, tmp_path, "search-0001", 7)
+    folder = tmp_path / "tiny" / "search-0001"
+    header, mark = (json.loads((folder / name).read_text()) for name in (HEADER, MARK))
+    del header["kind"]
+    (folder / HEADER).write_text(json.dumps(header))
+    mark[HEADER] = hashlib.sha256((folder / HEADER).read_bytes()).hexdigest()
+    (folder / MARK).write_text(json.dumps(mark))
+    watch = Watch()
+    store = run_here(study, tmp_path, watch=watch)
+    assert any(line.startswith("search-0001: resumes after step") for line in watch.lines)
+    assert (trials(study, store), curves(store)) == uninterrupted

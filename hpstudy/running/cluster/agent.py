@@ -164,14 +164,17 @@ class Agent:
 def _own_folder() -> tuple[Path, IO[bytes]]:
     """A folder for this process alone, and its lock. Checkpoints that killed agents have left are removed."""
     folders = _made(cache_dir() / "nodes")
-    for folder in folders.iterdir():
-        with contextlib.suppress(OSError), (folder / LOCK).open("rb+") as theirs:
-            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clear(folder)
-    own = Path(tempfile.mkdtemp(prefix="hpstudy-", dir=folders))
-    lock = (own / LOCK).open("wb")
-    with contextlib.suppress(OSError):  # some network file systems have no locks; then nothing is removed either
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folders / LOCK).open("wb") as one_at_a_time:
+        with contextlib.suppress(OSError):  # some network file systems have no locks; then nothing is removed either
+            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        for folder in folders.glob("hpstudy-*"):
+            with contextlib.suppress(OSError), (folder / LOCK).open("rb+") as theirs:
+                fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _clear(folder)
+        own = Path(tempfile.mkdtemp(prefix="hpstudy-", dir=folders))
+        lock = (own / LOCK).open("wb")
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
     return own, lock
 
 

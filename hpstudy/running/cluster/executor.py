@@ -28,6 +28,7 @@ HEAD = "node:__internal_head__"  # a resource that the head alone has
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 STOP_SECONDS = 2.0  # for workers to end by themselves
 WAITING_SECONDS = 60.0  # between two lines that say which workers wait for a place
+FIRST_NODE_SECONDS = 60.0  # for the first node that can train to join; an autoscaler takes longer
 FIRST_WAITING_SECONDS = 5.0  # before the first of them
 
 T = TypeVar("T")
@@ -60,10 +61,26 @@ class RayExecutor:
         self._avoided: set[str] = set()  # node ids
         self._say_waiting_at = time.monotonic() + FIRST_WAITING_SECONDS
         join(address, folder / RAY_LOG)
+        for remain in folder.glob(".seen-*"):  # of a driver that was killed
+            remain.unlink(missing_ok=True)
         self._nodes = Nodes()
+        self._await_first_node(spec)
         self._device, self._needs = needs(spec, device, self._nodes.alive)
         self._token = f".seen-{uuid.uuid4().hex}"
         self._corpora = Corpora(say)
+
+    def _await_first_node(self, spec: TrainerSpec) -> None:
+        """Waits until a node can train, FIRST_NODE_SECONDS at most: the device of all workers is chosen then."""
+        until, said = time.monotonic() + FIRST_NODE_SECONDS, False
+        while time.monotonic() < until and not any(
+            node["Resources"].get("GPU", 0) >= spec.gpus
+            or node["Resources"].get("CPU", 0) >= spec.threads * spec.processes
+            for node in self._nodes.alive
+        ):
+            if not said:
+                self._say(f"waiting up to {FIRST_NODE_SECONDS:.0f} s for a node that can train")
+            said = True
+            time.sleep(POLL_SECONDS)
 
     def start(self, setup: Setup, number: int, node_id: str | None = None) -> RayWorker:
         """See `Executor`. With `node_id`, on that node alone."""
@@ -118,11 +135,17 @@ class RayExecutor:
             if node["NodeID"] not in self._avoided
         )
 
-    def avoid(self, worker: Worker) -> None:
+    def avoid(self, worker: Worker) -> bool:
         """See `Executor`."""
         assert isinstance(worker, RayWorker)
-        if worker.node is not None:
-            self._avoided.add(worker.node.node_id)
+        node_id = worker.node.node_id if worker.node else worker.failed_on[0] if worker.failed_on else None
+        if node_id is not None:
+            self._avoided.add(node_id)
+        return node_id is not None
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self._nodes.close()
 
     def stop(self, workers: Sequence[Worker]) -> None:
         """See `Executor`."""
@@ -202,6 +225,8 @@ def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) ->
     Raises UserError if the cluster has no such device.
     """
     num_gpus = sum(node["Resources"].get("GPU", 0) for node in found)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: must be auto, cpu or cuda on a cluster; use --device auto")
     if device == "cuda" and not num_gpus:
         raise UserError("--device cuda: the cluster has no GPU; use --device cpu, or add a node that has one")
     if device != "cpu" and num_gpus:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,6 +19,7 @@ from hpstudy.files import own_file
 from hpstudy.running.executors import AwakeClock, EngineLost
 from hpstudy.running.interface import STOP_SIGNALS
 
+ADDRESS = re.compile(r"[^/\s]+:\d+")
 INSTALL = 'pip install "hpstudy[cluster]"'
 JOIN_SECONDS = 5.0  # for a cluster's address to answer; Ray itself tries for minutes
 NODES_SECONDS = 1.0  # between two questions for the cluster's nodes
@@ -43,11 +44,15 @@ class Nodes:
     def __init__(self) -> None:
         self.alive = self._seen = nodes()
         self._clock, self._seen_at, self._given_up = AwakeClock(), 0.0, False
+        self._closed = threading.Event()
         threading.Thread(target=self._ask, name="nodes", daemon=True).start()
 
+    def close(self) -> None:
+        """Asks no more."""
+        self._closed.set()
+
     def _ask(self) -> None:
-        while True:
-            time.sleep(NODES_SECONDS)
+        while not self._closed.wait(NODES_SECONDS):
             with contextlib.suppress(ray_module().exceptions.RayError):  # is no answer
                 self.alive = nodes()
 
@@ -69,12 +74,22 @@ def join(address: str, log: Path) -> None:
 
     Raises UserError if there is no such cluster.
     """
+    if address != "auto" and not ADDRESS.fullmatch(address):
+        raise UserError(f"--cluster {address}: must be auto, or HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
     ray = ray_module()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         if not ray.is_initialized():
-            _refuse_silence(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+            if address == "auto" and (named := os.environ.get("RAY_ADDRESS", "")):
+                address = named
+            if address != "auto" and not ADDRESS.fullmatch(address):
+                raise UserError(
+                    f"RAY_ADDRESS={address}: must be HOST:PORT of a running cluster's head; hpstudy starts none"
+                )
+            _refuse_silence(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        elif address not in ("auto", joined := ray.get_runtime_context().gcs_address):
+            raise UserError(f"--cluster {address}: this process has joined {joined}; use that, or another process")
         _keep_off_stdout(log)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(
@@ -106,7 +121,7 @@ def _refuse_silence(address: str) -> None:
     try:
         error = answer.get(timeout=JOIN_SECONDS)
     except Empty:
-        raise TimeoutError(f"who listens there gives no answer as a head of Ray in {JOIN_SECONDS:.0f} s") from None
+        raise TimeoutError(f"what listens there gives no answer as a head of Ray in {JOIN_SECONDS:.0f} s") from None
     if error is not None:
         raise error
 
@@ -143,6 +158,16 @@ def tokens_required() -> bool:
 def nodes() -> list[Mapping[str, Any]]:
     """The nodes of the cluster that are alive, as Ray describes them."""
     return [node for node in ray_module().nodes() if node["Alive"]]
+
+
+def node_of(actor: Any) -> tuple[str, str] | None:
+    """(id, host name) of the node on which an actor is or was, or None if Ray does not know."""
+    ray = ray_module()
+    try:
+        node_id = ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"]
+        return next((node_id, node["NodeManagerHostname"]) for node in ray.nodes() if node["NodeID"] == node_id)
+    except (KeyError, TypeError, StopIteration, ray.exceptions.RayError):
+        return None
 
 
 def last_line(error: BaseException) -> str:

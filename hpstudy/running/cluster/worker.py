@@ -19,12 +19,13 @@ from typing import Any
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import make_durable
 from hpstudy.running.cluster.agent import Node
-from hpstudy.running.cluster.joining import last_line, ray_module
+from hpstudy.running.cluster.joining import last_line, node_of, ray_module
 from hpstudy.running.executors import POLL_SECONDS, Ending
 from hpstudy.running.messages import Finished, Order, Refused, Report, Save, Saved, Setup, Train
 
 AGAIN_SECONDS = 0.5  # before a call that did not get through is repeated
 KILL_SECONDS = 10.0  # for an agent to report the end of its worker that was killed; then the agent is ended too
+MOST_READ = 10_000  # reports that wait for the driver, above which no more are asked for; then the trainer waits
 PART_BYTES = 16 * 2**20  # of a file that is carried between driver and node
 
 Event = tuple["RayWorker", str, Any]
@@ -48,10 +49,12 @@ class RayWorker:
         """
         self.actor, self._meet, self._prepare, self._events, self._news = actor, meet, prepare, events, news
         self.node: Node | None = None  # once it has a place
+        self.failed_on: tuple[str, str] | None = None  # id and name of the node on which the agent could not start
         self.ending: Ending | None = None
         self.inbox: deque[Report] = deque()
         self.kill_by: float | None = None  # when the agent is ended too
         self._taken = 0  # reports received
+        self._pauses = False  # whether so many of them wait that no more are asked for
         self._orders: dict[int, Order] = {}  # those that the agent may not have
         self._next_order = 0
         self._saving_to: Path | None = None  # where the driver wants the checkpoint that its node is to carry back
@@ -63,7 +66,7 @@ class RayWorker:
     @property
     def place(self) -> str:
         """See `Worker`."""
-        return self.node.name if self.node else ""
+        return self.node.name if self.node else self.failed_on[1] if self.failed_on else ""
 
     @property
     def waits(self) -> bool:
@@ -93,7 +96,11 @@ class RayWorker:
                 worker, what, answer = self._events.get(timeout=POLL_SECONDS)
                 worker.take(what, answer)
             self.tend()
-        return self.inbox.popleft() if self.inbox else None
+        report = self.inbox.popleft() if self.inbox else None
+        if self._pauses and self.ending is None and len(self.inbox) < MOST_READ // 2:
+            self._pauses = False
+            self._call("reports")
+        return report
 
     def kill(self) -> None:
         """See `Worker`."""
@@ -147,7 +154,8 @@ class RayWorker:
                 for report in reports[self._taken - first :]:
                     self._taken += 1
                     self._take_report(report)
-                if self.ending is None:
+                self._pauses = len(self.inbox) >= MOST_READ
+                if self.ending is None and not self._pauses:
                     self._call("reports")
 
     def _take_report(self, report: Report | Ending) -> None:
@@ -166,22 +174,24 @@ class RayWorker:
         self.inbox.append(report)
 
     def _on_error(self, what: str, error: Exception) -> None:
-        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
         if isinstance(error, UserError | MachineError):
             problems = error.problems if isinstance(error, UserError) else (str(error),)
             self.inbox.append(Refused(problems=problems, by_user=isinstance(error, UserError)))
         elif isinstance(error, ActorUnavailableError):
             self._again.append((time.monotonic() + AGAIN_SECONDS, what))
-        elif isinstance(error, RayActorError) and self.node is not None:
-            self._end(f"the worker on {self.place} is lost with its node or its agent", lost=True)
-        elif isinstance(error, RayTaskError | RayActorError):
-            self._end(f"the agent failed: {last_line(error)}")
+        elif isinstance(error, OutOfMemoryError):
+            self._end(f"Ray ended the worker on {self.place or 'a node'}", out_of_memory=True)
+        elif isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed):
+            self.failed_on = self.failed_on or node_of(self.actor)
+            install = "; install the same hpstudy and Python there" if "ModuleNotFoundError" in str(error) else ""
+            self._end(f"the agent on {self.place or 'a node'} failed", f"{last_line(error)}{install}")
         else:
-            self._end(f"the worker on {self.place or 'a node'} is lost ({last_line(error)})", lost=True)
+            self._end(f"the worker on {self.place or 'a node'} is lost with its node or its agent", lost=True)
 
-    def _end(self, cause: str, *, lost: bool = False) -> None:
-        self.ending = Ending(cause=cause, last_line=cause, lost=lost)
+    def _end(self, cause: str, last: str = "", *, lost: bool = False, out_of_memory: bool = False) -> None:
+        self.ending = Ending(cause=cause, last_line=last or cause, lost=lost, out_of_memory=out_of_memory)
         ray_module().kill(self.actor)
 
     def _call(self, what: str) -> None:
