@@ -123,7 +123,6 @@ def test_a_driver_that_was_ended_resumes_from_the_same_command(
     assert found(study, runs) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="the driver does not yet keep Ray's node errors off its stdout")
 def test_a_lost_node_prints_nothing_into_the_result(ray_cluster: Cluster, longer, tmp_path: Path):
     out = check(ray_cluster, FAULTS["node killed"], longer, tmp_path / "runs")
     assert "(raylet)" not in out
