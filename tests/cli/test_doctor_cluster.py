@@ -56,27 +56,32 @@ def test_doctor_shows_every_node_its_kind_and_what_slows_or_endangers_it(nodes: 
     assert [row.split()[-3:-1] for row in (b, c)] == [["0", "yes"], ["15", "yes"]]  # niceness, sees the runs folder
     text = "\n".join(lines)
     b_name, c_name = (" ".join(row.split()[:2]) for row in (b, c))
-    assert f"kind 1: {b_name}: " in text
-    assert f"kind 2: {c_name}: " in text
+    assert f"kind 1   {b_name}: " in text
+    assert f"kind 2   {c_name}: " in text
     assert "refused for a study that began on kind 1: cpu_capability was " in text
-    assert "takes no workers: a worker needs 1 CPU, but has 0 CPU" in text
-    assert f"niceness: {c_name} lets every other program go first" in text
+    assert " takes no workers: a worker needs 1 CPU, but has 0 CPU" in text
+    assert f"niceness {c_name} lets every other program go first" in text
     assert "RAY_worker_niceness=0" in text
-    assert "tokens: not required" in text
+    assert "tokens   not required" in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_doctor_fails_with_the_reason_of_each_node_that_cannot_train(nodes: Cluster) -> None:
+def test_doctor_fails_with_the_reason_of_each_node_that_cannot_train_and_does_not_try_a_busy_one(
+    nodes: Cluster,
+) -> None:
     hog = nodes.start([sys.executable, "-c", HOG])
     assert hog.stdout is not None
     assert hog.stdout.readline() == "full\n"
+    busy = doctor(nodes, code=HASTY)
+    assert (busy.code, busy.err) == (0, "starting a worker on each node\n")
+    assert [line.split()[2] for line in busy.out.splitlines()[1:4]] == ["none", "busy", "ok"]
+    (note,) = (line for line in busy.out.splitlines() if line.startswith("busy "))
+    assert f" {nodes.nodes['b'].ip}; no place became free there in 6 s" in note
     nodes.add("d", cpus=1, settings={"HPSTUDY_CACHE": "/dev/null/cache"})
     result = doctor(nodes, code=HASTY)
     assert result.code == 1
-    cannot = [line for line in result.err.splitlines() if ": cannot train: " in line]
-    assert len(cannot) == 2
-    assert f" {nodes.nodes['b'].ip}: cannot train: it has no free place for a worker" in cannot[0]
-    assert f" {nodes.nodes['d'].ip}: cannot train: " in cannot[1]
-    assert "/dev/null/cache" in cannot[1]
+    (cannot,) = (line for line in result.err.splitlines() if ": cannot train: " in line)
+    assert f" {nodes.nodes['d'].ip}: cannot train: " in cannot
+    assert "/dev/null/cache" in cannot
     rows = [line.split() for line in result.out.splitlines()[1:5]]
-    assert [row[2] for row in rows] == ["none", "no", "ok", "no"]
+    assert [row[2] for row in rows] == ["none", "busy", "ok", "no"]
