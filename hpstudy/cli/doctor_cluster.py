@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from hpstudy.analysis.numbers import listed
 from hpstudy.cli.common import out, say
 from hpstudy.cli.layout import Column, say_fact, say_table
@@ -28,14 +30,17 @@ def doctor(address: str, spec: TrainerSpec, runs: Path, device: str) -> None:
         cluster = RayExecutor(address, spec, device, Path(folder), lambda _: None)
         say("starting a worker on each node")
         nodes = survey(cluster, Setup(spec=spec, device=device, base=Path.cwd()), Path(folder))
-    console = out()
-    say_table(console, _columns(nodes))
-    for label, text in (*_kinds(nodes), *_notes(nodes, runs), ("tokens", _security(tokens_required()))):
-        say_fact(console, label, text)
+    _print(out(), nodes, runs, tokens_required())
     if unable := [node for node in nodes if node.problem]:
         raise MachineError("\n".join(f"{node.place.name}: cannot train: {node.problem}" for node in unable))
     if not any(node.environment or node.busy for node in nodes):
         raise MachineError(f"no node takes a worker: {cluster.room()}; add a node that does")
+
+
+def _print(console: Console, nodes: Sequence[Surveyed], runs: Path, tokens: bool) -> None:
+    say_table(console, _columns(nodes))
+    for label, text in (*_kinds(nodes), *_notes(nodes, runs), ("tokens", _security(tokens))):
+        say_fact(console, label, text)
 
 
 def _columns(nodes: Sequence[Surveyed]) -> list[Column]:

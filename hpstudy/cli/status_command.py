@@ -164,12 +164,7 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
     say_fact(console, "state", f"{now}; {now.trials} of {now.planned} trials have ended")
     assert results.store is not None
     if (workers := read_workers(results.store, now.holder)) is not None and workers.workers:
-        say_fact(console, "workers", _in_all(workers))
-        kinds = {kind: number for number, kind in enumerate(_kinds(workers), 1)}
-        by = _by_worker if len(workers.workers) <= MOST_WORKERS else _by_node
-        say_table(console, by(workers, kinds))
-        for kind, number in kinds.items():
-            say_fact(console, f"kind {number}", kind)
+        _print_workers(console, workers)
     if begun := _unfinished(results):
         say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
     say_fact(console, "best", _best(results))
@@ -179,6 +174,15 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
         say_fact(console, "noise", str(verdict.noise))
     say_fact(console, "next", now.advice)
     say_fact(console, "", now.command, whole=True)
+
+
+def _print_workers(console: Console, found: Workers) -> None:
+    kinds = {kind: number for number, kind in enumerate(_kinds(found), 1)}
+    by = _by_worker if len(found.workers) <= MOST_WORKERS else _by_node
+    say_fact(console, "workers", _in_all(found))
+    say_table(console, by(found, kinds))
+    for kind, number in kinds.items():
+        say_fact(console, f"kind {number}", kind)
 
 
 def _in_all(found: Workers) -> str:
