@@ -40,7 +40,9 @@ Trials = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Prints one JSON object, for scripts; see `hpstudy reference`.")]
 Cluster = Annotated[
     str | None,
-    typer.Option("--cluster", metavar="auto|ADDRESS", help="Train on a running Ray cluster; changes no result."),
+    typer.Option(
+        "--cluster", metavar="auto|ADDRESS", help="Train on a Ray cluster; on equal nodes it changes no result."
+    ),
 ]
 Workers = Annotated[str, typer.Option("--workers", metavar="N|auto", help="Trainings side by side; changes no result.")]
 

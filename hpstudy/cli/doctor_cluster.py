@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from hpstudy.analysis.numbers import listed
 from hpstudy.cli.common import out, say
-from hpstudy.cli.layout import Column, as_table
+from hpstudy.cli.layout import Column, say_fact, say_table
 from hpstudy.errors import MachineError
 from hpstudy.running.messages import Setup
-from hpstudy.running.survey import Facts, Surveyed, kinds, survey
+from hpstudy.running.survey import PLACE_SECONDS, Facts, Surveyed, kinds, survey
 from hpstudy.spec import TrainerSpec
 
 
@@ -28,14 +30,17 @@ def doctor(address: str, spec: TrainerSpec, runs: Path, device: str) -> None:
         cluster = RayExecutor(address, spec, device, Path(folder), lambda _: None)
         say("starting a worker on each node")
         nodes = survey(cluster, Setup(spec=spec, device=device, base=Path.cwd()), Path(folder))
-    console = out()
-    console.print(as_table(_columns(nodes)))
-    for line in (*_kinds(nodes), *_notes(nodes, runs), _security(tokens_required())):
-        console.print(line, soft_wrap=True)
+    _print(out(), nodes, runs, tokens_required())
     if unable := [node for node in nodes if node.problem]:
         raise MachineError("\n".join(f"{node.place.name}: cannot train: {node.problem}" for node in unable))
-    if not any(node.environment for node in nodes):
+    if not any(node.environment or node.busy for node in nodes):
         raise MachineError(f"no node takes a worker: {cluster.room()}; add a node that does")
+
+
+def _print(console: Console, nodes: Sequence[Surveyed], runs: Path, tokens: bool) -> None:
+    say_table(console, _columns(nodes))
+    for label, text in (*_kinds(nodes), *_notes(nodes, runs), ("tokens", _security(tokens))):
+        say_fact(console, label, text)
 
 
 def _columns(nodes: Sequence[Surveyed]) -> list[Column]:
@@ -59,43 +64,50 @@ def _columns(nodes: Sequence[Surveyed]) -> list[Column]:
 
 
 def _workers(node: Surveyed) -> str:
-    return "ok" if node.environment else "no" if node.problem else "none"
+    return "ok" if node.environment else "no" if node.problem else "busy" if node.busy else "none"
 
 
-def _kinds(nodes: Sequence[Surveyed]) -> Iterator[str]:
+def _kinds(nodes: Sequence[Surveyed]) -> Iterator[tuple[str, str]]:
+    """(label, text) of each kind of the nodes that can train."""
     for number, (kind, names, changes) in enumerate(kinds(nodes), 1):
         which = next(node.environment for node in nodes if node.kind == kind) or {}
         capability = which["cpu_capability"].partition(" ")[0]  # without the list of its instructions
         details = " ".join(filter(None, (which["device"], capability, which["precision"])))
-        yield f"kind {number}: {listed(names)}: {kind}; {details}"
+        yield f"kind {number}", f"{listed(names)}: {kind}; {details}"
         if changes:
             yield (
-                f"  refused for a study that began on kind 1: {'; '.join(changes)} (`mixed = true` in the study's "
-                "[cluster] admits them)"
+                "",
+                f"refused for a study that began on kind 1: {'; '.join(changes)} (`mixed = true` in the study's "
+                "[cluster] admits them)",
             )
 
 
-def _notes(nodes: Sequence[Surveyed], runs: Path) -> Iterator[str]:
+def _notes(nodes: Sequence[Surveyed], runs: Path) -> Iterator[tuple[str, str]]:
+    """(label, text) of what keeps nodes from workers, or slows them."""
     for node in nodes:
         if node.place.lacks:
-            yield f"{node.place.name}: takes no workers: a worker needs {node.place.lacks}"
+            yield "none", f"{node.place.name} takes no workers: a worker needs {node.place.lacks}"
+    if busy := [node.place.name for node in nodes if node.busy]:
+        yield "busy", f"not tried: {listed(busy)}; no place became free there in {PLACE_SECONDS:.0f} s"
     known = [(node.place.name, node.facts) for node in nodes if node.facts]
     if nice := [name for name, facts in known if facts.niceness > 0]:
         yield (
-            f"niceness: {listed(nice)} {'let' if len(nice) > 1 else 'lets'} every other program go first, which slows "
-            "trainings; set RAY_worker_niceness=0 where `ray start` runs"
+            "niceness",
+            f"{listed(nice)} {'let' if len(nice) > 1 else 'lets'} every other program go first, which slows "
+            "trainings; set RAY_worker_niceness=0 where `ray start` runs",
         )
     if blind := [name for name, facts in known if not facts.sees_folder]:
         yield (
-            f"runs: {listed(blind)} {'do' if len(blind) > 1 else 'does'} not see {runs}, so checkpoints are carried "
-            "over the network; a shared folder for --runs saves that"
+            "runs",
+            f"{listed(blind)} {'do' if len(blind) > 1 else 'does'} not see {runs}, so checkpoints are carried "
+            "over the network; a shared folder for --runs saves that",
         )
 
 
 def _security(tokens: bool) -> str:
     if tokens:
-        return "tokens: required; only who has the cluster's token can run code on it"
+        return "required; only programs with the cluster's token can run code on it"
     return (
-        "tokens: not required; whoever reaches the cluster's ports can run code on its nodes "
+        "not required; whoever reaches the cluster's ports can run code on its nodes "
         "(to require one, set RAY_AUTH_MODE=token where `ray start` and hpstudy run)"
     )

@@ -73,3 +73,15 @@ def say_fact(console: Console, label: str, text: str, *, whole: bool = False) ->
     grid.add_column(overflow="fold")
     grid.add_row(label, text)
     console.print(grid)
+
+
+def say_table(console: Console, columns: Sequence[Column]) -> None:
+    """The columns below each other in as many tables as the width needs. Nothing is cut.
+
+    What is too wide even beside the names of the rows goes beyond the width.
+    """
+    for part in side_by_side_parts(columns, console.width):
+        table = as_table(part)
+        if not fits(part, console.width):
+            table.width = sum(column.width for column in part) + GAP * (len(part) - 1)
+        console.print(table, soft_wrap=True)

@@ -16,7 +16,7 @@ from hpstudy.analysis.frames import load as load_frames
 from hpstudy.analysis.overview import overview
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.cli.common import err, out, print_json, say
-from hpstudy.cli.layout import Column, as_table, side_by_side_parts, widest
+from hpstudy.cli.layout import Column, as_table, say_table, widest
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command
 from hpstudy.search import JOURNAL, Search
@@ -94,8 +94,7 @@ def _print_comparison(console: Console, findings: Sequence[Finding], runs: Path)
     console.print(shown.note, style="dim")
     if (winners := values(findings)).rows:
         console.print()
-        for part in side_by_side_parts(list(_columns(winners)), console.width):
-            console.print(as_table(part))
+        say_table(console, list(_columns(winners)))
         console.print(winners.note, style="dim")
     for sentence in incomparable(findings):
         console.print(f"\n{sentence}")

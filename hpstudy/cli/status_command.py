@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hpstudy.analysis.overview import overview, unknown
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import Stage, State, state
 from hpstudy.cli.common import out, print_json, say
-from hpstudy.cli.layout import Column, as_table, say_fact, widest
+from hpstudy.cli.layout import Column, as_table, say_fact, say_table, widest
 from hpstudy.cli.report_commands import loaded
 from hpstudy.errors import HpstudyError
 from hpstudy.files import command
@@ -164,8 +164,7 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
     say_fact(console, "state", f"{now}; {now.trials} of {now.planned} trials have ended")
     assert results.store is not None
     if (workers := read_workers(results.store, now.holder)) is not None and workers.workers:
-        say_fact(console, "workers", _in_all(workers))
-        console.print(_by_worker(workers) if len(workers.workers) <= MOST_WORKERS else _by_node(workers))
+        _print_workers(console, workers)
     if begun := _unfinished(results):
         say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
     say_fact(console, "best", _best(results))
@@ -175,6 +174,15 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
         say_fact(console, "noise", str(verdict.noise))
     say_fact(console, "next", now.advice)
     say_fact(console, "", now.command, whole=True)
+
+
+def _print_workers(console: Console, found: Workers) -> None:
+    kinds = {kind: number for number, kind in enumerate(_kinds(found), 1)}
+    by = _by_worker if len(found.workers) <= MOST_WORKERS else _by_node
+    say_fact(console, "workers", _in_all(found))
+    say_table(console, by(found, kinds))
+    for kind, number in kinds.items():
+        say_fact(console, f"kind {number}", kind)
 
 
 def _in_all(found: Workers) -> str:
@@ -190,33 +198,38 @@ def _verb(doing: Doing, count: int) -> str:
     return several[doing] if count > 1 else str(doing)
 
 
-def _by_worker(found: Workers) -> Table:
+def _kinds(found: Workers) -> list[str]:
+    """The kinds of the workers' machines, as far as they are known."""
+    return list(dict.fromkeys(worker.kind for worker in found.workers if worker.kind))
+
+
+def _by_worker(found: Workers, kinds: Mapping[str, int]) -> list[Column]:
+    """A row per worker. `kinds`: the number of each kind."""
     workers = found.workers
-    columns = [
+    return [
         Column(heading="worker", cells=[str(worker.number) for worker in workers], right=True),
         Column(heading="node", cells=[worker.node or "-" for worker in workers]),
-        Column(heading="kind", cells=[worker.kind or "-" for worker in workers]),
-        Column(heading="state", cells=[f"{worker.state} {worker.run or ''}".strip() for worker in workers]),
+        Column(heading="kind", cells=[str(kinds.get(worker.kind, "-")) for worker in workers], right=True),
+        Column(heading="state", cells=[str(worker.state) for worker in workers]),
+        Column(heading="run", cells=[worker.run or "-" for worker in workers]),
         Column(heading="since (UTC)", cells=[worker.since[11:16] for worker in workers]),
     ]
-    return as_table(columns)
 
 
-def _by_node(found: Workers) -> Table:
-    """A row per node, of those that have a place."""
+def _by_node(found: Workers, kinds: Mapping[str, int]) -> list[Column]:
+    """A row per node, of those that have a place. `kinds`: the number of each kind."""
     nodes: dict[tuple[str, str], Counter[Doing]] = {}
     for worker in found.workers:
         nodes.setdefault((worker.node, worker.kind), Counter())[worker.state] += 1
     placed = {node: counts for node, counts in nodes.items() if Doing.WAITS not in counts}
-    columns = [
+    return [
         Column(heading="node", cells=[node or "-" for node, _ in placed]),
-        Column(heading="kind", cells=[kind or "-" for _, kind in placed]),
+        Column(heading="kind", cells=[str(kinds.get(kind, "-")) for _, kind in placed], right=True),
         *(
             Column(heading=_verb(doing, 2), cells=[str(counts[doing]) for counts in placed.values()], right=True)
             for doing in (Doing.TRAINS, Doing.STARTS, Doing.IDLE)
         ),
     ]
-    return as_table(columns)
 
 
 def _unfinished(results: StudyResults) -> list[str]:

@@ -53,7 +53,8 @@ class Surveyed:
     place: Place
     facts: Facts | None = None
     environment: Mapping[str, Any] | None = None  # of its worker, if it can train
-    problem: str = ""  # why it cannot; empty if it can, or takes no workers
+    problem: str = ""  # why it cannot; empty if it can, takes no workers, or is busy
+    busy: bool = False  # no place became free, so no worker was tried
 
     @property
     def kind(self) -> str:
@@ -97,22 +98,23 @@ def survey(cluster: Cluster, setup: Setup, folder: Path) -> list[Surveyed]:
     found = _probe(cluster, setup, [place.node_id for place in able])
     surveyed = []
     for place in places:
-        known, probed = facts.get(place.node_id), found.get(place.node_id)
+        known, probed = facts.get(place.node_id), found.get(place.node_id, "")
         silent = known if isinstance(known, str) else ""
         surveyed.append(
             Surveyed(
                 place=place,
                 facts=known if isinstance(known, Facts) else None,
                 environment=probed if isinstance(probed, Mapping) else None,
-                problem=probed if isinstance(probed, str) else "" if place.lacks else silent,
+                problem=(probed if isinstance(probed, str) else "") or ("" if place.lacks else silent),
+                busy=probed is None,
             )
         )
     return surveyed
 
 
-def _probe(cluster: Cluster, setup: Setup, node_ids: Sequence[str]) -> dict[str, Mapping[str, Any] | str]:
-    """{node id: the environment of its worker, or why it has none}."""
-    found: dict[str, Mapping[str, Any] | str] = {}
+def _probe(cluster: Cluster, setup: Setup, node_ids: Sequence[str]) -> dict[str, Mapping[str, Any] | str | None]:
+    """{node id: the environment of its worker, or why it has none; None if no place became free}."""
+    found: dict[str, Mapping[str, Any] | str | None] = {}
     workers = {cluster.start(setup, number, node_id): node_id for number, node_id in enumerate(node_ids)}
     began = time.monotonic()
     try:
@@ -127,10 +129,9 @@ def _probe(cluster: Cluster, setup: Setup, node_ids: Sequence[str]) -> dict[str,
                         found.setdefault(workers[worker], worker.last_words().cause)
                         cluster.stop([worker])
             if waited > PLACE_SECONDS:
-                full = f"it has no free place for a worker, and none became free in {PLACE_SECONDS:.0f} s"
                 for worker, node_id in workers.items():
                     if worker.waits and not worker.place:
-                        found.setdefault(node_id, full)
+                        found.setdefault(node_id, None)
     finally:
         cluster.stop(list(workers))
     late = f"its worker is not ready after {PROBE_SECONDS:.0f} s"

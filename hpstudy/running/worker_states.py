@@ -44,7 +44,7 @@ class Workers:
     """All workers of a session."""
 
     pid: int  # of the driver, as a killed one leaves its file
-    workers: tuple[WorkerState, ...]
+    workers: tuple[WorkerState, ...]  # by number
     room: str  # what those that wait for a place need, and what there is; empty if none waits
 
 
@@ -66,7 +66,7 @@ class WorkersFile:
         if now - self._written_at < WRITE_SECONDS:
             return
         self._written_at = now
-        dated = tuple(self._dated(state) for state in states())
+        dated = tuple(self._dated(state) for state in sorted(states(), key=lambda state: state.number))
         self._since = {state.number: state for state in dated}
         waits = any(state.state is Doing.WAITS for state in dated)
         found = Workers(pid=getpid(), workers=dated, room=room() if waits else "")

@@ -13,11 +13,11 @@ import pytest
 from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.analysis.results import load
 from hpstudy.cli.layout import Column, fits
-from hpstudy.cli.status_command import _layouts, _Line
-from hpstudy.running.worker_states import Doing, WorkersFile, WorkerState
+from hpstudy.cli.status_command import _layouts, _Line, _print_workers
+from hpstudy.running.worker_states import Doing, Workers, WorkersFile, WorkerState
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
-from tests.helpers.command_line import Result, hpstudy
+from tests.helpers.command_line import Result, at_eighty_columns, hpstudy
 
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
 YES = {"format = 1": 'format = 1\nyes = "better"'}
@@ -164,13 +164,14 @@ def test_a_running_study_shows_its_workers_and_what_those_that_wait_need(status,
     for line, pattern in zip(
         lines[place + 2 : place + 5],
         [
-            rf" +0 +a +a GPU, torch 2\.13 \(0a1b2c\) +trains search-0003 +{since} *",
-            rf" +1 +- +- +waits for a place +{since} *",
-            rf" +2 +- +- +waits for a place +{since} *",
+            rf" +0 +a +1 +trains +search-0003 +{since} *",
+            rf" +1 +- +- +waits for a place +- +{since} *",
+            rf" +2 +- +- +waits for a place +- +{since} *",
         ],
         strict=True,
     ):
         assert re.fullmatch(pattern, line), line
+    assert lines[place + 5] == "kind 1   a GPU, torch 2.13 (0a1b2c)"
     found = json.loads(status("busy", "--json").out)
     assert found["waits"] == room
     assert [(w["number"], w["node"], w["state"], w["run"]) for w in found["workers"]] == [
@@ -185,6 +186,39 @@ def test_many_workers_are_counted_by_node(status, workers) -> None:
     (place,) = (number for number, line in enumerate(lines) if line.startswith("workers "))
     assert lines[place] == "workers  1 waits for a place, 20 train, 1 is idle; each needs 1 GPU"
     assert [line.split()[-3:] for line in lines[place + 2 : place + 4]] == [["10", "0", "1"], ["10", "0", "0"]]
+
+
+@pytest.mark.parametrize("count", [3, 20])
+@pytest.mark.parametrize("node", ["gpu-node-17", "raycluster-hpstudy-gpus-worker-7xk2p.training.svc.cluster.local"])
+def test_every_cell_of_the_workers_is_whole_at_eighty_columns(node: str, count: int) -> None:
+    kind = "NVIDIA H100 80GB HBM3, torch 2.13.0+cu130 (0a1b2c)"
+    states = [
+        WorkerState(
+            number=number, node=node, kind=kind, state=Doing.TRAINS, run=f"confirm-{100 + number}-baseline",
+            since="2026-01-02T03:04:05+00:00",
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    lines = at_eighty_columns(_print_workers, Workers(pid=1, workers=tuple(states), room=""))
+    text = "\n".join(lines)
+    assert f"kind 1   {kind}" in text
+    assert text.count(kind) == 1
+    assert "…" not in text
+    words = text.split()
+    if count == 3:
+        assert [words.count(word) for word in (node, "trains", "03:04", "confirm-102-baseline")] == [3, 3, 3, 1]
+        assert all(f"{number}" in words for number in range(count))
+    else:
+        assert [words.count(word) for word in (node, "20")] == [words.count("node"), 2]  # 20 train, here and in all
+
+
+def test_workers_are_listed_by_number(status, workers) -> None:
+    workers([worker(number, Doing.TRAINS, "a", f"search-{number:04}") for number in (2, 0, 10, 1)])
+    found = json.loads(status("busy", "--json").out)["workers"]
+    assert [each["number"] for each in found] == [0, 1, 2, 10]
+    lines = status("busy").out.splitlines()
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("workers "))
+    assert [line.split()[0] for line in lines[place + 2 : place + 6]] == ["0", "1", "2", "10"]
 
 
 def test_workers_of_a_driver_that_is_gone_are_not_shown(status, workers, tmp_path: Path) -> None:

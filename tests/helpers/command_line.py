@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
+from rich.console import Console
 
 from hpstudy.cli import main
 
@@ -39,6 +42,15 @@ def hpstudy(*args: object) -> Result:
     ):
         main()
     return Result(ended.value.code, out.getvalue(), err.getvalue())
+
+
+def at_eighty_columns(show: Callable[..., None], *arguments: Any) -> list[str]:
+    """The lines that `show(console, *arguments)` prints on a terminal of 80 x 24. None is wider."""
+    screen = io.StringIO()
+    show(Console(file=screen, force_terminal=True, width=80, height=24, color_system=None, highlight=False), *arguments)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    return lines
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
