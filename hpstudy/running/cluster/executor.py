@@ -125,7 +125,7 @@ class RayExecutor:
             worker.tend()
             if worker.ending is not None:
                 self._news[worker] = None
-        self._say_who_waits()
+        self._say_waiting()
 
     def places(self, setup: Setup, here: int) -> int:
         """See `Executor`."""
@@ -203,7 +203,7 @@ class RayExecutor:
                 found[node_id] = last_line(error)
         return found
 
-    def _say_who_waits(self) -> None:
+    def _say_waiting(self) -> None:
         waiting = sum(worker.node is None for worker in self._workers)
         if waiting and time.monotonic() > self._say_waiting_at:
             self._say_waiting_at = time.monotonic() + WAITING_SECONDS
@@ -216,7 +216,8 @@ class RayExecutor:
         """See `Executor`."""
         usable = [node for node in self._nodes.alive if node["NodeID"] not in self._avoided]
         has = "; ".join(f"{node['NodeManagerHostname']} {self._offer(node['Resources'])}" for node in usable)
-        return f"each needs {_listed(self._needs)}; the cluster has {has or 'no node that this study may use'}"
+        found = has or "no node that this study may use"
+        return f"each needs {_listed(self._needs)}; the cluster has, free or not, {found}"
 
 
 def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, float]]:

@@ -121,7 +121,9 @@ def _refuse_silence(address: str) -> None:
     try:
         error = answer.get(timeout=JOIN_SECONDS)
     except Empty:
-        raise TimeoutError(f"what listens there gives no answer as a head of Ray in {JOIN_SECONDS:.0f} s") from None
+        raise TimeoutError(
+            f"a program listens there, but gives no answer as a head of Ray in {JOIN_SECONDS:.0f} s"
+        ) from None
     if error is not None:
         raise error
 

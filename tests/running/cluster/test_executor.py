@@ -92,7 +92,7 @@ def test_a_cluster_without_a_place_says_what_is_needed_and_what_there_is(
     process = start(ray_cluster, path, store.root.parent)
     assert process.stderr is not None
     line = next(line for line in process.stderr if "wait" in line)
-    assert "1 worker waits for a place: each needs 4 CPU; the cluster has " in line
+    assert "1 worker waits for a place: each needs 4 CPU; the cluster has, free or not, " in line
     assert line.endswith(" 1 CPU\n")
     found = poll(lambda: read_workers(store, holder(store.root)), process)
     assert (str(found.workers[0].state), found.workers[0].node) == ("waits for a place", "")
