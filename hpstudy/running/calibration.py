@@ -24,7 +24,7 @@ def settle_micro_batch(study: Study, store: RunStore, pool: WorkerPool, say: Cal
         return study
     known = _known(store)
     if "micro_batch" not in known:
-        found = find_micro_batch(study, pool.first(), pool.environment, say, pool.raise_if_stopped)
+        found = find_micro_batch(study, pool.first(), pool.environment, say, pool.restart_first, pool.raise_if_stopped)
         if found.probed:
             pool.restart_first()
         known["micro_batch"] = found.size
@@ -39,8 +39,10 @@ def tokens_for(study: Study, store: RunStore, pool: WorkerPool, hparams: HParams
     known = _known(store)
     key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
     if key not in known:
-        step_seconds = time_steps(pool.first(), hparams, pool.raise_if_stopped).median_step
-        if step_seconds is None:
+        timed = time_steps(pool.first(), hparams, pool.raise_if_stopped)
+        if timed.last:
+            pool.restart_first()
+        if (step_seconds := timed.median_step) is None:
             return hparams.batch_tokens  # one step, whose run then shows why it failed
         known[key] = hparams.batch_tokens / step_seconds
         store.write_json(FILE, known)

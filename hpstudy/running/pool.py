@@ -115,12 +115,12 @@ class WorkerPool:
                 self._handle_report(worker, None)
         return next(iter(self._idle or self._ready))
 
-    def restart_first(self) -> None:
-        """Replaces a worker that has measured, which frees its memory."""
+    def restart_first(self) -> Worker:
+        """Replaces a worker that has measured, which frees its memory, or has ended with that."""
         worker = self.first()
         self._executor.stop([worker])
         self._forget(worker)
-        self.first()
+        return self.first()
 
     def raise_if_stopped(self) -> None:
         """Raises Interrupted if the user has asked to stop."""
