@@ -273,7 +273,7 @@ def test_an_automatic_micro_batch_divides_the_batch_of_a_rank(tiny, tmp_path: Pa
     assert store.read_json("calibration.json") == {"micro_batch": 8}
 
 
-def test_an_automatic_micro_batch_is_found_below_one_that_fails(tiny, tmp_path: Path, monkeypatch, cache_folder):
+def test_an_automatic_micro_batch_is_found_below_one_that_fails(tiny, tmp_path: Path, monkeypatch):
     faulty(tmp_path, monkeypatch, "MemoryError", most=64)
     monkeypatch.setitem(FIRST_TOKENS, "cpu", 2048)  # 128 sequences, which is the whole batch of a rank
     large = {
@@ -288,8 +288,12 @@ def test_an_automatic_micro_batch_is_found_below_one_that_fails(tiny, tmp_path: 
 
 def test_a_micro_batch_that_fails_leaves_the_others_to_be_timed(tiny, tmp_path: Path, monkeypatch):
     faulty(tmp_path, monkeypatch, "MemoryError", most=4)
-    searched = {"evals = 4": "evals = 4\nprocesses = 2", "micro_batch = 16\n": ""}
-    study = tiny(replace=searched, search="micro_batch = { choices = [8, 4] }")
+    searched = {
+        "evals = 4": "evals = 4\nprocesses = 2",
+        "micro_batch = 16\n": "",
+        "[search]": "[search]\nmicro_batch = { choices = [8, 4] }",
+    }
+    study = tiny(replace=searched)
     cost = estimate(study, "cpu", [1.0], LocalExecutor(tmp_path), lambda _: None)
     assert {size: timed.message for size, timed in cost.timed.items()} == {8: "out of memory", 4: ""}
 
