@@ -64,16 +64,26 @@ class TrainerSpec:
     @property
     def ranks(self) -> int:
         """Processes that train one run together, each on its own GPU or its own cores."""
-        return self.gpus * self.processes
+        return num_ranks(self.gpus, self.processes)
 
     def rank_sequences(self, batch_tokens: int) -> int:
         """Sequences of a batch that each rank takes."""
-        return batch_tokens // (self.context * self.ranks)
+        return rank_sequences(batch_tokens, self.context, self.ranks)
 
     @property
     def ramp_unit(self) -> int:
         """Tokens of which the batches of a ramp are multiples."""
         return self.ramp_multiple * self.context
+
+
+def num_ranks(gpus: int, processes: int) -> int:
+    """Processes that train one run together. At most one of the two numbers is above 1."""
+    return gpus * processes
+
+
+def rank_sequences(batch_tokens: int, context: int, ranks: int) -> int:
+    """Sequences of a batch that each rank takes."""
+    return batch_tokens // (context * ranks)
 
 
 def corpus_hint(name: str) -> str:

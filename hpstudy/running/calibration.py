@@ -25,7 +25,9 @@ def settle_micro_batch(study: Study, store: RunStore, pool: WorkerPool, say: Cal
     known = _known(store)
     if "micro_batch" not in known:
         found = pool.measure(
-            lambda worker: find_micro_batch(study, worker, pool.environment, say, pool.raise_if_stopped)
+            lambda worker: find_micro_batch(
+                study, worker, pool.environment, say, pool.restart_first, pool.raise_if_stopped
+            )
         )
         if found.probed:
             pool.restart_first()
@@ -42,8 +44,9 @@ def tokens_for(study: Study, store: RunStore, pool: WorkerPool, hparams: HParams
     key = f"micro_batch={hparams.micro_batch} batch_tokens={hparams.batch_tokens}"
     if key not in known:
         timed = pool.measure(lambda worker: time_steps(worker, hparams, pool.raise_if_stopped))
-        step_seconds = timed.median_step
-        if step_seconds is None:
+        if timed.last:
+            pool.restart_first()
+        if (step_seconds := timed.median_step) is None:
             return hparams.batch_tokens  # one step, whose run then shows why it failed
         known[key] = hparams.batch_tokens / step_seconds
         store.write_json(FILE, known)

@@ -22,16 +22,21 @@ def trainings_per_device(study: Study, environment: Mapping[str, Any]) -> int:
 
 def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str) -> int:
     """Trainings that run side by side on all devices that `device` names, at most `parallel`."""
-    devices = 1 if device.startswith("cuda:") else environment["num_gpus"] // study.spec.gpus
-    return min(max(1, devices) * trainings_per_device(study, environment), study.budget.parallel)
+    devices = 1 if device.startswith("cuda:") else _places(study, environment)
+    return min(devices * trainings_per_device(study, environment), study.budget.parallel)
 
 
 def worker_device(index: int, study: Study, environment: Mapping[str, Any], device: str) -> str:
     """The device of a study's worker, by its number: the first of its `gpus` GPUs, or what the user named."""
     if device not in ("auto", "cuda") or not environment.get("num_gpus"):
         return device
-    places = max(1, environment["num_gpus"] // study.spec.gpus)
-    return f"cuda:{index % places * study.spec.gpus}"
+    return f"cuda:{index % _places(study, environment) * study.spec.gpus}"
+
+
+def _places(study: Study, environment: Mapping[str, Any]) -> int:
+    """Trainings that have GPUs of their own here, or 1."""
+    gpus: int = environment["num_gpus"]
+    return max(1, gpus // study.spec.gpus)
 
 
 def num_workers(

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.running.executors import Executor, time_steps, wait_until_ready
+from hpstudy.running.executors import Executor, Worker, time_steps, wait_until_ready
 from hpstudy.running.messages import Setup, Timed
 from hpstudy.running.micro_batch import find_micro_batch
 from hpstudy.spec import MAX_STEPS, TrainerSpec
@@ -57,19 +57,29 @@ def estimate(study: Study, device: str, runs: Sequence[float], executor: Executo
     """
     setup = Setup(spec=study.spec, device=device, base=Path.cwd())
     worker = executor.start(setup, 0)
+
+    def another() -> Worker:
+        nonlocal worker
+        executor.stop([worker])
+        worker = executor.start(setup, 0)
+        wait_until_ready(worker)
+        return worker
+
     try:
         ready = wait_until_ready(worker)
         if study.auto_micro_batch:
-            found = find_micro_batch(study, worker, ready.environment, say)
+            found = find_micro_batch(study, worker, ready.environment, say, another)
             study = replace(study, micro_batch_limit=found.size)
             if found.probed:
-                executor.stop([worker])
-                worker = executor.start(setup, 0)
-                wait_until_ready(worker)
+                another()
         baseline = study.baseline
         dimension = study.space.get("micro_batch")
         sizes = [int(v) for v in dimension.values] if isinstance(dimension, Choices) else [baseline.micro_batch]
-        timed = {size: time_steps(worker, replace(baseline, micro_batch=size), evaluate=True) for size in sizes}
+        timed, ended = dict[int, Timed](), False
+        for size in sizes:
+            idle = another() if ended else worker
+            timed[size] = time_steps(idle, replace(baseline, micro_batch=size), evaluate=True)
+            ended = timed[size].last
     finally:
         executor.stop([worker])
     steps_seconds = [step for found in timed.values() if (step := found.median_step) is not None]

@@ -36,6 +36,10 @@ class EngineLost(MachineError):
 class WorkerLost(MachineError):
     """A worker was lost with its machine, so that what it measured is not known."""
 
+    def __init__(self, cause: str, worker: Worker) -> None:
+        super().__init__(cause)
+        self.worker = worker
+
 
 class Worker(Protocol):
     """The driver's end of one worker."""
@@ -132,7 +136,7 @@ def time_steps(
     worker.send(TimeSteps(hparams=hparams, steps=steps, evaluate=evaluate))
     report = worker.receive(meanwhile)
     if report is None and (ending := worker.last_words()).lost:
-        raise WorkerLost(ending.cause)
+        raise WorkerLost(ending.cause, worker)
     if not isinstance(report, Timed):  # most likely the kernel killed it, out of memory
         raise MachineError(
             f"the worker died in its timed steps: {worker.last_words().last_line}; lower micro_batch, or take a "

@@ -2,7 +2,7 @@
 
 The driver knows rank 0 alone. Rank 0 passes its orders on, so that every rank does the same, and alone reports. A rank
 that fails sends rank 0 its report, which goes to the driver in place of rank 0's own; a rank that dies ends rank 0 in
-the same way. So the driver sees the true cause, not that others lost a peer.
+the same way. A rank that has only lost another waits for that one to do so, and then says itself what it knows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from multiprocessing.connection import Connection, wait
 from typing import NoReturn, Protocol
 
 from hpstudy.running.local import spawn
-from hpstudy.running.messages import Join, Order, Report, Save, Setup, failed
+from hpstudy.running.messages import Join, Order, Refused, Report, Save, Setup, failed
 from hpstudy.system import end_with_parent
 from hpstudy.training.device import Placement, require_ranks
-from hpstudy.training.ranks import PeerLost, Ranks, find_store, join, open_store
+from hpstudy.training.ranks import CannotJoin, PeerLost, Ranks, find_store, join, open_store
 
 CAUSE_SECONDS = 5.0  # for the rank that is the cause to end, once another has lost it
-LOST = 75  # exit code of a rank that lost another
+LOST = 75  # exit code of a rank that lost another, and has said so in the log
 
 Joined = Callable[[Placement], Ranks]
 """Joins the other ranks once this one's device and corpus are there, and returns its view of them."""
@@ -48,9 +48,10 @@ class FirstRank:
         self._driver = driver
         self._others: dict[Connection, subprocess.Popen[bytes]] = {}  # in the order of their ranks
         self._lock = threading.Lock()  # of the driver's pipe; held for good once this process ends
+        self._failed = False  # whether a rank's failure has been reported, which is the last report
 
     def join(self, setup: Setup, placement: Placement) -> Ranks:
-        """Starts the other ranks and joins them. Raises UserError if this machine has no room for them, PeerLost."""
+        """Starts the other ranks and joins them. Raises UserError if this machine has no room for them, CannotJoin."""
         spec = setup.spec
         require_ranks(placement, gpus=spec.gpus, processes=spec.processes)
         store = open_store()
@@ -78,9 +79,11 @@ class FirstRank:
         return self._driver.poll()
 
     def send(self, report: Report) -> None:
-        """Reports to the driver."""
+        """Reports to the driver, unless a rank has failed before."""
         with self._lock:
-            self._driver.send(report)
+            if not self._failed:
+                self._driver.send(report)
+            self._failed = self._failed or failed(report)
 
     def end(self, code: int) -> NoReturn:
         """Ends the other ranks and this process, with an exit code as subprocess states it."""
@@ -88,26 +91,20 @@ class FirstRank:
         self._kill(code)
 
     def _watch(self) -> None:
-        """Waits until another rank fails or dies, and ends this process with what is the cause."""
-        left, codes, patience = dict(self._others), dict[int, int](), None
-        ranks = {pipe: rank for rank, pipe in enumerate(left, start=1)}
-        while left and (ready := wait(list(left), patience)):
-            for pipe in ready:
-                assert isinstance(pipe, Connection)
-                try:
-                    report = pipe.recv()
-                except (EOFError, OSError):
-                    codes[ranks[pipe]] = left.pop(pipe).wait()
-                    continue
-                self._lock.acquire()
-                self._driver.send(report)
-                self._kill(1)
-            # a report that another rank sent before it died is there by now
-            patience = 0.0 if set(codes.values()) - {LOST} else CAUSE_SECONDS
-        rank, code = min(codes.items(), key=lambda found: found[1] == LOST)
-        self._lock.acquire()
-        print(f"rank {rank} died (exit code {code})", file=sys.stderr, flush=True)
-        self._kill(code)
+        """Waits until another rank fails or dies, and ends this process with its report or its exit code."""
+        ranks = {pipe: rank for rank, pipe in enumerate(self._others, start=1)}
+        pipe = wait(list(ranks))[0]
+        assert isinstance(pipe, Connection)
+        try:
+            report = pipe.recv()
+        except (EOFError, OSError):
+            code = self._others[pipe].wait()
+            self._lock.acquire()
+            if code != LOST:
+                print(f"rank {ranks[pipe]} died (exit code {code})", file=sys.stderr, flush=True)
+            self._kill(code)
+        self.send(report)
+        self.end(1)
 
     def _kill(self, code: int) -> NoReturn:
         for process in self._others.values():
@@ -144,9 +141,8 @@ def serve_first(driver: Connection, setup: Setup, serve: Callable[[Line, Setup, 
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # the driver is gone
-    except PeerLost:
-        time.sleep(2 * CAUSE_SECONDS)  # the watching thread ends this process when it knows the cause
-        traceback.print_exc()
+    except PeerLost as error:
+        _after_the_cause(error, line)
     except Exception:
         traceback.print_exc()
     line.end(code)
@@ -155,17 +151,27 @@ def serve_first(driver: Connection, setup: Setup, serve: Callable[[Line, Setup, 
 def serve_other(first: Connection, order: Join, serve: Callable[[Line, Setup, Joined], None]) -> NoReturn:
     """Serves rank 0 as another rank, until a failure or the end of rank 0, then ends this process."""
     end_with_parent()
-    code, count = 1, order.setup.spec.ranks
+    line, code, count = OtherRank(first), 1, order.setup.spec.ranks
     try:
         serve(
-            OtherRank(first),
+            line,
             order.setup,
             lambda placement: join(find_store(order.port), order.rank, count, placement.device),
         )
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # rank 0 is gone
-    except PeerLost:
+    except PeerLost as error:
         code = LOST
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            _after_the_cause(error, line)
     except Exception:
         traceback.print_exc()
     os._exit(code)
+
+
+def _after_the_cause(error: PeerLost, line: Line) -> None:
+    """Says that this rank has lost another, unless that one's end is the end of all before."""
+    time.sleep(CAUSE_SECONDS)
+    print(error, file=sys.stderr, flush=True)
+    if isinstance(error, CannotJoin):
+        line.send(Refused(problems=(str(error),), by_user=False))

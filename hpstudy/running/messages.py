@@ -135,6 +135,7 @@ class Timed:
     peak_gib: float
     room_gib: float  # memory that the worker could use
     message: str = ""  # why a step failed
+    last: bool = False  # as in Finished
 
     @property
     def median_step(self) -> float | None:

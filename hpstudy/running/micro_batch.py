@@ -58,7 +58,7 @@ class Found:
     """The fastest micro-batch of a study on a device."""
 
     size: int  # sequences
-    probed: bool  # by the worker, which then holds the memory of the largest probe and should be replaced
+    probed: bool  # by the worker, which has ended or holds the memory of the largest probe, and should be replaced
 
 
 def find_micro_batch(
@@ -66,11 +66,12 @@ def find_micro_batch(
     worker: Worker,
     environment: Mapping[str, Any],
     say: Callable[[str], None],
+    another: Callable[[], Worker],
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Found:
     """The answer in the cache, or one that an idle worker measures now. Says which of the two, and the reason.
 
-    Raises MachineError if no size runs.
+    `another` replaces the worker, which may end with a size that fails. Raises MachineError if no size runs.
     """
     batch, context = study.largest_batch_tokens, study.spec.context
     shape = {"model": asdict(study.spec.model), "vocab_size": study.vocab_size, "context": context}
@@ -86,12 +87,19 @@ def find_micro_batch(
     baseline = replace(study.baseline, batch_tokens=batch)
     say(f'micro_batch = "auto": timing steps at up to {", ".join(map(str, sizes))} sequences')
 
+    ended = False
+
     def probe(size: int) -> Probe:
+        nonlocal worker, ended
+        if ended:
+            worker = another()
         try:
             timed = time_steps(worker, replace(baseline, micro_batch=size), meanwhile, steps=PROBE_STEPS)
+            ended = timed.last
         except WorkerLost:
             raise
         except MachineError:
+            ended = True
             return Probe(size=size, tok_per_sec=None, message=f"its worker died, {worker.last_words().last_line}")
         return Probe(
             size=size,

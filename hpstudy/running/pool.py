@@ -125,20 +125,19 @@ class WorkerPool:
     def measure(self, work: Callable[[Worker], T]) -> T:
         """What `work` measures on an idle worker, or on another one if its machine is lost meanwhile."""
         while True:
-            worker = self.first()
             try:
-                return work(worker)
+                return work(self.first())
             except WorkerLost as lost:
                 self._progress.say(f"{lost}; measuring again")
-                self._executor.stop([worker])
-                self._forget(worker)
+                self._executor.stop([lost.worker])
+                self._forget(lost.worker)
 
-    def restart_first(self) -> None:
-        """Replaces a worker that has measured, which frees its memory."""
+    def restart_first(self) -> Worker:
+        """Replaces a worker that has measured, which frees its memory, or has ended with that."""
         worker = self.first()
         self._executor.stop([worker])
         self._forget(worker)
-        self.first()
+        return self.first()
 
     def raise_if_stopped(self) -> None:
         """Raises Interrupted if the user has asked to stop."""

@@ -65,7 +65,6 @@ def _serve(line: Line, setup: messages.Setup, joined: Joined) -> None:
         match line.recv():
             case messages.Train() as order:
                 report = train(trainer, order, environment, line)
-                report = replace(report, last=together and messages.failed(report))
             case messages.Save():
                 continue  # the run has ended
             case messages.TimeSteps() as order:
@@ -74,8 +73,11 @@ def _serve(line: Line, setup: messages.Setup, joined: Joined) -> None:
                 report = _benchmark(trainer, order)
             case order:
                 raise AssertionError(f"unexpected order {order!r}")
+        ends = together and messages.failed(report)
+        if isinstance(report, messages.Finished | messages.Timed):
+            report = replace(report, last=ends)
         line.send(report)
-        if together and messages.failed(report):
+        if ends:
             return
 
 

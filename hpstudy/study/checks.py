@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpstudy.hparams import GPT3, RULES, fitting_batch
-from hpstudy.spec import MAX_STEPS
+from hpstudy.spec import MAX_STEPS, rank_sequences
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
@@ -31,16 +32,27 @@ BETAS = ("beta1", "beta2")
 BATCH_KEYS = frozenset({"batch_tokens", "batch_ramp_fraction", "batch_ramp_start"})
 
 
-def batches(file: StudyFile) -> dict[int, tuple[str, set[int]]]:
-    """Every batch, in tokens, that a trial or the baseline may have -> its place in the file and its micro-batches.
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """A batch that a trial or the baseline may have."""
+
+    place: str  # in the file
+    stated: set[int] = field(default_factory=set)  # its micro-batches that the file states
+    micro_batches: set[int] = field(default_factory=set)  # all, those that it takes by default included
+
+
+def batches(file: StudyFile) -> dict[int, Batch]:
+    """Every batch, in tokens, that a trial or the baseline may have.
 
     A micro-batch of "auto" counts as not stated, so that batches and the steps of a ramp do not depend on the device.
     """
-    found: dict[int, tuple[str, set[int]]] = {}
+    found: dict[int, Batch] = {}
 
-    def add(place: str, batch: int, micro_batches: Iterable[int]) -> None:
-        sizes = found.setdefault(batch, (f"{place} batch_tokens", set()))[1]
-        sizes.update(micro_batches or (default_micro_batch(batch // file.trainer.ranks, file.trainer.context),))
+    def add(place: str, batch: int, stated: Iterable[int]) -> None:
+        entry = found.setdefault(batch, Batch(place=f"{place} batch_tokens"))
+        entry.stated.update(stated)
+        default = default_micro_batch(rank_sequences(batch, file.trainer.context, file.trainer.ranks))
+        entry.micro_batches.update(stated or (default,))
 
     stated = "micro_batch" in file.search or file.hparams.get("micro_batch", AUTO) != AUTO
     for batch in _values(file, "batch_tokens"):
@@ -209,16 +221,17 @@ def _ranks_named(file: StudyFile) -> str:
 
 def _batches(file: StudyFile) -> Iterator[str]:
     context, ranks = file.trainer.context, file.trainer.ranks
-    for batch, (place, micro_batches) in batches(file).items():
-        bad = sorted(size for size in micro_batches if batch % (size * context * ranks))
+    each = f" for each of {_ranks_named(file)}" if ranks > 1 else ""
+    for batch, found in batches(file).items():
+        bad = sorted(size for size in found.stated or {1} if batch % (size * context * ranks))
         if bad:
-            unit = math.lcm(*micro_batches) * context * ranks
+            unit = math.lcm(*found.stated) * context * ranks
             multiples = (batch // unit * unit, batch // unit * unit + unit)
             near = [str(tokens) for tokens in multiples if 0 < tokens <= MAX_INTEGER]
-            each = f" for each of {_ranks_named(file)}" if ranks > 1 else ""
+            sizes = f"{', '.join(map(str, bad[:MAX_NAMED]))}{', ...' if len(bad) > MAX_NAMED else ''}"
             yield (
-                f"{place}: must be a multiple of micro_batch x context{each}, but {batch} is not for micro_batch "
-                f"{', '.join(map(str, bad[:MAX_NAMED]))}{', ...' if len(bad) > MAX_NAMED else ''} at context {context}"
+                f"{found.place}: must be a multiple of {'micro_batch x ' if found.stated else ''}context{each}, but "
+                f"{batch} is not{f' for micro_batch {sizes}' if found.stated else ''} at context {context}"
                 f"; {'the nearest that work: ' + ', '.join(near) if near else 'choose micro-batches that divide it'}"
                 f"{'; it counts tokens, not sequences' if batch < context else ''}"
             )
@@ -226,12 +239,12 @@ def _batches(file: StudyFile) -> Iterator[str]:
 
 def _steps(file: StudyFile) -> Iterator[str]:
     tokens, context = file.trainer.tokens, file.trainer.context
-    stated = file.hparams.get("micro_batch", AUTO) != AUTO or "micro_batch" in file.search
-    for batch, (place, micro_batches) in batches(file).items():
+    for batch, found in batches(file).items():
+        place = found.place
         if tokens is not None and tokens < batch:
             table = file.search if place.startswith("[search]") else {**file.hparams, **file.baseline.overrides}
             got, remedy = (f"{batch}", "take") if "batch_tokens" in table else (f"GPT-3's {batch}", "state it,")
-            unit = context * file.trainer.ranks * (math.lcm(*micro_batches) if stated else 1)
+            unit = context * file.trainer.ranks * math.lcm(*found.stated)
             yield (
                 f"{place}: a run must hold at least one step, but got {got} > [trainer] tokens={tokens}; {remedy} e.g. "
                 f"{batch_example(tokens, unit)}"

@@ -146,7 +146,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
     trainer["model"] = ModelShape(**trainer["model"])
     if trainer["confirm_val"] is None:
         trainer["confirm_val"] = file.version > 1
-    micro_batches = {size for _, sizes in checks.batches(file).values() for size in sizes}
+    micro_batches = {size for batch in checks.batches(file).values() for size in batch.micro_batches}
     space = _space(file, file.version)
     trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
     return Study(

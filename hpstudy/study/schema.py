@@ -22,7 +22,7 @@ from pydantic import (
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
 from hpstudy.hparams import RULES, Scale
-from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, corpus_hint, vocab_size
+from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, corpus_hint, num_ranks, vocab_size
 from hpstudy.study.hints import hint
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
@@ -165,6 +165,12 @@ class ModelTable(Table):
     width: Count = _key(..., "width of the residual stream, a multiple of heads", 64, le=2**17)
 
 
+_SHARED = (
+    "each takes an equal part of every batch, which must be a multiple of micro_batch x context for each. The last "
+    "bits of a run differ from those of one alone, as with another micro-batch"
+)
+
+
 class TrainerTable(Table):
     """What is the same in every run."""
 
@@ -206,10 +212,10 @@ class TrainerTable(Table):
         "trained again differs a little, so trials are no longer a function of the file alone. A CPU always repeats",
         False,
     )
-    gpus: Count = _key(1, "GPUs of one training, all on one machine; each takes an equal part of every batch", 2, le=64)
+    gpus: Count = _key(1, f"GPUs of one training, all on one machine; {_SHARED}", 2, le=64)
     processes: Count = _key(
         1,
-        "processes of one training on a CPU, of `threads` threads each; each takes an equal part of every batch",
+        f"processes of one training on a CPU, of `threads` threads each; {_SHARED}",
         2,
         le=64,
     )
@@ -217,7 +223,7 @@ class TrainerTable(Table):
     @property
     def ranks(self) -> int:
         """Processes that train one run together."""
-        return self.gpus * self.processes
+        return num_ranks(self.gpus, self.processes)
 
 
 class RangeTable(Table):

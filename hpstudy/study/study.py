@@ -188,9 +188,8 @@ class Study:
     def _over_gpt3(self, given: dict[str, Value], tokens: int | None) -> HParams:
         values: dict[str, Any] = {**asdict(GPT3), **given}
         if given.get("micro_batch", AUTO) == AUTO:
-            values["micro_batch"] = default_micro_batch(
-                values["batch_tokens"] // self.spec.ranks, self.spec.context, self.micro_batch_limit
-            )
+            sequences = self.spec.rank_sequences(values["batch_tokens"])
+            values["micro_batch"] = default_micro_batch(sequences, self.micro_batch_limit)
         if "warmup_fraction" not in given:
             scaled = scaled_warmup_fraction(tokens, values["batch_tokens"])
             values["warmup_fraction"] = min(scaled, values["decay_fraction"])
@@ -210,10 +209,9 @@ def study_sha256(resolved: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def default_micro_batch(batch_tokens: int, context: int, limit: int = GPT3.micro_batch) -> int:
-    """The largest divisor of a batch's sequences that is at most `limit`. The batch is that of one rank."""
-    sequences = max(batch_tokens // context, 1)
-    return max(size for size in range(1, limit + 1) if sequences % size == 0)
+def default_micro_batch(sequences: int, limit: int = GPT3.micro_batch) -> int:
+    """The largest divisor of a rank's sequences of a batch that is at most `limit`."""
+    return max(size for size in range(1, limit + 1) if max(sequences, 1) % size == 0)
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ other bits.
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,10 @@ PATIENCE = timedelta(days=100)  # for another rank; the driver ends what hangs
 
 class PeerLost(Exception):
     """Another rank is gone, so that no sum can be made. The cause is that rank's to report."""
+
+
+class CannotJoin(PeerLost):
+    """The other ranks cannot be joined: one is gone, or this machine does not connect them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +88,14 @@ def find_store(port: int) -> TCPStore:
 
 
 def join(store: Store, rank: int, count: int, device: str) -> Ranks:
-    """Joins the other ranks, and waits for them: by NCCL on GPUs, by Gloo on CPUs. Raises PeerLost."""
+    """Joins the other ranks, and waits for them: by NCCL on GPUs, by Gloo on CPUs. Raises CannotJoin."""
+    backend = "nccl" if device.startswith("cuda") else "gloo"
     try:
-        dist.init_process_group(
-            "nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except RuntimeError as error:
-        raise PeerLost(f"rank {rank} of {count} cannot join the others: {error}") from error
+        variable = f"{backend.upper()}_SOCKET_IFNAME"
+        raise CannotJoin(
+            f"rank {rank} of {count} cannot join the others by {variable}={os.environ.get(variable, '')}: "
+            f"{str(error).splitlines()[0]}; unset {variable}, or name an interface of this machine"
+        ) from error
     return Ranks(rank=rank, count=count, group=dist.group.WORLD, device=device)

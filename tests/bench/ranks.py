@@ -10,11 +10,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from hpstudy.running.worker import Worker, stop_all
-
 from hpstudy.hparams import HParams
 from hpstudy.records import Run
 from hpstudy.running.bench import SETTINGS
+from hpstudy.running.executors import Worker, time_steps, wait_until_ready
+from hpstudy.running.local import LocalExecutor
 from hpstudy.running.messages import Recorded, Setup, Train
 from hpstudy.spec import TrainerSpec
 
@@ -36,21 +36,21 @@ def main(counts: list[int]) -> None:
     """Prints a line per number of processes."""
     setting = SETTINGS[0]
     with tempfile.TemporaryDirectory() as folder:
-        workers = dict[int, Worker]()
+        executor, workers = LocalExecutor(Path(folder)), dict[int, Worker]()
         try:
             for count in counts:
                 spec: TrainerSpec = replace(setting.spec(1, processes=count), precision="fp32")
                 setup = Setup(spec=spec, device="cpu", base=Path.cwd())
-                workers[count] = Worker.start(setup, Path(folder) / f"{count}.log")
-                workers[count].wait_until_ready()
+                workers[count] = executor.start(setup, count)
+                wait_until_ready(workers[count])
             hparams = {count: replace(setting.hparams("cpu", count), lr=3e-3) for count in counts}
             seconds: dict[int, list[float]] = {count: [] for count in counts}
             for _ in range(ROUNDS):
                 for count, worker in workers.items():
-                    seconds[count] += worker.time_steps(hparams[count], steps=TIMED_STEPS).step_seconds
+                    seconds[count] += time_steps(worker, hparams[count], steps=TIMED_STEPS).step_seconds
             curves = {count: losses(worker, hparams[count]) for count, worker in workers.items()}
         finally:
-            stop_all(list(workers.values()))
+            executor.stop(list(workers.values()))
     for count in counts:
         median, least = sorted(seconds[count])[len(seconds[count]) // 2], min(seconds[count])
         apart = max(abs(a - b) for a, b in zip(curves[counts[0]], curves[count], strict=True))

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.errors import UserError
+from hpstudy.errors import MachineError, UserError
 from hpstudy.records import Outcome, StepRecord
 from hpstudy.running.bench import bench
+from hpstudy.running.cost import estimate
 from hpstudy.running.executors import time_steps, wait_until_ready
 from hpstudy.running.local import LocalExecutor, LocalWorker
 from hpstudy.running.messages import Finished, Recorded, Report, Setup, StopDecision, Train
+from hpstudy.running.micro_batch import FIRST_TOKENS
 from hpstudy.running.replay import replay
 from hpstudy.study import Study
 from tests.helpers.running import AWAITED, Watch, any_alive, curves, run_at_start, run_here, workers_of
@@ -132,7 +134,7 @@ Trainer._backward = faulty
 """
 
 
-def faulty(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, *, rank: int = 1, most: int = 0) -> None:
+def faulty(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, *, rank: int | str = 1, most: int = 0) -> None:
     """Gives every worker started from now on a rank that fails."""
     code = FAULTY.replace("RANK", str(rank)).replace("MOST", str(most)).replace("FAULT", fault)
     run_at_start(folder / "site", code, monkeypatch)
@@ -167,7 +169,25 @@ def test_a_rank_that_fails_in_timed_steps_is_the_reason_that_they_fail(start, tm
     faulty(tmp_path, monkeypatch, "MemoryError")
     worker = start()
     wait_until_ready(worker)
-    assert time_steps(worker, RUN.hparams).message == "out of memory"
+    timed = time_steps(worker, RUN.hparams)
+    assert (timed.message, timed.last) == ("out of memory", True)
+    assert worker.receive() is None
+
+
+def test_ranks_that_all_fail_report_it_once(start, tmp_path: Path, monkeypatch):
+    faulty(tmp_path, monkeypatch, "MemoryError", rank="self.ranks.rank")
+    worker = start()
+    wait_until_ready(worker)
+    assert time_steps(worker, RUN.hparams).last
+    assert worker.receive() is None
+
+
+def test_ranks_that_cannot_join_say_why(start, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    worker = start()
+    with pytest.raises(MachineError, match=r"rank \d of 2 cannot join the others by GLOO_SOCKET_IFNAME=ib0: .*; unset"):
+        wait_until_ready(worker)
+    assert worker.receive() is None
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -251,6 +271,31 @@ def test_an_automatic_micro_batch_divides_the_batch_of_a_rank(tiny, tmp_path: Pa
     study = tiny(replace={"evals = 4": "evals = 4\nprocesses = 2", "micro_batch = 16": 'micro_batch = "auto"'})
     store = run_here(study, tmp_path, trials=1)
     assert store.read_json("calibration.json") == {"micro_batch": 8}
+
+
+def test_an_automatic_micro_batch_is_found_below_one_that_fails(tiny, tmp_path: Path, monkeypatch):
+    faulty(tmp_path, monkeypatch, "MemoryError", most=64)
+    monkeypatch.setitem(FIRST_TOKENS, "cpu", 2048)  # 128 sequences, which is the whole batch of a rank
+    large = {
+        "evals = 4": "evals = 4\nprocesses = 2",
+        "micro_batch = 16": 'micro_batch = "auto"',
+        "batch_tokens = 256": "batch_tokens = 4096",
+        "tokens = 5120": "tokens = 20_480",
+    }
+    store = run_here(tiny(replace=large), tmp_path / "runs", trials=1)
+    assert store.read_json("calibration.json") == {"micro_batch": 64}
+
+
+def test_a_micro_batch_that_fails_leaves_the_others_to_be_timed(tiny, tmp_path: Path, monkeypatch):
+    faulty(tmp_path, monkeypatch, "MemoryError", most=4)
+    searched = {
+        "evals = 4": "evals = 4\nprocesses = 2",
+        "micro_batch = 16\n": "",
+        "[search]": "[search]\nmicro_batch = { choices = [8, 4] }",
+    }
+    study = tiny(replace=searched)
+    cost = estimate(study, "cpu", [1.0], LocalExecutor(tmp_path), lambda _: None)
+    assert {size: timed.message for size, timed in cost.timed.items()} == {8: "out of memory", 4: ""}
 
 
 def test_a_benchmark_counts_the_steps_and_the_products_of_all_ranks(tmp_path: Path):

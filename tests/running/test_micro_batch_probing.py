@@ -12,10 +12,10 @@ import pytest
 
 from hpstudy.errors import MachineError
 from hpstudy.running.cost import estimate
-from hpstudy.running.executors import time_steps, wait_until_ready
+from hpstudy.running.executors import Worker, time_steps, wait_until_ready
 from hpstudy.running.local import LocalExecutor, LocalWorker
 from hpstudy.running.messages import Order, Setup, TimeSteps
-from hpstudy.running.micro_batch import find_micro_batch
+from hpstudy.running.micro_batch import FIRST_TOKENS, find_micro_batch
 from hpstudy.study import Study
 from tests.helpers.running import Watch, interrupt, kill_workers, run_here, workers_of
 
@@ -47,6 +47,11 @@ class Doomed(LocalWorker):
             if not self.fatal:
                 kill_workers()
         super().send(order)
+
+
+def none() -> Worker:
+    """For a search in which no other worker is needed."""
+    raise AssertionError
 
 
 def setup(study: Study) -> Setup:
@@ -82,25 +87,25 @@ def test_a_known_answer_is_used_and_a_damaged_one_is_measured_again(tiny, tmp_pa
     study = tiny(replace=AUTO)
     worker = LocalWorker(setup(study), tmp_path / "worker.log")
     environment = wait_until_ready(worker).environment
-    first = find_micro_batch(study, worker, environment, lambda _: None)
+    first = find_micro_batch(study, worker, environment, lambda _: None, none)
     (note,) = known_answers.glob("*.json")
     intact = note.read_text()
     assert (first.size, first.probed) == (size_in(intact), True)
 
     lines: list[str] = []
-    again = find_micro_batch(study, worker, environment, lines.append)
+    again = find_micro_batch(study, worker, environment, lines.append, none)
     assert (again.size, again.probed) == (first.size, False)
     assert len(lines) == 1
     assert lines[0].endswith("; known from before")
     assert find_micro_batch(
-        study, worker, environment | {"memory_gib": environment["memory_gib"] + 8}, lines.append
+        study, worker, environment | {"memory_gib": environment["memory_gib"] + 8}, lines.append, none
     ).probed
     note, _ = sorted(known_answers.glob("*.json"), key=lambda path: path.stat().st_mtime)
 
     for damaged in (intact[: len(intact) // 2], intact.replace(f'"micro_batch": {first.size}', '"micro_batch": 7')):
         note.write_text(damaged)
         lines.clear()
-        found = find_micro_batch(study, worker, environment, lines.append)
+        found = find_micro_batch(study, worker, environment, lines.append, none)
         assert found.probed
         assert lines[0].startswith(str(note))
         assert len(lines) == 3  # what is damaged, what is measured, what was found
@@ -119,7 +124,7 @@ def test_a_worker_that_dies_for_want_of_memory_ends_the_search_for_a_size(tiny, 
     study, lines = tiny(replace=AUTO), []
     worker = Doomed(setup(study), tmp_path / "worker.log")
     worker.fatal = 2
-    found = find_micro_batch(study, worker, wait_until_ready(worker).environment, lines.append)
+    found = find_micro_batch(study, worker, wait_until_ready(worker).environment, lines.append, none)
     worker.last_words()
     assert found.size == 64
     assert "128 (does not run: its worker died" in lines[-1]
@@ -129,8 +134,24 @@ def test_a_study_of_which_no_size_runs_is_an_error(tiny, tmp_path: Path):
     study = tiny(replace=AUTO)
     worker = Doomed(setup(study), tmp_path / "worker.log")
     with pytest.raises(MachineError, match=r"no micro-batch of this study runs here: 64 .*take a smaller model"):
-        find_micro_batch(study, worker, wait_until_ready(worker).environment, lambda _: None)
+        find_micro_batch(study, worker, wait_until_ready(worker).environment, lambda _: None, none)
     worker.last_words()
+
+
+def test_smaller_sizes_are_tried_on_another_worker_once_one_has_died(tiny, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(FIRST_TOKENS, "cpu", 2048)  # 128 sequences
+    study, workers = tiny(replace=AUTO), []
+
+    def another() -> Worker:
+        workers.append(LocalWorker(setup(study), tmp_path / f"worker-{len(workers)}.log"))
+        wait_until_ready(workers[-1])
+        return workers[-1]
+
+    environment = wait_until_ready(first := Doomed(setup(study), tmp_path / "worker.log")).environment
+    found = find_micro_batch(study, first, environment, lambda _: None, another)
+    for worker in (first, *workers):
+        worker.last_words()
+    assert (found.size, len(workers)) == (64, 1)
 
 
 def test_memory_that_runs_out_is_reported_and_leaves_the_worker_usable(tiny, tmp_path: Path):
