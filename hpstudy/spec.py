@@ -66,6 +66,12 @@ class TrainerSpec:
         """Processes that train one run together, each on its own GPU or its own cores."""
         return num_ranks(self.gpus, self.processes)
 
+    @property
+    def ranks_named(self) -> str:
+        """`2 GPUs a training`, or an empty string if it has one process."""
+        named = ranks_named(self.gpus, self.processes)
+        return named and f"{named} a training"
+
     def rank_sequences(self, batch_tokens: int) -> int:
         """Sequences of a batch that each rank takes."""
         return rank_sequences(batch_tokens, self.context, self.ranks)
@@ -79,6 +85,11 @@ class TrainerSpec:
 def num_ranks(gpus: int, processes: int) -> int:
     """Processes that train one run together. At most one of the two numbers is above 1."""
     return gpus * processes
+
+
+def ranks_named(gpus: int, processes: int) -> str:
+    """`2 GPUs`, or an empty string for a training of one process."""
+    return f"{gpus} GPUs" if gpus > 1 else f"{processes} processes" if processes > 1 else ""
 
 
 def rank_sequences(batch_tokens: int, context: int, ranks: int) -> int:

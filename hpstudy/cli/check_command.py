@@ -151,6 +151,8 @@ def _print_cost(console: Console, found: _Checked) -> None:
     say_fact(console, "data", f"{spec.corpus}: {found.train_tokens:,} training tokens ({epochs:.2f} epochs a run)")
     device = f"{environment['device']} ({environment['device_name']}), {environment['precision']}"
     say_fact(console, "device", f"{device}: {environment['reason']}")
+    if spec.ranks_named:
+        say_fact(console, "", spec.ranks_named)
     for size, timed in cost.timed.items():
         if (step := timed.median_step) is None:
             say_fact(console, "speed", f"micro-batch {size}: {timed.message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -22,7 +23,7 @@ from hpstudy.running.bench import bench as measure
 from hpstudy.running.executors import wait_until_ready
 from hpstudy.running.local import LocalExecutor
 from hpstudy.running.messages import Setup
-from hpstudy.spec import PRESETS, TrainerSpec
+from hpstudy.spec import PRESETS, TrainerSpec, ranks_named
 from hpstudy.tracking.wandb_settings import resolve_mode
 
 PACKAGES = ("torch", "optuna", "wandb", "tiktoken", "pandas", "pyarrow")
@@ -110,7 +111,7 @@ def bench(*, device: str, threads: int, gpus: int, processes: int, quick: bool, 
         raise UserError(f"--preset {preset}: must be one of {', '.join(setting.name for setting in SETTINGS)}")
     turn_seconds = QUICK_TURN_SECONDS if quick else TURN_SECONDS
     found = []
-    with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="hpstudy-bench-") as folder, _flags_named(gpus=gpus, processes=processes):
         for setting in settings:
             say(f"measuring {setting.name}")
             executor = LocalExecutor(Path(folder))
@@ -126,11 +127,24 @@ def bench(*, device: str, threads: int, gpus: int, processes: int, quick: bool, 
                     executor=executor,
                 )
             )
-    more = f", {gpus} GPUs" if gpus > 1 else f", {processes} processes" if processes > 1 else ""
-    out().print(f"{found[0].device_name}, {found[0].precision}, {threads} thread{'s' if threads > 1 else ''}{more}")
+    words = [found[0].device_name, found[0].precision, f"{threads} thread{'s' if threads > 1 else ''}"]
+    out().print(", ".join(filter(None, [*words, ranks_named(gpus, processes)])))
     out().print(bench_table(found))
     repeats = all(result.figures.repeats for result in found)
     out().print(f"the same numbers to the last bit when trained again: {'yes' if repeats else 'no'}")
+
+
+@contextlib.contextmanager
+def _flags_named(**flags: int) -> Iterator[None]:
+    """Makes an error that blames a key of [trainer] blame the flag, as no study file states it here."""
+    try:
+        yield
+    except UserError as error:
+        problems = list(error.problems)
+        for key, value in flags.items():
+            stated = [problem.replace(f"[trainer] {key}:", f"--{key} {value}:") for problem in problems]
+            problems = [problem.replace(f" {key} = ", f" --{key} ") for problem in stated]
+        raise UserError(problems) from None
 
 
 def bench_table(found: list[BenchResult]) -> Table:

@@ -116,7 +116,7 @@ def _evidence(results: StudyResults) -> Iterator[str]:
         yield f"{lost} of {int((trials['phase'] == 'search').sum())} trials not complete"
     yield f"{short(float(ended['tokens'].sum()))} tokens"
     yield f"{duration(float(ended['train_seconds'].sum()))} of training"
-    device = [environment.get("device_name"), environment.get("precision")]
+    device = [environment.get("device_name"), environment.get("precision"), results.study.spec.ranks_named]
     if any(device):
         yield MARKS.sub("", ", ".join(str(part) for part in device if part))
     if len(trials):

@@ -110,7 +110,7 @@ def _result(results: StudyResults) -> list[str]:
     versions = {"torch": environment.get("torch"), **environment.get("packages", {})}
     software = ", ".join(f"{name} {versions.get(name) or '?'}" for name in ("hpstudy", "torch", "optuna"))
     device, cores, precision = (environment.get(key) or "?" for key in ("device_name", "cores", "precision"))
-    machine = f"{device}, {cores} cores, {precision}"
+    machine = ", ".join(filter(None, (device, f"{cores} cores", precision, study.spec.ranks_named)))
     runs = results.trials["outcome"].value_counts()
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in runs.items() if count)
     hours = results.trials["train_seconds"].sum() / 3600

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpstudy.hparams import GPT3, RULES, fitting_batch
-from hpstudy.spec import MAX_STEPS, rank_sequences
+from hpstudy.spec import MAX_STEPS, rank_sequences, ranks_named
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
@@ -211,17 +211,14 @@ def _ranks(file: StudyFile) -> Iterator[str]:
             f"gpus={gpus} and processes={processes}; remove one of them"
         )
     elif file.trainer.ranks > 1 and pack != 1:
-        yield f"[budget] pack: one training on {_ranks_named(file)} cannot train several trials as one; leave it out"
-
-
-def _ranks_named(file: StudyFile) -> str:
-    """`2 gpus`, as the file states it."""
-    return f"{file.trainer.ranks} {'gpus' if file.trainer.gpus > 1 else 'processes'}"
+        named = ranks_named(gpus, processes)
+        yield f"[budget] pack: one training on {named} cannot train several trials as one; leave it out"
 
 
 def _batches(file: StudyFile) -> Iterator[str]:
     context, ranks = file.trainer.context, file.trainer.ranks
-    each = f" for each of {_ranks_named(file)}" if ranks > 1 else ""
+    named = ranks_named(file.trainer.gpus, file.trainer.processes)
+    each = f" for each of {named}" if named else ""
     for batch, found in batches(file).items():
         bad = sorted(size for size in found.stated or {1} if batch % (size * context * ranks))
         if bad:

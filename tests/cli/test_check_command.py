@@ -55,3 +55,10 @@ def test_an_error_with_json_leaves_stdout_empty() -> None:
     result = hpstudy("check", "nonsense", "--json")
     assert (result.code, result.out) == (2, "")
     assert "no such study" in result.err
+
+
+def test_a_training_of_several_processes_is_said(tiny_file) -> None:
+    path = tiny_file(replace={"evals = 4": "evals = 4\nprocesses = 2", "micro_batch = 16": "micro_batch = 8"})
+    result = hpstudy("check", path, "--device", "cpu")
+    assert result.code == 0
+    assert "  2 processes a training\n" in result.out

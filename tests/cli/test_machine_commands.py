@@ -34,3 +34,12 @@ def test_bench_refuses_an_unknown_model_and_lists_the_known_ones() -> None:
     result = hpstudy("bench", "--preset", "gpt-4")
     known = ", ".join(setting.name for setting in SETTINGS)
     assert result == (2, "", f"--preset gpt-4: must be one of {known}\n")
+
+
+def test_bench_names_the_flag_that_this_machine_cannot_meet() -> None:
+    result = hpstudy("bench", "--quick", "--device", "cpu", "--gpus", 2)
+    problem = (
+        "--gpus 2: a training takes 2 CUDA GPUs, but would run on the CPU; run it where they are, or use --processes 2 "
+        "instead"
+    )
+    assert (result.code, result.out, result.err.splitlines()[-1]) == (2, "", problem)
