@@ -112,7 +112,7 @@ def same(folder: Path, nodes: Sequence[int]) -> Table:
     for workers in (1, 2, 4):
         found = session(folder / f"local-{workers}", text, workers)
         reference = reference or found.answer()
-        _add(table, f"this machine, {workers} workers", found, found.answer() == reference)
+        _add(table, f"this machine, {workers} worker{'s' * (workers > 1)}", found, found.answer() == reference)
     for count in nodes:
         with Cluster() as cluster:
             cluster.add(cpus=1)

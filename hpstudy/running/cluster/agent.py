@@ -27,7 +27,7 @@ from hpstudy.running.local import LocalExecutor, LocalWorker
 from hpstudy.running.messages import Order, Recorded, Report, Setup
 
 PATIENCE_SECONDS = 10.0  # that a call waits for the first report
-LINGER_SECONDS = 0.05  # that it then waits for more, unless one is urgent
+LINGER_SECONDS = 0.2  # that it then waits for more, unless one is urgent; each call costs driver and node a millisecond
 MOST_KEPT = 20_000  # reports that the driver has not taken, after which the worker waits
 LOCK = "lock"  # the file that an agent holds as long as it lives
 MOST_AT_ONCE = 2_000  # reports of one answer
