@@ -28,7 +28,7 @@ HEAD = "node:__internal_head__"  # a resource that the head alone has
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 STOP_SECONDS = 2.0  # for workers to end by themselves
 WAITING_SECONDS = 60.0  # between two lines that say which workers wait for a place
-FIRST_NODE_SECONDS = 60.0  # for the first node that can train to join; an autoscaler takes longer
+FIRST_NODE_SECONDS = 60.0  # for the first node with CPUs or GPUs to join
 FIRST_WAITING_SECONDS = 5.0  # before the first of them
 
 T = TypeVar("T")
@@ -64,21 +64,19 @@ class RayExecutor:
         for remain in folder.glob(".seen-*"):  # of a driver that was killed
             remain.unlink(missing_ok=True)
         self._nodes = Nodes()
-        self._await_first_node(spec)
+        self._await_first_node()
         self._device, self._needs = needs(spec, device, self._nodes.alive)
         self._token = f".seen-{uuid.uuid4().hex}"
         self._corpora = Corpora(say)
 
-    def _await_first_node(self, spec: TrainerSpec) -> None:
-        """Waits until a node can train, FIRST_NODE_SECONDS at most: the device of all workers is chosen then."""
+    def _await_first_node(self) -> None:
+        """Waits until a node trains at all, FIRST_NODE_SECONDS at most: the device of all workers is chosen then."""
         until, said = time.monotonic() + FIRST_NODE_SECONDS, False
         while time.monotonic() < until and not any(
-            node["Resources"].get("GPU", 0) >= spec.gpus
-            or node["Resources"].get("CPU", 0) >= spec.threads * spec.processes
-            for node in self._nodes.alive
+            node["Resources"].get(what, 0) for node in self._nodes.alive for what in ("GPU", "CPU")
         ):
             if not said:
-                self._say(f"waiting up to {FIRST_NODE_SECONDS:.0f} s for a node that can train")
+                self._say(f"waiting up to {FIRST_NODE_SECONDS:.0f} s for a node that has CPUs or GPUs for workers")
             said = True
             time.sleep(POLL_SECONDS)
 
