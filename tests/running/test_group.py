@@ -239,7 +239,7 @@ def test_a_study_of_two_ranks_repeats_survives_a_killed_and_a_hung_rank_and_repl
     study = two_ranks(f"hang_seconds = 3\n{AWAITED}")
     whole = run_here(study, tmp_path / "whole")
     assert (whole.read_json("environment.json") or {})["ranks"] == 2
-    assert replay(study, whole, "search-0001", "cpu").first is None
+    assert replay(study, whole, "search-0001", "cpu", LocalExecutor(tmp_path)).first is None
     faults = {("search-0001", 10): signal.SIGKILL, ("search-0002", 10): signal.SIGSTOP}  # a decision is due then
 
     def strike(of, record) -> None:
