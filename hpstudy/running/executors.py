@@ -77,7 +77,7 @@ class Executor(Protocol):
     def heard(self, seconds: float) -> Sequence[Worker]:
         """The workers that have a report or have ended. Waits so many seconds for the first."""
 
-    def places(self, setup: Setup, here: int) -> int:
+    def places(self, here: int) -> int:
         """Workers that can run at once. `here`: trainings that fit on the first worker's machine."""
 
     def avoid(self, worker: Worker) -> bool:

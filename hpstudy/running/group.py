@@ -117,7 +117,7 @@ class FirstRank:
 
 
 class OtherRank:
-    """A further rank's line to rank 0, which hears of failures alone."""
+    """A further rank's line to rank 0, which is sent failures alone."""
 
     def __init__(self, first: Connection) -> None:
         self.recv = first.recv

@@ -111,7 +111,7 @@ class LocalExecutor:
         """See `Executor`."""
         return [key.data for key, _ in self._selector.select(seconds)]
 
-    def places(self, setup: Setup, here: int) -> int:
+    def places(self, here: int) -> int:
         """See `Executor`."""
         return here
 

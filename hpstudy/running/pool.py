@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,14 +128,11 @@ class WorkerPool:
                 return work(self.first())
             except WorkerLost as lost:
                 self._progress.say(f"{lost}; measuring again")
-                self._executor.stop([lost.worker])
-                self._forget(lost.worker)
+                self._drop(lost.worker)
 
     def restart_first(self) -> Worker:
         """Replaces a worker that has measured, which frees its memory, or has ended with that."""
-        worker = self.first()
-        self._executor.stop([worker])
-        self._forget(worker)
+        self._drop(self.first())
         return self.first()
 
     def raise_if_stopped(self) -> None:
@@ -177,7 +173,7 @@ class WorkerPool:
 
     def states(self) -> list[WorkerState]:
         """What each worker does now."""
-        return [self._state_of(worker, number) for worker, number in sorted(self._workers.items(), key=itemgetter(1))]
+        return [self._state_of(worker, number) for worker, number in self._workers.items()]
 
     def _state_of(self, worker: Worker, number: int) -> WorkerState:
         ready, active = self._ready.get(worker), self._active.get(worker)
@@ -223,15 +219,12 @@ class WorkerPool:
 
     def _start_more(self) -> None:
         """Starts the workers that the study lacks. As a cluster grows, there may be more."""
-        if self._wanted and not (self._executor.grows and self._clock.seconds() - self._wanted_at > PLACES_SECONDS):
-            missing = self._wanted - len(self._workers)
-        else:
-            self._wanted_at = self._clock.seconds()
-            here = trainings_at_once(self._study, self.environment, self._options.device)
-            places = self._executor.places(self._setup(0), here)
+        now = self._clock.seconds()
+        if not self._wanted or (self._executor.grows and now - self._wanted_at > PLACES_SECONDS):
+            places = self._executor.places(trainings_at_once(self._study, self.environment, self._options.device))
             self._wanted = num_workers(self._study, self.environment, self._options, self._say_once, places)
-            missing = self._wanted - len(self._workers)
-        for _ in range(missing):
+            self._wanted_at = now
+        for _ in range(self._wanted - len(self._workers)):
             self._start_worker()
 
     def _say_once(self, line: str) -> None:
@@ -371,8 +364,7 @@ class WorkerPool:
                 assert queue is not None
                 active = self._active.pop(worker)
                 if last:
-                    self._executor.stop([worker])
-                    self._forget(worker)
+                    self._drop(worker)
                 else:
                     self._idle[worker] = None
                 self._end(active, outcome, message, queue)
@@ -407,12 +399,11 @@ class WorkerPool:
 
         A run fails if ATTEMPTS deaths in a row brought no new step. A machine that is lost is no fault of its runs.
         """
-        self._executor.stop([dead])
+        was_ready, active = dead in self._ready, self._active.pop(dead, None)
+        self._drop(dead)
         ending = dead.last_words()
         self._lost += ending.lost
         lost = ending.lost and self._lost < MOST_LOST
-        was_ready, active = dead in self._ready, self._active.pop(dead, None)
-        self._forget(dead)
         if not was_ready and not lost:
             self._count_early_death(dead, ending)
         if active is None:
@@ -434,13 +425,13 @@ class WorkerPool:
             self._end(active, Outcome.FAILED, f"{ending.cause}, {ATTEMPTS} times in a row without a new step", queue)
 
     def _count_early_death(self, dead: Worker, ending: Ending) -> None:
-        """After ATTEMPTS deaths on one machine, goes on without it if there are others; else gives up."""
+        """After ATTEMPTS deaths on one machine, leaves it out if there are others, and gives up if there are none."""
         self._early_deaths[dead.place] += 1
         hopeless = self._environment is None and not self._executor.grows
         if self._early_deaths[dead.place] < ATTEMPTS and not hopeless:
             return
-        if self._executor.avoid(dead) and self._executor.places(self._setup(0), 0):
-            self._go_on_without(dead, f"{ending.cause}: {ending.last_line}")
+        if self._executor.avoid(dead) and self._executor.places(0):
+            self._leave_out(dead, f"{ending.cause}: {ending.last_line}")
             return
         doctor = f"try `hpstudy doctor{' --cluster auto' if self._executor.grows else ''}`"
         if hopeless:
@@ -449,19 +440,19 @@ class WorkerPool:
             f"{ending.cause} before it was ready, {ATTEMPTS} times in a row: {ending.last_line}; {doctor}"
         )
 
-    def _go_on_without(self, worker: Worker, why: str) -> None:
+    def _leave_out(self, worker: Worker, why: str) -> None:
         """Says why a machine is not used. Workers that wait for a place start again, so that they get none there."""
         self._say_once(f"{worker.place or 'a node'}: not used, because {why}")
-        waiting = [other for other in self._starting if other.waits and not other.place]
-        self._executor.stop(waiting)
-        for other in waiting:
-            self._forget(other)
+        self._drop(*(other for other in self._starting if other.waits and not other.place))
         self._wanted = 0  # there are fewer places
 
-    def _forget(self, worker: Worker) -> None:
-        del self._workers[worker]
-        for workers in (self._ready, self._idle, self._starting):
-            workers.pop(worker, None)
+    def _drop(self, *workers: Worker) -> None:
+        """Ends workers, if they have not ended, and forgets them."""
+        self._executor.stop(workers)
+        for worker in workers:
+            del self._workers[worker]
+            for known in (self._ready, self._idle, self._starting):
+                known.pop(worker, None)
 
     def _order_checkpoints(self, *, now: bool = False) -> None:
         self._ordered = self._clock.seconds()
@@ -496,8 +487,7 @@ class WorkerPool:
                         missing.discard(worker)
                     case None:
                         missing.discard(worker)
-                        self._executor.stop([worker])
-                        self._forget(worker)
+                        self._drop(worker)
                     case _:
                         pass
 
@@ -562,9 +552,8 @@ class WorkerPool:
             raise UserError("it has another version of hpstudy than the workers before it; install the same everywhere")
 
     def _refuse(self, worker: Worker, why: UserError | MachineError, in_short: str = "") -> None:
-        """Goes on without the machine of a worker that cannot train this study, if there are others."""
-        if not (self._executor.avoid(worker) and self._executor.places(self._setup(0), 0)):
+        """Leaves out the machine of a worker that cannot train this study. Raises `why` if there is no other."""
+        if not (self._executor.avoid(worker) and self._executor.places(0)):
             raise why
-        self._executor.stop([worker])
-        self._forget(worker)
-        self._go_on_without(worker, in_short or str(why))
+        self._drop(worker)
+        self._leave_out(worker, in_short or str(why))

@@ -44,7 +44,7 @@ class TrialQueue:
             self._waiting.append(proposal)
 
     def next(self) -> Run | None:
-        """The next trial as a run on the search seed; None only if every result whose turn has come is told."""
+        """The next trial as a run on the search seed. If none waits, tells results that are due, which brings one."""
         while not self._waiting and self._next_tell in self._results:
             self._tell_next()
         if not self._waiting:
@@ -82,7 +82,7 @@ class TrialQueue:
         return self._search.should_stop(run.trial, record.eval_index)
 
     def on_result(self, run: Run, result: RunResult) -> None:
-        """Tells results whose turn has come, AT_ONCE at most, and asks for a trial after each; `next` tells the rest.
+        """Tells the results that are due, AT_ONCE at most, and asks for a trial after each; `next` tells the rest.
 
         A trial that Optuna has as finished is compared instead. Raises MachineError if its result is another now.
         """

@@ -376,12 +376,12 @@ def cluster_faults(only: str, times: int) -> int:
     from tests.bench.cluster_faults import all_faults
 
     table = Table("fault", box=None, header_style="", pad_edge=False)
-    for column in ("times", "goes on within", *(key.replace("_", " ") for key in Losses.__slots__)):
+    for column in ("times", "resumes within", *(key.replace("_", " ") for key in Losses.__slots__)):
         table.add_column(column, justify="right")
     total, progress = Losses(), Console(stderr=True)
     with tempfile.TemporaryDirectory() as name, all_faults(only, Path(name), times) as found:
         for fault, done, wait, lost in found:
-            progress.print(f"{fault}: {done} times, went on within {wait:.0f} s", soft_wrap=True)
+            progress.print(f"{fault}: {done} times, resumed within {wait:.0f} s", soft_wrap=True)
             table.add_row(fault, str(done), f"{wait:.0f} s", *(str(getattr(lost, key)) for key in Losses.__slots__))
             total += lost
     Console(width=120).print(table)

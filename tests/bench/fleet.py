@@ -128,7 +128,7 @@ class Fleet:
         self._now, _, worker = heapq.heappop(self._next)
         return [worker]
 
-    def places(self, setup: Setup, here: int) -> int:
+    def places(self, here: int) -> int:
         """See `Executor`."""
         return self._size
 

@@ -92,16 +92,12 @@ class Agent:
     def _listen(self, worker: LocalWorker) -> None:
         report: Report | Ending | None = None
         while not isinstance(report, Ending):
-            report = worker.receive() or self._ending(worker)
+            report = worker.receive() or _with_host(worker.last_words())
             with self._news:
                 self._news.wait_for(lambda: len(self._kept) < MOST_KEPT)
                 self._kept.append(report)
                 self._urgent |= not isinstance(report, Recorded) or report.record.evaluated
                 self._news.notify_all()
-
-    def _ending(self, worker: LocalWorker) -> Ending:
-        ending = worker.last_words()
-        return replace(ending, cause=ending.cause.replace("died (", f"died on {socket.gethostname()} ("))
 
     def reports(self, taken: int) -> tuple[int, list[Report | Ending]]:
         """The reports from number `taken` on, and that number. The driver has all those before it.
@@ -159,6 +155,10 @@ class Agent:
         with path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+def _with_host(ending: Ending) -> Ending:
+    return replace(ending, cause=f"{ending.cause}, on {socket.gethostname()}")
 
 
 def _own_folder() -> tuple[Path, IO[bytes]]:

@@ -28,8 +28,8 @@ HEAD = "node:__internal_head__"  # a resource that the head alone has
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 STOP_SECONDS = 2.0  # for workers to end by themselves
 WAITING_SECONDS = 60.0  # between two lines that say which workers wait for a place
-FIRST_NODE_SECONDS = 60.0  # for the first node with CPUs or GPUs to join
 FIRST_WAITING_SECONDS = 5.0  # before the first of them
+FIRST_NODE_SECONDS = 60.0  # for the first node with CPUs or GPUs to join
 
 T = TypeVar("T")
 
@@ -53,6 +53,8 @@ class RayExecutor:
         """
         if device.startswith("cuda:"):
             raise UserError(f"--device {device}: on a cluster Ray chooses the GPU; use --device cuda")
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device {device}: must be auto, cpu or cuda on a cluster; use --device auto")
         self._say, self._folder = say, folder
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._news: dict[RayWorker, None] = {}  # those that may have a report, or have ended
@@ -125,7 +127,7 @@ class RayExecutor:
                 self._news[worker] = None
         self._say_waiting()
 
-    def places(self, setup: Setup, here: int) -> int:
+    def places(self, here: int) -> int:
         """See `Executor`."""
         return sum(
             int(min(node["Resources"].get(name, 0.0) // need for name, need in self._needs.items()))
@@ -224,8 +226,6 @@ def needs(spec: TrainerSpec, device: str, found: Sequence[Mapping[str, Any]]) ->
     Raises UserError if the cluster has no such device.
     """
     num_gpus = sum(node["Resources"].get("GPU", 0) for node in found)
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: must be auto, cpu or cuda on a cluster; use --device auto")
     if device == "cuda" and not num_gpus:
         raise UserError("--device cuda: the cluster has no GPU; use --device cpu, or add a node that has one")
     if device != "cpu" and num_gpus:

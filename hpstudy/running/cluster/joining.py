@@ -74,19 +74,18 @@ def join(address: str, log: Path) -> None:
 
     Raises UserError if there is no such cluster.
     """
-    if address != "auto" and not ADDRESS.fullmatch(address):
-        raise UserError(f"--cluster {address}: must be auto, or HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    if address != "auto":
+        _refuse_unless_head(address, f"--cluster {address}: must be auto, or")
     ray = ray_module()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         if not ray.is_initialized():
-            if address == "auto" and (named := os.environ.get("RAY_ADDRESS", "")):
+            if address == "auto" and (named := os.environ.get("RAY_ADDRESS") or "auto") != "auto":
+                _refuse_unless_head(named, f"RAY_ADDRESS={named}: must be")
                 address = named
-            if address != "auto" and not ADDRESS.fullmatch(address):
-                raise UserError(
-                    f"RAY_ADDRESS={address}: must be HOST:PORT of a running cluster's head; hpstudy starts none"
-                )
-            _refuse_silence(address)
+            _refuse_without_token()
+            if address != "auto":
+                _refuse_silence(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         elif address not in ("auto", joined := ray.get_runtime_context().gcs_address):
             raise UserError(f"--cluster {address}: this process has joined {joined}; use that, or another process")
@@ -107,14 +106,22 @@ def join(address: str, log: Path) -> None:
                 signal.signal(number, handler)
 
 
-def _refuse_silence(address: str) -> None:
-    """Raises OSError or RayError if no head answers at HOST:PORT, for which Ray would try for minutes."""
+def _refuse_unless_head(address: str, rule: str) -> None:
+    """Raises UserError for what is no HOST:PORT: "local", for one, starts a cluster."""
+    if not ADDRESS.fullmatch(address):
+        raise UserError(f"{rule} HOST:PORT of the cluster's head, such as 10.0.0.1:6379; hpstudy starts no cluster")
+
+
+def _refuse_without_token() -> None:
+    """Raises if a token is required and missing; Ray would abort this process."""
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 
-    ensure_token_if_auth_enabled(create_token_if_missing=False)  # else Ray aborts this process without a token
+    ensure_token_if_auth_enabled(create_token_if_missing=False)
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises OSError or RayError if no head answers at HOST:PORT, for which Ray would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        return
     socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
     answer: SimpleQueue[Exception | None] = SimpleQueue()
     threading.Thread(target=lambda: answer.put(_ask_head(address)), name="join", daemon=True).start()
