@@ -38,7 +38,7 @@ CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file states none
 LEAST_LOOK = 3  # two seeds agree by chance too often where losses come in two clusters
 MAX_LOOKS = 20  # each costs a tenth of a second in every command that shows a verdict
-FORMAT = 3  # the newest, which a file has that states none
+FORMAT = 4  # the newest, which a file has that states none
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -362,7 +362,7 @@ class StudyFile(Table):
     yes: Annotated[list[Yes], BeforeValidator(_listed)] = _key(
         [], "answers of the verdict that mean yes; it then begins with Yes, No or Undecided", "better"
     )
-    format: Literal[1, 2, 3] | None = _key(
+    format: Literal[1, 2, 3, 4] | None = _key(
         None,
         "version of this format, by default the newest; once a study has begun, the one that it began with. Before "
         "format 3 every range was linear by default. In format 1 [confirm] had other defaults: seeds 101 to 105 and a "

@@ -89,7 +89,7 @@ def test_a_weight_decay_from_zero_states_the_linear_scale() -> None:
 def test_a_file_without_a_format_has_the_newest() -> None:
     study, stated = parse(text(format=None)), parse(text(format=3))
     assert study.resolved() == stated.resolved()
-    assert (study.format, study.states_format, stated.states_format) == (3, False, True)
+    assert (study.format, study.states_format, stated.states_format) == (4, False, True)
 
 
 def test_a_file_of_format_1_has_the_seeds_and_the_margin_that_it_had_before() -> None:

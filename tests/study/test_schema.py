@@ -38,7 +38,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"search__lr": {"low": 1e-4}}, "[search] lr.high: missing"),
     ({"search": None}, "[search] missing; a study of the baseline alone has an empty [search]"),
     # types
-    ({"format": 4}, "format: must be 1, 2 or 3, but got 4"),
+    ({"format": 5}, "format: must be 1, 2, 3 or 4, but got 5"),
     ({"question": ""}, 'question: must have at least 1 character, but got ""'),
     ({"question": 3}, "question: must be a valid string, but got 3"),
     ({"budget": 3}, "[budget] must be a table, but got 3"),
