@@ -68,7 +68,8 @@ class Recorded:
             warmup_fraction=scaled_warmup_fraction(self.tokens, batch),
             micro_batch=min(batch // 128, 64),
         )
-        return replace(base, **(self.values | {"batch_tokens": batch}))
+        values: dict[str, Any] = self.values | {"batch_tokens": batch}
+        return replace(base, **values)
 
 
 def planned(group: str) -> Iterator[Recorded]:
@@ -89,8 +90,8 @@ def planned(group: str) -> Iterator[Recorded]:
                 yield Recorded(group=group, model=model, tokens=tokens, seed=0, values=values)
         return
     if group == "sizes":
-        names = ("gpt-2x64", "gpt-3x96", "gpt-4x128", "gpt-6x192", "gpt-6x256")
-        for rate, batch, model in product(RATES, (4096, 8192, 16384), names):
+        models = ("gpt-2x64", "gpt-3x96", "gpt-4x128", "gpt-6x192", "gpt-6x256")
+        for rate, batch, model in product(RATES, (4096, 8192, 16384), models):
             values = {"lr": rate, "batch_tokens": batch}
             yield Recorded(group=group, model=model, tokens=4 * MILLION, seed=0, values=values)
         return
