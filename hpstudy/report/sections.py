@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import closest, closest_notes
 from hpstudy.files import command
 from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import ShownRuns
@@ -46,7 +47,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
     reached = (tables.statistics(verdict),) if verdict.contrasts else ()
     panels = tuple(search_figures.hyperparameter_panels(results, winner))
     together = (search_figures.importance_bars(importances),) if len(importances) > 1 else ()
-    commit = results.commit
+    commit, rules = results.commit, tables.rules_table(results)
     parts = [
         Section(
             title="How sure",
@@ -66,9 +67,10 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
         Section(
             title="Search",
             id="search",
+            text=(" ".join([said, *closest_notes(results)]),) if (said := closest(results)) else (),
             figures=(search_figures.best_so_far(results),),
             parallel=parallel_coordinates(results, winner) if study.space and searched.rows else "",
-            tables=(searched,),
+            tables=(searched, *([rules] if rules else [])),
         ),
         Section(title="Training", id="training", figures=tuple(curve_figures.training_curves(results, shown))),
         Section(

@@ -14,6 +14,7 @@ from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, op
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import duration, interval_decimals, listed, p_text, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import closest, closest_notes
 from hpstudy.analysis.state import State
 from hpstudy.report.tables import interval
 from hpstudy.running.confirm import read_selections
@@ -220,15 +221,21 @@ def _cautions(results: StudyResults) -> list[str]:
 
 def _links(results: StudyResults, now: State, page: Path, width: int) -> Iterator[str]:
     assert results.store is not None
+    if said := closest(results):
+        yield from _wrapped(" ".join([said, *closest_notes(results)]), width, label="rules")
     for what, value in (
         ("report", str(page)),
         ("W&B", whereabouts(results.store.root, results.name)),
         ("next", now.command),
     ):
         yield f"    {what:<8}{value}"
-    yield from textwrap.wrap(
-        now.advice, width, initial_indent=12 * " ", subsequent_indent=12 * " ", break_on_hyphens=False
-    )
+    yield from _wrapped(now.advice, width)
+
+
+def _wrapped(text: str, width: int, label: str = "") -> list[str]:
+    """A sentence beside the links, in as many lines as it takes."""
+    indent = f"    {label:<8}"
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=12 * " ", break_on_hyphens=False)
 
 
 def _spelled(text: str, encoding: str) -> str:

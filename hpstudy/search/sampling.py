@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.space import Params, Space, distributions
 from hpstudy.study import Choices, Sampler, Study, Value
 
@@ -19,16 +20,20 @@ MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memo
 FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
 
 
-def first_proposals(study: Study) -> list[dict[str, Value]]:
-    """The proposals made without a sampler: the baseline, if the space holds it, then a grid's other points."""
+def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
+    """The proposals made without a sampler, by trial: the baseline, if the space holds it, and what rules propose.
+
+    Of a grid, its other points after the baseline.
+    """
     baseline = study.baseline_proposal()
     first = [] if baseline is None else [baseline]
     if not study.is_grid:
-        return first
+        rules = {number: trial.values for number, trial in rule_trials(study).items()}
+        return dict(enumerate(first)) | rules
     sides = [dimension.values for dimension in study.space.values() if isinstance(dimension, Choices)]
     assert len(sides) == len(study.space), "a grid needs choices in every dimension"
     points = (dict(zip(study.space, point, strict=True)) for point in product(*sides))
-    return first + [point for point in points if point != baseline]
+    return dict(enumerate([*first, *(point for point in points if point != baseline)]))
 
 
 class SamplerView:

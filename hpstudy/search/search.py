@@ -131,7 +131,7 @@ class Search:
         known = self._num_known(number)
         if number >= self.num_trials or not all(trial.state.is_finished() for trial in trials[:known]):
             return None
-        if number < len(self._first):
+        if number in self._first:
             params = encode(self._study.space, self._first[number])
         else:
             params = self._sampler_view.propose(trials, known)

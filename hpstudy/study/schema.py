@@ -32,7 +32,19 @@ PrunerName = Literal["none", "median", "successive_halving"]
 Design = Literal["paired", "independent"]
 Opponent = Literal["tuned-lr", "batch"]
 Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
+RuleName = Literal["combined", "step-law", "half-life", "power-lines", "decay-to-zero", "sqrt-batch", "batch-0.3"]
 
+COMBINED: tuple[RuleName, ...] = ("step-law", "half-life", "power-lines", "decay-to-zero")  # each sees those before it
+RULE_KEYS: dict[RuleName, tuple[str, ...]] = {
+    "combined": ("lr", "batch_tokens", "beta2", "weight_decay", "min_lr_fraction", "decay_fraction"),
+    "step-law": ("lr", "batch_tokens"),
+    "half-life": ("beta2",),
+    "power-lines": ("weight_decay",),
+    "decay-to-zero": ("min_lr_fraction", "decay_fraction"),
+    "sqrt-batch": ("lr",),
+    "batch-0.3": ("lr",),
+}
+"""Published rule -> the keys that it speaks about, in the order in which "auto" proposes them."""
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file states none
@@ -110,6 +122,21 @@ def _pack(value: object) -> object:
     if value == "auto" or (type(value) is int and value >= 1):
         return value
     raise ValueError(f'must be a whole number of at least 1, or "auto", but got {shown(value)}')
+
+
+def _rules(value: object) -> object:
+    """Reads one rule's name as a list, and refuses unknown names."""
+    if value is None or value == "auto":
+        return value
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        raise ValueError(f'must be "auto" or a list of rules, but got {shown(value)}; as in `rules = ["step-law"]`')
+    known = list(RULE_KEYS)
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known) if isinstance(name, str) else ""
+            raise ValueError(f"unknown rule {shown(name)}{near}; known are {', '.join(known)}")
+    return tuple(names)
 
 
 def _listed(value: object) -> object:
@@ -299,6 +326,16 @@ class Budget(Table):
     )
     sampler: Annotated[Sampler, BeforeValidator(_named)] = _key(Sampler(), "a name, or a table of the keys below")
     pruner: Annotated[Pruner, BeforeValidator(_named)] = _key(Pruner(), "a name, or a table of the keys below")
+    rules: Annotated[
+        Literal["auto"] | Annotated[tuple[RuleName, ...], Field(max_length=len(RULE_KEYS))] | None,
+        BeforeValidator(_rules),
+    ] = _key(
+        None,
+        "published formulas that propose trials beside the sampler: auto lets every rule that speaks about a searched "
+        "key propose one, in trials 1, 5, 9 and so on; a list lets these, right after the baseline; [] none. They are "
+        "for val/loss alone, and not for grids. auto by default; before format 4 none",
+        "auto",
+    )
     smaller_micro_batch: bool = _key(
         True, "after out of memory, try again at a smaller micro-batch; the loss stays the same"
     )
@@ -365,8 +402,8 @@ class StudyFile(Table):
     format: Literal[1, 2, 3, 4] | None = _key(
         None,
         "version of this format, by default the newest; once a study has begun, the one that it began with. Before "
-        "format 3 every range was linear by default. In format 1 [confirm] had other defaults: seeds 101 to 105 and a "
-        "margin of 0.01",
+        "format 4 no rules proposed trials by default, and before format 3 every range was linear. In format 1 "
+        "[confirm] had other defaults: seeds 101 to 105 and a margin of 0.01",
         FORMAT,
     )
     baseline: BaselineTable = BaselineTable()

@@ -9,7 +9,17 @@ import pytest
 
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.results import StudyResults
-from hpstudy.report.tables import Table, certainty, command, cost, sides, speedups, statistics, trials_table
+from hpstudy.report.tables import (
+    Table,
+    certainty,
+    command,
+    cost,
+    rules_table,
+    sides,
+    speedups,
+    statistics,
+    trials_table,
+)
 from hpstudy.study import Study, run_command
 from tests.helpers.stores import Ends, results_of, stored
 
@@ -71,6 +81,24 @@ def test_the_summary_without_fresh_seeds_is_the_one_run_of_the_baseline(tiny: Ti
     assert table.header == ("", "baseline")
     assert cells(table)["val loss (nats)"] == ["4.000 (one seed)"]
     assert table.note == "One seed, that of the search: a reference point and no result."
+
+
+def test_trials_that_a_published_rule_proposed_are_named(tiny: Tiny, searched: Build) -> None:
+    results = searched(tiny(replace={"format = 1": "format = 4"}))
+    table = trials_table(results)
+    place = table.header.index("rule")
+    names = {row[0]: row[place] for row in table.rows}
+    assert {run: rule for run, rule in names.items() if rule} == {
+        "search-0001": "combined",
+        "search-0005": "step-law",
+        "search-0009": "half-life",
+    }
+    rules = rules_table(results)
+    assert [row[:4] for row in rules.rows] == [
+        ("combined", "search-0001", "0.000", "1 of 10"),
+        ("step-law", "search-0005", "0.400", "6 of 10"),
+        ("half-life", "search-0009", "0.800", "9 of 10"),
+    ]
 
 
 def test_trials_are_listed_best_first_and_those_that_are_not_complete_last(tiny: Tiny, searched: Build) -> None:
