@@ -34,7 +34,7 @@ from hpstudy.study.schema import (
     StudyFile,
     natural_scale,
 )
-from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
+from hpstudy.study.study import Choices, Dimension, FloatRange, OrderedChoices, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
@@ -48,6 +48,7 @@ _NO_SAY_IN_SEEDS: Any = {
     "confirm": {"seeds", "looks"},
 }
 FORMAT_OF_SEEDS = 3  # whose default scales count in derived seeds, also of later formats
+FORMAT_OF_ORDER = 4  # in which the sampler uses the order of numbers to choose from
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
 MOST_EMBEDDINGS = 2 / 3  # of a model's parameters, above which a smaller vocabulary is advised
@@ -148,7 +149,8 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         trainer["confirm_val"] = file.version > 1
     micro_batches = {size for batch in checks.batches(file).values() for size in batch.micro_batches}
     space = _space(file, file.version)
-    trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
+    budget = file.budget.in_format(file.version)
+    trials = budget.trials or _default_trials(space, budget.sampler.name)
     return Study(
         name=name,
         path=path,
@@ -159,7 +161,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches) * file.trainer.ranks),
         space=space,
         metrics=tuple(file.objective.metric),
-        budget=file.budget.model_copy(update={"trials": trials}),
+        budget=budget.model_copy(update={"trials": trials}),
         confirm=_confirm(file),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
@@ -220,7 +222,7 @@ def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
 
 
 def _space(file: StudyFile, version: int) -> dict[str, Dimension]:
-    """The searched dimensions, with the default scales of format `version`."""
+    """The searched dimensions, as format `version` has them."""
     return {key: _dimension(key, table, version) for key, table in file.search.items()}
 
 
@@ -228,7 +230,9 @@ def _dimension(key: str, table: RangeTable | ChoicesTable, version: int) -> Dime
     if isinstance(table, RangeTable):
         scale = table.scale or natural_scale(key, version)
         return FloatRange(low=float(table.low), high=float(table.high), scale=scale)
-    return Choices(values=tuple(_typed({key: value})[key] for value in table.choices))
+    is_ordered = version >= FORMAT_OF_ORDER and RULES[key].kind is not str
+    kind = OrderedChoices if is_ordered else Choices
+    return kind(values=tuple(_typed({key: value})[key] for value in table.choices))
 
 
 def _typed(values: Mapping[str, Value]) -> dict[str, Value]:

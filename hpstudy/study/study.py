@@ -59,6 +59,11 @@ class Choices:
         return value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedChoices(Choices):
+    """Numbers, whose order the sampler uses. Before format 4 they are plain choices, as texts are."""
+
+
 Dimension = FloatRange | Choices
 
 
