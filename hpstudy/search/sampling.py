@@ -46,9 +46,9 @@ def proposer(study: Study) -> SamplerView | Learner:
 class Learner:
     """Proposals of tpe and gp since format 4.
 
-    Until `startup` known trials have a result, they are points of a scrambled Sobol sequence. Then the sampler proposes,
-    which is shown the REMEMBERED best and latest known trials, and later ones as running. So it takes no longer after
-    many trials. From trial GP_TRIALS on, gp is tpe.
+    Until `startup` known trials have a result, they are points of a scrambled Sobol sequence. Then the sampler
+    proposes, which is shown the REMEMBERED best and the REMEMBERED latest known trials, and later ones as running. So
+    it takes no longer after many trials. From trial GP_TRIALS on, gp is tpe.
     """
 
     def __init__(self, study: Study) -> None:
@@ -156,10 +156,11 @@ class _Sobol(QMCSampler):
 
 
 class SamplerView:
-    """Proposals before format 4, and of random and qmc. The search as the sampler may see it, in memory: known trials as they ended, later ones as running.
+    """The search as the sampler may see it, in memory: known trials as they ended, later ones as running.
 
-    It is kept from trial to trial, which saves building it again and changes no proposal. Results of later trials are
-    left out even if they exist by now, because that depends on timing.
+    For proposals before format 4, and those of random and qmc. It is kept from trial to trial, which saves building it
+    again and changes no proposal. Results of later trials are left out even if they exist by now, because that depends
+    on timing.
     """
 
     def __init__(self, study: Study) -> None:

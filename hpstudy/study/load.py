@@ -25,6 +25,7 @@ from hpstudy.spec import (
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import (
+    FORMAT_OF_SEARCH,
     LEAST_LOOK,
     LOOKS,
     ChoicesTable,
@@ -48,7 +49,6 @@ _NO_SAY_IN_SEEDS: Any = {
     "confirm": {"seeds", "looks"},
 }
 FORMAT_OF_SEEDS = 3  # whose default scales count in derived seeds, also of later formats
-FORMAT_OF_ORDER = 4  # in which the sampler uses the order of numbers to choose from
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
 MOST_EMBEDDINGS = 2 / 3  # of a model's parameters, above which a smaller vocabulary is advised
@@ -230,7 +230,7 @@ def _dimension(key: str, table: RangeTable | ChoicesTable, version: int) -> Dime
     if isinstance(table, RangeTable):
         scale = table.scale or natural_scale(key, version)
         return FloatRange(low=float(table.low), high=float(table.high), scale=scale)
-    is_ordered = version >= FORMAT_OF_ORDER and RULES[key].kind is not str
+    is_ordered = version >= FORMAT_OF_SEARCH and RULES[key].kind is not str
     kind = OrderedChoices if is_ordered else Choices
     return kind(values=tuple(_typed({key: value})[key] for value in table.choices))
 

@@ -289,12 +289,14 @@ class Sampler(Table):
 
     name: SamplerName = _key(
         "tpe",
-        "grid tries every combination of choices once",
+        "gp and tpe learn from results, gp in fewer trials but in 0.1 s each; from trial 200 on gp is tpe. grid tries "
+        "every combination of choices once. Before format 4 tpe was the default",
         newest="gp",
     )
     startup: Count = _key(
         10,
-        "trials with a result before tpe or gp learns from them; until then points of a Sobol sequence are tried",
+        "results before tpe or gp learns from them; until then it tries points of a Sobol sequence. Before format 4 "
+        "the default was 10, at random",
         newest=5,
         le=MAX_TRIALS,
     )
@@ -392,8 +394,9 @@ class StudyFile(Table):
     format: Literal[1, 2, 3, 4] | None = _key(
         None,
         "version of this format, by default the newest; once a study has begun, the one that it began with. Before "
-        "format 3 every range was linear by default. In format 1 [confirm] had other defaults: seeds 101 to 105 and a "
-        "margin of 0.01",
+        "format 4 choices had no order, the first trials were random and the sampler had other defaults; before format "
+        "3 every range was linear by default. In format 1 [confirm] had other defaults: seeds 101 to 105 and a margin "
+        "of 0.01",
         FORMAT,
     )
     baseline: BaselineTable = BaselineTable()

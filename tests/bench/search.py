@@ -1,8 +1,8 @@
 """Scores ways to search: how far the best values found so far are from the best there are, by number of trials.
 
-`python -m tests.bench.search` searches what `python -m tests.bench.grid` trained: the recorded runs themselves, as lists
-of values, and a smooth model of them, as ranges. `--csv FILE` searches a table with the columns N, D, lr, batch and
-loss instead, each pair of N and D on its own. Nothing is trained.
+`python -m tests.bench.search` searches what `python -m tests.bench.grid` trained: the recorded runs themselves, as
+lists of values, and a smooth model of them, as ranges. `--csv FILE` searches a table with the columns N, D, lr, batch
+and loss instead, each pair of N and D on its own. Nothing is trained.
 
 A search sees recorded losses, with the noise of their seeds. Its regret is the smooth model's loss at the values that
 looked best to it, minus the model's lowest. So luck with the seed does not count.
@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -26,7 +26,6 @@ import numpy as np
 import optuna
 import pandas as pd
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
 from scipy import stats
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
@@ -168,9 +167,9 @@ def recorded(rows: pd.DataFrame, name: str) -> Iterator[Problem]:
     ranges = {key: (float(cells[key].min()), float(cells[key].max())) for key in KEYS}
     points = np.column_stack([_position(key, cells[key].to_numpy(float), *ranges[key]) for key in KEYS])
     noise = noise_of(cells)
-    losses, spread = cells["mean"].to_numpy(), (noise / np.sqrt(cells["count"])).to_numpy()
+    losses, spread = cells["mean"].to_numpy(), noise(cells["lr"].to_numpy()) / np.sqrt(cells["count"].to_numpy())
     smooth = Smooth(points, losses, spread)
-    _held_out(name, points, losses, spread, noise, float(losses.min()))
+    _held_out(name, points, losses, spread)
     of_cell = {tuple(row): losses for *row, losses in cells[[*KEYS, "list"]].itertuples(index=False)}
     means = dict(zip(of_cell, smooth(points), strict=True))
     size = {"model": str(rows["model"].iloc[0]), "tokens": int(round(rows["D"].max(), -6))}
@@ -198,23 +197,31 @@ def recorded(rows: pd.DataFrame, name: str) -> Iterator[Problem]:
     def real(values: Values) -> float:
         return float(smooth(np.array([[_position(key, float(values[key]), *ranges[key]) for key in KEYS]]))[0])
 
+    def scatter(values: Values) -> float:
+        return float(noise(np.array([values["lr"]], float))[0])
+
     sides = [np.linspace(0, 1, 17)] * 3 + [np.unique(points[:, -1])]
     starts = np.array(list(product(*sides)))
     best = min(starts[np.argsort(smooth(starts))[:8]], key=lambda start: _descent(smooth, start))
     yield Problem(
         name=f"{name}, model of it",
         space=continuous | {"batch_tokens": grid["batch_tokens"]},
-        seen=lambda values, seed: real(values) + noise * float(_draw(values, seed).standard_normal()),
+        seen=lambda values, seed: real(values) + scatter(values) * float(_draw(values, seed).standard_normal()),
         real=real,
         lowest=_descent(smooth, best),
         **size,
     )
 
 
-def noise_of(cells: pd.DataFrame) -> float:
-    """The standard deviation of a loss over seeds, from cells that are not far from the best; 5 mnat without repeats."""
-    near = cells[(cells["count"] > 1) & (cells["mean"] < cells["mean"].quantile(0.75))]
-    return math.sqrt(float((near["std"] ** 2).mean())) if len(near) else 0.005
+def noise_of(cells: pd.DataFrame) -> Callable[[Array], Array]:
+    """Learning rates -> the standard deviation of a loss over seeds, which is larger where training is nearly unstable.
+
+    From the cells with repeats, pooled by learning rate, and between them on a log scale; 5 mnat without repeats.
+    """
+    pooled = (cells[cells["count"] > 1].groupby("lr")["std"].agg(lambda s: (s**2).mean()) ** 0.5).sort_index()
+    if pooled.empty:
+        return lambda rates: np.full(len(rates), 0.005)
+    return lambda rates: np.interp(np.log(rates), np.log(pooled.index.to_numpy()), pooled.to_numpy())
 
 
 def _descent(smooth: Smooth, start: Array) -> float:
@@ -224,7 +231,7 @@ def _descent(smooth: Smooth, start: Array) -> float:
     return float(found.fun)
 
 
-def _held_out(name: str, points: Array, losses: Array, spread: Array, noise: float, lowest: float) -> None:
+def _held_out(name: str, points: Array, losses: Array, spread: Array) -> None:
     fold = np.random.default_rng(1).integers(FOLDS, size=len(points))
     errors = np.empty(len(points))
     for number in range(FOLDS):
@@ -232,9 +239,9 @@ def _held_out(name: str, points: Array, losses: Array, spread: Array, noise: flo
         errors[left] = Smooth(points[kept], losses[kept], spread[kept])(points[left]) - losses[left]
     near = losses < np.quantile(losses, 0.25)
     print(
-        f"{name}: {len(points)} cells, lowest loss {lowest:.3f}, noise of a seed {1e3 * noise:.1f} mnat; the model of "
-        f"it errs by {1e3 * math.sqrt(np.mean(errors[near] ** 2)):.1f} mnat (root mean square) on held-out cells of the "
-        f"best quarter, {1e3 * np.median(np.abs(errors)):.1f} (median) on all"
+        f"{name}: {len(points)} cells, lowest loss {losses.min():.3f}. In the best quarter a cell's own noise is "
+        f"{1e3 * np.median(spread[near]):.0f} mnat and the model errs by {1e3 * np.median(np.abs(errors[near])):.0f} "
+        f"on cells held out (medians; {1e3 * np.median(np.abs(errors)):.0f} on all cells)"
     )
 
 
@@ -251,7 +258,7 @@ def _draw(values: Values, seed: int) -> np.random.Generator:
 
 
 def from_csv(file: Path) -> Iterator[Problem]:
-    """Each pair of N and D of a table, over its learning rates and batches. A point that is missing has the nearest's."""
+    """Each pair of N and D of a table, over its learning rates and batches. A missing point has the nearest's loss."""
     for (size, tokens), rows in pd.read_csv(file).groupby(["N", "D"]):
         losses = rows.groupby(["lr", "batch"])["loss"].mean()
         points = np.log(np.array(losses.index.tolist(), float))
@@ -262,17 +269,19 @@ def from_csv(file: Path) -> Iterator[Problem]:
             "batch_tokens": OrderedChoices(values=tuple(sorted(map(int, set(rows["batch"]))))),
         }
 
-        def real(values: Values, points: Array = points, losses: Array = losses.to_numpy()) -> float:
-            wanted = np.log([float(values["lr"]), float(values["batch_tokens"])])
-            return float(losses[np.argmin(((points - wanted) ** 2).sum(axis=1))])
-
         yield Problem(
             name=f"N={size:.3g} D={tokens:.3g}",
             space=space,
-            seen=lambda values, _, real=real: real(values),
-            real=real,
+            seen=partial(_nearest, points, losses.to_numpy()),
+            real=partial(_nearest, points, losses.to_numpy()),
             lowest=float(losses.min()),
         )
+
+
+def _nearest(points: Array, losses: Array, values: Values, _: int = 0) -> float:
+    """The loss of the nearest recorded point."""
+    wanted = np.log([float(values["lr"]), float(values["batch_tokens"])])
+    return float(losses[np.argmin(((points - wanted) ** 2).sum(axis=1))])
 
 
 def regrets(strategy: Strategy, problem: Problem, seed: int, trials: int, parallel: int) -> Array:
@@ -300,9 +309,7 @@ def _by_hpstudy(strategy: Strategy, problem: Problem, seed: int, trials: int, pa
 
 
 def _study(strategy: Strategy, problem: Problem, seed: int, trials: int, parallel: int) -> Study:
-    text = STUDY.format(
-        format=strategy.format, budget=strategy.budget, model=problem.model, tokens=problem.tokens
-    )
+    text = STUDY.format(format=strategy.format, budget=strategy.budget, model=problem.model, tokens=problem.tokens)
     study = parse_study(text, name="bench", path=Path("bench.toml"))
     space = problem.space
     if strategy.format < 4:

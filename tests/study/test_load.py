@@ -87,7 +87,7 @@ def test_a_weight_decay_from_zero_states_the_linear_scale() -> None:
 
 
 def test_a_file_without_a_format_has_the_newest() -> None:
-    study, stated = parse(text(format=None)), parse(text(format=3))
+    study, stated = parse(text(format=None)), parse(text(format=4))
     assert study.resolved() == stated.resolved()
     assert (study.format, study.states_format, stated.states_format) == (4, False, True)
 
