@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from bisect import insort
+from collections import deque
+from collections.abc import Container, Sequence
 from itertools import product
 
 import numpy as np
@@ -15,9 +18,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.space import Params, Space, distributions
 from hpstudy.study import Choices, Sampler, Study, Value
+from hpstudy.study.schema import FORMAT_OF_SEARCH, Direction
 
 MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memory
 FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
+GP_TRIALS = 200  # trials after which gp's proposals would take longer than tpe's are worse
+REMEMBERED = 250  # of the best trials and of the latest, from which tpe and gp learn since format 4
 
 
 def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
@@ -36,11 +42,130 @@ def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
     return dict(enumerate([*first, *(point for point in points if point != baseline)]))
 
 
+def proposer(study: Study) -> SamplerView | Learner:
+    """What proposes the trials after the first proposals, in the way of the study's format."""
+    learns = study.budget.sampler.name in ("tpe", "gp") and study.format >= FORMAT_OF_SEARCH
+    return Learner(study) if learns else SamplerView(study)
+
+
+class Learner:
+    """Proposals of tpe and gp since format 4.
+
+    Until `startup` known trials have a result, they are points of a scrambled Sobol sequence. Then the sampler
+    proposes, which is shown the REMEMBERED best and the REMEMBERED latest known trials, and later ones as running. So
+    it takes no longer after many trials. From trial GP_TRIALS on, gp is tpe.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._space = distributions(study.space)
+        self._num_told = self._num_results = 0
+        self._constrained = False
+        self._best: list[FrozenTrial] = []  # of one objective the best first, of two the Pareto front
+        self._latest: deque[FrozenTrial] = deque(maxlen=REMEMBERED)
+
+    def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
+        """The proposal after `trials`, of which it may know how the first `num_known` ended."""
+        for trial in trials[self._num_told : num_known]:
+            self._tell(trial)
+        self._num_told = num_known
+        sampler, number = self._study.budget.sampler, len(trials)
+        if self._num_results < sampler.startup:
+            return _sobol_point(sampler.seed, number, self._space)
+        name = "tpe" if number >= GP_TRIALS else sampler.name
+        view = _View(
+            [_running(trial) for trial in trials[num_known:]] + self._remembered(),
+            directions=self._study.directions,
+            sampler=_sampler(sampler.model_copy(update={"name": name, "startup": 1}), number),
+        )
+        params: Params = view.ask(self._space).params
+        return params
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            return
+        self._num_results += 1
+        self._latest.append(trial)
+        self._constrained |= is_infeasible(trial)
+        if trial.state is TrialState.PRUNED or is_infeasible(trial):
+            return
+        if len(self._study.directions) == 1:
+            insort(self._best, trial, key=self._losses)
+            del self._best[REMEMBERED:]
+        elif not any(self._dominates(other, trial) for other in self._best):
+            front = [other for other in self._best if not self._dominates(trial, other)]
+            self._best = [*front, trial][-REMEMBERED:]
+
+    def _losses(self, trial: FrozenTrial) -> list[float]:
+        """The trial's values, lower ones better."""
+        signs = (1 if direction == "minimize" else -1 for direction in self._study.directions)
+        return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+
+    def _dominates(self, one: FrozenTrial, other: FrozenTrial) -> bool:
+        return all(a <= b for a, b in zip(self._losses(one), self._losses(other), strict=True))
+
+    def _remembered(self) -> list[FrozenTrial]:
+        """The trials that the sampler learns from, in order."""
+        trials = {trial.number: trial for trial in (*self._best, *self._latest)}
+        return [_ended(trials[number], constrained=self._constrained) for number in sorted(trials)]
+
+
+class _View(optuna.Study):
+    """A study of one trial that is asked, in which its sampler sees other trials. Telling it all of them took long."""
+
+    def __init__(self, shown: list[FrozenTrial], *, directions: Sequence[Direction], sampler: BaseSampler) -> None:
+        made = optuna.create_study(directions=directions)
+        super().__init__(made.study_name, made._storage, sampler=sampler)
+        self._shown = shown
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def _ended(trial: FrozenTrial, *, constrained: bool) -> FrozenTrial:
+    """A trial as it ended, for a view. GP needs the constraint of all complete trials or of none."""
+    shown = copy.copy(trial)
+    shown.number = trial.number + 1  # 0 is the view's own
+    if constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
+        shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
+    return shown
+
+
+def _running(trial: FrozenTrial) -> FrozenTrial:
+    """A trial whose result is not known yet, for a view."""
+    shown = create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
+    shown.number = trial.number + 1
+    return shown
+
+
+def _sobol_point(seed: int, number: int, space: dict[str, BaseDistribution]) -> Params:
+    """Point `number` of a Sobol sequence over the space, scrambled once for the whole study."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = _Sobol(scramble=True, seed=seed)
+    sampler.number = number
+    study = optuna.create_study()
+    params: Params = sampler.sample_relative(study, create_trial(state=TrialState.RUNNING), space)
+    return params
+
+
+class _Sobol(QMCSampler):
+    """Optuna's, whose place in the sequence is set instead of counted in a storage."""
+
+    number = 0
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self.number
+
+
 class SamplerView:
     """The search as the sampler may see it, in memory: known trials as they ended, later ones as running.
 
-    It is kept from trial to trial, which saves building it again and changes no proposal. Results of later trials are
-    left out even if they exist by now, because that depends on timing.
+    For proposals before format 4, and those of random and qmc. It is kept from trial to trial, which saves building it
+    again and changes no proposal. Results of later trials are left out even if they exist by now, because that depends
+    on timing.
     """
 
     def __init__(self, study: Study) -> None:

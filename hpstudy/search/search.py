@@ -18,9 +18,9 @@ from hpstudy.search.pruning import TrialPruner
 from hpstudy.search.sampling import (
     EXCEEDS,
     MEMORY,
-    SamplerView,
     first_proposals,
     is_infeasible,
+    proposer,
     running_trial,
 )
 from hpstudy.search.space import decode, encode
@@ -114,7 +114,7 @@ class Search:
         self._study = study
         self._storage = storage
         self._optuna, self.repaired = open_journal(study, storage, read_only=read_only)
-        self._sampler_view = SamplerView(study)
+        self._proposer = proposer(study)
         self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
         self._first = first_proposals(study)
         self.num_trials = num_trials(study, trials)
@@ -134,7 +134,7 @@ class Search:
         if number in self._first:
             params = encode(self._study.space, self._first[number])
         else:
-            params = self._sampler_view.propose(trials, known)
+            params = self._proposer.propose(trials, known)
         with accessing(self._storage):
             self._optuna.add_trial(running_trial(self._study.space, params))  # asked and proposed in one line
         return Proposal(number=number, values=decode(self._study.space, params))

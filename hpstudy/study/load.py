@@ -25,6 +25,7 @@ from hpstudy.spec import (
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import (
+    FORMAT_OF_SEARCH,
     LEAST_LOOK,
     LOOKS,
     ChoicesTable,
@@ -35,7 +36,7 @@ from hpstudy.study.schema import (
     StudyFile,
     natural_scale,
 )
-from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
+from hpstudy.study.study import Choices, Dimension, FloatRange, OrderedChoices, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
@@ -150,7 +151,8 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         trainer["confirm_val"] = file.version > 1
     micro_batches = {size for batch in checks.batches(file).values() for size in batch.micro_batches}
     space = _space(file, file.version)
-    trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
+    budget = file.budget.in_format(file.version)
+    trials = budget.trials or _default_trials(space, budget.sampler.name)
     return Study(
         name=name,
         path=path,
@@ -161,7 +163,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches) * file.trainer.ranks),
         space=space,
         metrics=tuple(file.objective.metric),
-        budget=file.budget.model_copy(update={"trials": trials, "rules": _rules(file)}),
+        budget=budget.model_copy(update={"trials": trials, "rules": _rules(file)}),
         confirm=_confirm(file),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
@@ -229,7 +231,7 @@ def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
 
 
 def _space(file: StudyFile, version: int) -> dict[str, Dimension]:
-    """The searched dimensions, with the default scales of format `version`."""
+    """The searched dimensions, as format `version` has them."""
     return {key: _dimension(key, table, version) for key, table in file.search.items()}
 
 
@@ -237,7 +239,9 @@ def _dimension(key: str, table: RangeTable | ChoicesTable, version: int) -> Dime
     if isinstance(table, RangeTable):
         scale = table.scale or natural_scale(key, version)
         return FloatRange(low=float(table.low), high=float(table.high), scale=scale)
-    return Choices(values=tuple(_typed({key: value})[key] for value in table.choices))
+    is_ordered = version >= FORMAT_OF_SEARCH and RULES[key].kind is not str
+    kind = OrderedChoices if is_ordered else Choices
+    return kind(values=tuple(_typed({key: value})[key] for value in table.choices))
 
 
 def _typed(values: Mapping[str, Value]) -> dict[str, Value]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +51,7 @@ LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file
 LEAST_LOOK = 3  # two seeds agree by chance too often where losses come in two clusters
 MAX_LOOKS = 20  # each costs a tenth of a second in every command that shows a verdict
 FORMAT = 4  # the newest, which a file has that states none
+FORMAT_OF_SEARCH = 4  # whose defaults of the search were measured; `newest` in the tables
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -152,9 +153,15 @@ def _dimension_kind(value: object) -> str:
     return "choices" if isinstance(value, dict) and "choices" in value else "range"
 
 
-def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", **limits: Any) -> Any:
-    """A key's default, meaning and limits. `example` and `unit` are for the reference."""
-    extra = {"example": default if example is None else example, "unit": unit}
+def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", newest: Any = None, **limits: Any) -> Any:
+    """A key's default, meaning and limits. `example` and `unit` are for the reference.
+
+    `newest` is the default since format 4, if it differs. The older one stays the field's, because derived seeds
+    follow from what differs from it; see `Table.in_format`.
+    """
+    extra = {"example": next(value for value in (example, newest, default) if value is not None), "unit": unit}
+    if newest is not None:
+        extra["newest"] = newest
     return Field(default, description=doc, json_schema_extra=extra, **limits)
 
 
@@ -169,6 +176,17 @@ class Table(BaseModel):
     """A TOML table: no unknown keys, no conversions, no infinities."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def in_format(self, version: int) -> Self:
+        """The table with the defaults of format `version` for keys that are not stated, also in tables within it."""
+        changes: dict[str, Any] = {}
+        for key, field in type(self).model_fields.items():
+            value, extra = getattr(self, key), field.json_schema_extra
+            if isinstance(value, Table):
+                changes[key] = value.in_format(version)
+            elif version >= FORMAT_OF_SEARCH and key not in self.model_fields_set and isinstance(extra, dict):
+                changes |= {key: extra["newest"]} if "newest" in extra else {}
+        return self.model_copy(update=changes)
 
 
 class BaselineTable(Table):
@@ -296,8 +314,19 @@ class ObjectiveTable(Table):
 class Sampler(Table):
     """How Optuna proposes trials."""
 
-    name: SamplerName = _key("tpe", "grid tries every combination of choices once")
-    startup: Count = _key(10, "random trials before tpe or gp learns from results", le=MAX_TRIALS)
+    name: SamplerName = _key(
+        "tpe",
+        "gp and tpe learn from results, gp in fewer trials but in 0.1 s each; from trial 200 on gp is tpe. grid tries "
+        "every combination of choices once. Before format 4 tpe was the default",
+        newest="gp",
+    )
+    startup: Count = _key(
+        10,
+        "results before tpe or gp learns from them; until then it tries points of a Sobol sequence. Before format 4 "
+        "the default was 10, at random",
+        newest=5,
+        le=MAX_TRIALS,
+    )
     seed: Seed = _key(0, "seed of the proposals")
 
 
@@ -402,8 +431,9 @@ class StudyFile(Table):
     format: Literal[1, 2, 3, 4] | None = _key(
         None,
         "version of this format, by default the newest; once a study has begun, the one that it began with. Before "
-        "format 4 no rules proposed trials by default, and before format 3 every range was linear. In format 1 "
-        "[confirm] had other defaults: seeds 101 to 105 and a margin of 0.01",
+        "format 4 no rules proposed trials by default, choices had no order, the first trials were random and the "
+        "sampler had other defaults; before format 3 every range was linear by default. In format 1 [confirm] had "
+        "other defaults: seeds 101 to 105 and a margin of 0.01",
         FORMAT,
     )
     baseline: BaselineTable = BaselineTable()
