@@ -100,13 +100,9 @@ def _curves(results: StudyResults, trials: pd.DataFrame) -> dict[int, Curve]:
     """Trial number -> what foresight sees of it, of the trials with an evaluation."""
     steps, vocab_size = results.steps, results.study.vocab_size
     evaluated = steps[(steps["phase"] == "search") & steps["val/loss"].notna()]
-    losses = {
-        int(number): {
-            int(index): bounded_loss(float(loss), vocab_size)
-            for index, loss in rows[["val/index", "val/loss"]].itertuples(index=False)
-        }
-        for number, rows in evaluated.groupby("trial")
-    }
+    losses: dict[int, dict[int, float]] = {}
+    for number, index, loss in evaluated[["trial", "val/index", "val/loss"]].itertuples(index=False):
+        losses.setdefault(int(number), {})[int(index)] = bounded_loss(float(loss), vocab_size)
     rows = {int(row["trial"]): row for row in trials.to_dict("records")}
     return {
         number: Curve(number=number, hparams=hparams_of(rows[number]), losses=found)

@@ -26,7 +26,7 @@ LEAST_SHARE = 0.15  # of the evaluations, before which no trial is stopped
 LEAST_FINISHED = 8  # trials that ended at their last evaluation, before one is stopped
 LEAST_LEARNT = 5  # of them, before anything is forecast
 MOST_LEARNT = 64  # the last ones, which forecasts are learnt from and coverage is measured on
-LEVEL = 0.9  # of the interval
+LEVEL, DEVIATE = 0.9, 1.645  # of the interval, and the normal deviate of its end
 LEAST_COVERAGE = 0.8  # of the interval on finished trials, each forecast from those before it
 MOST_CHANCE = 0.01  # of ending among the best, below which a trial is stopped
 AUDIT_EVERY = 10  # one trial in so many is not stopped
@@ -53,12 +53,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A final loss as Student's distribution of its logarithm."""
+    """A final loss, whose logarithm has Student's distribution with 5 degrees of freedom: some forecasts miss far."""
 
     log_loss: float
     spread: float  # of the logarithm
     reach: float  # of the logarithm, to either end of the 90% interval
-    freedom: int  # degrees of it
 
     @property
     def loss(self) -> float:
@@ -77,10 +76,9 @@ class Forecast:
 
     def chance_below(self, limit: float) -> float:
         """The chance that the final loss is at most `limit` nats."""
-        t = (math.log(limit) - self.log_loss) / self.spread
-        # a normal deviate of the same chance: Abramowitz and Stegun, 26.7.8
-        z = t * (1 - 1 / (4 * self.freedom)) / math.sqrt(1 + t * t / (2 * self.freedom))
-        return 0.5 * math.erfc(-z / math.sqrt(2))
+        angle = math.atan((math.log(limit) - self.log_loss) / self.spread / math.sqrt(5))
+        sine, cosine = math.sin(angle), math.cos(angle)
+        return 0.5 + (angle + sine * cosine * (1 + 2 / 3 * cosine**2)) / math.pi
 
 
 class Decision(enum.Enum):
@@ -118,7 +116,7 @@ class Foresight:
         falls = np.array([math.log(self._loss(curve, at) / curve.losses[self._evals]) for curve in learnt])
         fall, spread, reach = regressed(features[:-1], falls, features[-1])
         log_loss = math.log(self._loss(trial, at)) - fall
-        return Forecast(log_loss=log_loss, spread=spread, reach=reach, freedom=len(learnt) - 1)
+        return Forecast(log_loss=log_loss, spread=spread, reach=reach)
 
     def coverage(self, finished: Sequence[Curve], at: int) -> tuple[int, int]:
         """(hits, forecasts): how often the interval held the final loss of a finished trial.
@@ -217,16 +215,17 @@ def schedule_sums(hparams: HParams, tokens: int, evals: int) -> tuple[Floats, Fl
 def regressed(known: Floats, targets: Floats, wanted: Floats) -> tuple[float, float, float]:
     """(mean, spread, reach) of the target at `wanted`, from rows of features and their targets.
 
-    A Gaussian process with a constant, a linear and a squared-exponential part on standardised features. The length and
-    the noise are those of the highest leave-one-out likelihood (Rasmussen and Williams 2006, section 5.4.2). `spread`
-    makes the leave-one-out residuals of size 1 on average, `reach` is the half-width that holds LEVEL of them.
+    Gaussian processes with a constant, a linear and a squared-exponential part on standardised features, of several
+    lengths and noises, each weighted by its leave-one-out likelihood (Rasmussen and Williams 2006, section 5.4.2).
+    `spread` makes the leave-one-out residuals of size 1 on average. `reach` is the half-width that holds LEVEL of them,
+    and at least that of Student's distribution (Abramowitz and Stegun, 26.7.5).
     """
     scale = known.std(axis=0)
     scale[scale < 1e-9] = 1.0
     points, point = (known - known.mean(axis=0)) / scale, (wanted - known.mean(axis=0)) / scale
     middle, unit = float(np.median(targets)), float(targets.std()) or 1.0
     heights = (targets - middle) / unit
-    best: tuple[float, float, float, float] | None = None
+    likelihoods, means, spreads, residuals, widths = [], [], [], [], []
     for length in LENGTHS:
         values, vectors = np.linalg.eigh(_covariance(points, points, length))
         across = _covariance(points, point[None], length)[:, 0] @ vectors
@@ -234,19 +233,23 @@ def regressed(known: Floats, targets: Floats, wanted: Floats) -> tuple[float, fl
         turned, values = vectors.T @ heights, np.maximum(values, 0.0)
         for noise in NOISES:
             weights = 1 / (values + noise)
-            precision = vectors**2 @ weights
-            residuals, variances = vectors @ (weights * turned) / precision, 1 / precision
-            size = float(np.mean(residuals**2 / variances)) + 1e-12
-            likelihood = -float(np.log(variances * size).sum())
-            if best is None or likelihood > best[0]:
-                spread = math.sqrt(size * max(alone + noise - float(across**2 @ weights), noise))
-                ratios = np.sort(np.abs(residuals) / np.sqrt(variances * size))
-                rank = min(math.ceil(LEVEL * (len(ratios) + 1)), len(ratios))  # as in split conformal prediction
-                mean = float(across @ (weights * turned))
-                best = likelihood, mean, spread, spread * float(ratios[rank - 1])
-    assert best is not None
-    _, mean, spread, reach = best
-    return middle + unit * mean, unit * spread, unit * reach
+            variances = 1 / (vectors**2 @ weights)
+            missed = vectors @ (weights * turned) * variances
+            size = float(np.mean(missed**2 / variances)) + 1e-12
+            likelihoods.append(-0.5 * float(np.log(variances * size).sum()))
+            means.append(float(across @ (weights * turned)))
+            spreads.append(size * max(alone + noise - float(across**2 @ weights), noise))
+            residuals.append(missed)
+            widths.append(variances * size)
+    shares = np.exp(np.array(likelihoods) - max(likelihoods))
+    shares /= shares.sum()
+    mean, missed = float(shares @ means), shares @ np.array(residuals)
+    spread = math.sqrt(float(shares @ (np.array(spreads) + (np.array(means) - mean) ** 2)))
+    width = np.sqrt(shares @ (np.array(widths) + (np.array(residuals) - missed) ** 2))
+    ratios = np.sort(np.abs(missed) / width)
+    rank = min(math.ceil(LEVEL * (len(ratios) + 1)), len(ratios))  # as in split conformal prediction
+    widest = max(float(ratios[rank - 1]), DEVIATE + (DEVIATE**3 + DEVIATE) / (4 * (len(ratios) - 1)))
+    return middle + unit * mean, unit * spread, unit * spread * widest
 
 
 def _covariance(one: Floats, other: Floats, length: float) -> Floats:

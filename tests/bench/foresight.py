@@ -179,7 +179,7 @@ def main() -> None:
     runs = pd.read_parquet(args.file)
     pooled, median = seed_sd(runs)
     print(
-        f"a seed's s.d. of the final loss, gpt-2x64: {1e3 * pooled:.0f} mnat pooled, {1e3 * median:.0f} the median cell's"
+        f"a seed's s.d. of the final loss, gpt-2x64: {1e3 * pooled:.0f} mnat pooled, {1e3 * median:.0f} in the middle"
     )
     for model, group in runs[runs["group"] == "random"].groupby("model"):
         trials = recorded_trials(group)
