@@ -1,4 +1,4 @@
-"""How well a study's forecasts came true, what stopping by them saved, and how its unfinished trials will end."""
+"""How well a study's forecasts came true, what stopping by them saved, and what is forecast of unfinished trials."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pandas as pd
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.tuned import hparams_of
 from hpstudy.records import Outcome, bounded_loss, trial_run_id
-from hpstudy.search.foresight import Curve, Decision, Forecast, Foresight, foresight
+from hpstudy.search.foresight import Curve, Decision, Forecast, Foresight, foresight, is_audited
 
 SHARES = (0.15, 0.3, 0.5, 0.7)  # of a run, at which errors are stated
+MOST_TESTED = 100  # trials, the last ones
 EXPONENTS = np.arange(0.1, 2.05, 0.1)  # of the schedule-blind power law
 
 
@@ -31,7 +32,7 @@ class ErrorsAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
-    """A trial that would have been stopped but trained to its end."""
+    """A trial that would have been stopped, but was trained to its end."""
 
     run_id: str
     share: float  # of the run, at which it would have been stopped
@@ -46,40 +47,85 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Savings:
+    """What stopping saved in a search."""
+
+    stopped: int  # trials
+    ended: int  # all trials that ended
+    tokens: int  # that the stopped trials did not train on
+    planned: int  # tokens of all trials that ended, had none been stopped
+
+    @property
+    def share(self) -> float:
+        """Of the planned tokens."""
+        return self.tokens / self.planned if self.planned else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Foreseen:
     """What foresight did in a study."""
 
     errors: tuple[ErrorsAt, ...]
     audited: tuple[Audited, ...]
-    stopped: int  # trials
-    tokens_saved: int
-    tokens_planned: int  # of all trials that ended
-    running: dict[str, Forecast]  # run id -> forecast of its final loss
-
-    @property
-    def saved(self) -> float:
-        """Share of the tokens that stopping saved."""
-        return self.tokens_saved / self.tokens_planned if self.tokens_planned else 0.0
+    savings: Savings
 
 
 def foreseen(results: StudyResults) -> Foreseen | None:
     """What foresight did in a study; None if the study does not use it."""
-    found = foresight(results.study)
-    if found is None:
+    found, saved = foresight(results.study), savings(results)
+    if found is None or saved is None:
         return None
-    trials = results.trials[results.trials["phase"] == "search"].sort_values("trial")
+    trials = _trials(results)
     curves = _curves(results, trials)
-    ended = trials[trials["outcome"].notna()]
-    finished = [curves[int(number)] for number in ended["trial"] if int(number) in curves]
-    stopped = ended[ended["outcome"] == Outcome.PRUNED.value]
+    finished = _finished(trials, curves)
     return Foreseen(
         errors=tuple(_errors(results, found, finished)),
         audited=tuple(_audited(results, found, finished)),
-        stopped=len(stopped),
-        tokens_saved=int((stopped["budget_tokens"] - stopped["tokens"]).sum()),
-        tokens_planned=int(ended["budget_tokens"].sum()),
-        running=dict(_running(results, found, trials, curves)),
+        savings=saved,
     )
+
+
+def savings(results: StudyResults) -> Savings | None:
+    """What foresight saved in a study; None if the study does not use it."""
+    if results.study.budget.pruner.name != "foresight":
+        return None
+    trials = _trials(results)
+    ended = trials[trials["outcome"].notna()]
+    stopped = ended[ended["outcome"] == Outcome.PRUNED.value]
+    return Savings(
+        stopped=len(stopped),
+        ended=len(ended),
+        tokens=int((stopped["budget_tokens"] - stopped["tokens"]).sum()),
+        planned=int(ended["budget_tokens"].sum()),
+    )
+
+
+def running_forecasts(results: StudyResults) -> dict[str, Forecast]:
+    """Run id -> the forecast of its final loss, of the unfinished trials that have one. Empty without foresight."""
+    found, trials = foresight(results.study), _trials(results)
+    unfinished = trials[trials["outcome"].isna()]
+    if found is None or not len(unfinished):
+        return {}
+    curves = _curves(results, trials)
+    finished = _finished(trials, curves)
+    forecasts: dict[str, Forecast] = {}
+    for number in unfinished["trial"].astype("int64"):
+        if (curve := curves.get(int(number))) is None:
+            continue
+        forecast = found.forecast(_known(results, finished, curve.number), curve, max(curve.losses))
+        if forecast is not None:
+            forecasts[trial_run_id("search", curve.number)] = forecast
+    return forecasts
+
+
+def _trials(results: StudyResults) -> pd.DataFrame:
+    return results.trials[results.trials["phase"] == "search"].sort_values("trial")
+
+
+def _finished(trials: pd.DataFrame, curves: Mapping[int, Curve]) -> list[Curve]:
+    """The curves of the trials that ended, in order of number."""
+    ended = trials.loc[trials["outcome"].notna(), "trial"].astype("int64")
+    return [curves[number] for number in ended if number in curves]
 
 
 def schedule_blind(losses: Mapping[int, float], evals: int) -> float:
@@ -119,7 +165,7 @@ def _known(results: StudyResults, finished: Sequence[Curve], number: int) -> lis
 
 def _errors(results: StudyResults, found: Foresight, finished: Sequence[Curve]) -> Iterator[ErrorsAt]:
     evals = results.study.spec.evals
-    whole = [curve for curve in finished if evals in curve.losses]
+    whole = [curve for curve in finished if evals in curve.losses][-MOST_TESTED:]
     for share in SHARES:
         at = max(1, round(share * evals))
         rows = []
@@ -147,7 +193,7 @@ def _audited(results: StudyResults, found: Foresight, finished: Sequence[Curve])
     evals = results.study.spec.evals
     whole = [curve for curve in finished if evals in curve.losses]
     best = min((curve.losses[evals] for curve in whole), default=0.0)
-    for curve in whole:
+    for curve in filter(lambda curve: is_audited(curve.number), whole):
         known = _known(results, finished, curve.number)
         for at in sorted(curve.losses):
             so_far = curve.until(at)
@@ -162,15 +208,3 @@ def _audited(results: StudyResults, found: Foresight, finished: Sequence[Curve])
                     is_best=curve.losses[evals] == best,
                 )
                 break
-
-
-def _running(
-    results: StudyResults, found: Foresight, trials: pd.DataFrame, curves: Mapping[int, Curve]
-) -> Iterator[tuple[str, Forecast]]:
-    ended = set(trials.loc[trials["outcome"].notna(), "trial"].astype("int64"))
-    finished = [curve for number, curve in sorted(curves.items()) if number in ended]
-    for number, curve in sorted(curves.items()):
-        if number not in ended:
-            forecast = found.forecast(_known(results, finished, number), curve, max(curve.losses))
-            if forecast is not None:
-                yield trial_run_id("search", number), forecast

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.foreseen import savings
 from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, opponent, shared_digits
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import duration, interval_decimals, listed, p_text, plain, short, with_sign
@@ -73,6 +74,8 @@ def _size(results: StudyResults) -> str:
     runs, tokens, seconds = len(ended), float(ended["tokens"].sum()), float(ended["train_seconds"].sum())
     device = [str(results.environment[key]) for key in ("device", "precision") if key in results.environment]
     counted = [f"{runs} run{'s' if runs != 1 else ''}", f"{short(tokens)} tokens", f"{duration(seconds)} of training"]
+    if (saved := savings(results)) is not None and saved.stopped:
+        counted.append(f"foresight saved {saved.share:.0%}")
     return " · ".join([*counted, *([" ".join(device)] if device else [])])
 
 

@@ -37,6 +37,17 @@ def test_the_number_of_workers_changes_neither_trials_nor_curves(tiny, tmp_path:
     assert curves(together) == curves(alone)
 
 
+def test_the_number_of_workers_changes_no_trial_that_foresight_stops(tiny, tmp_path: Path):
+    study = tiny(
+        replace={"trials = 5": "trials = 24", "parallel = 2": "parallel = 4", "evals = 4": "evals = 10"},
+        more='pruner = "foresight"',
+    )
+    one, two, four = (run_here(study, tmp_path / str(n), workers=n) for n in (1, 2, 4))
+    assert trials(study, one) == trials(study, two) == trials(study, four)
+    assert curves(one) == curves(two) == curves(four)
+    assert "pruned" in {trial.state for trial in trials(study, one)}
+
+
 def test_a_study_that_measures_speed_has_one_worker_and_says_so(tiny, tmp_path: Path):
     study, watch = tiny(replace=TWO, more='[objective]\nmetric = "train/tok_per_sec"'), Watch()
     store = run_here(study, tmp_path, watch=watch, workers=2)
