@@ -280,8 +280,8 @@ def forecast_errors(found: Foreseen) -> Table | None:
     )  # fmt: skip
     header = ("of the run", "forecast", "current loss", "schedule-blind fit", "90% interval held")
     note = (
-        "Median distance to the final loss (nats) of trials that were trained to their end, each forecast from those that "
-        "had ended when it began. The fit is a power law in tokens through the losses so far."
+        "Median distance to the final loss (nats) of trials that were trained to their end, each forecast from those "
+        "that had ended when it began. The fit is a power law in tokens through the losses so far."
     )
     return Table(title="Forecasts", header=header, rows=rows, note=note)
 

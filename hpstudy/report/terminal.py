@@ -50,8 +50,9 @@ def last_screen(
     question = textwrap.wrap(results.study.question, width - 2, initial_indent="  ", subsequent_indent="  ")
     answer = textwrap.wrap(_spelled(_answer(results, now), encoding), width - 4)
     links = list(_links(results, now, page, width))
-    cautions = _cautions(results)
-    others = len(question) + len(answer) + bool(cautions) + len(links) + 4  # title, headings, two empty lines
+    cautions, saved = _cautions(results), savings(results)
+    # besides these: title, headings, two empty lines
+    others = len(question) + len(answer) + bool(saved) + bool(cautions) + len(links) + 4
     shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
     mark, color = MARKS[in_short(results, now).tone]
     mark = _spelled(mark, encoding)
@@ -63,6 +64,9 @@ def last_screen(
         Text.assemble("  ", (mark, f"bold {color}"), " ", (answer[0], "bold")),
         *(Text(f"    {line}", style="bold") for line in answer[1:]),
     ]
+    if saved:
+        said = f"foresight stopped {saved.stopped} of {saved.ended} trials and saved {saved.share:.0%} of the tokens"
+        lines.append(Text(f"    {said}", style="dim"))
     if cautions:
         lines.append(Text(f"    {listed(cautions)}: see How sure in the report", style="yellow"))
     return Text("\n").join([*lines, Text(), *map(Text, links)])
@@ -74,8 +78,6 @@ def _size(results: StudyResults) -> str:
     runs, tokens, seconds = len(ended), float(ended["tokens"].sum()), float(ended["train_seconds"].sum())
     device = [str(results.environment[key]) for key in ("device", "precision") if key in results.environment]
     counted = [f"{runs} run{'s' if runs != 1 else ''}", f"{short(tokens)} tokens", f"{duration(seconds)} of training"]
-    if (saved := savings(results)) is not None and saved.stopped:
-        counted.append(f"foresight saved {saved.share:.0%}")
     return " · ".join([*counted, *([" ".join(device)] if device else [])])
 
 

@@ -83,6 +83,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     metric = draw(st.sampled_from(["val/loss", "train/tok_per_sec", ["train/tok_per_sec", "val/loss"]]))
     grid = bool(search) and all("choices" in found for found in search.values()) and draw(st.booleans())
     pruners = PRUNERS if metric == "val/loss" else st.just("none")
+    if metric == "val/loss" and "seconds" not in budget:
+        pruners |= st.just("foresight")
     more = {
         "trials": st.integers(1, 50) if search else st.just(1),
         "pack": st.just(1) if {"gpus", "processes"} & set(trainer) else st.just("auto") | COUNT,  # of earlier versions

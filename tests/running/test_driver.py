@@ -39,7 +39,7 @@ def test_the_number_of_workers_changes_neither_trials_nor_curves(tiny, tmp_path:
 
 def test_the_number_of_workers_changes_no_trial_that_foresight_stops(tiny, tmp_path: Path):
     study = tiny(
-        replace={"trials = 5": "trials = 24", "parallel = 2": "parallel = 4", "evals = 4": "evals = 10"},
+        replace={"trials = 5": "trials = 18", "parallel = 2": "parallel = 4", "evals = 4": "evals = 10"},
         more='pruner = "foresight"',
     )
     one, two, four = (run_here(study, tmp_path / str(n), workers=n) for n in (1, 2, 4))
