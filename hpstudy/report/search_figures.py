@@ -289,6 +289,6 @@ def forecast_errors(found: Foreseen) -> Figure:
             yshift=4, font={"color": colour},
         )  # fmt: skip
     plot.update_xaxes(tickformat=".0%", tickvals=shares)
-    plot.update_yaxes(type="log", dtick=1)
+    plot.update_yaxes(type="log", dtick=1, exponentformat="none")
     caption = "Distance to the final loss, of trials that were trained to their end, with what was known at that point."
-    return Figure(title="Foresight", caption=caption, plot=plot, size="full")
+    return Figure(title="Errors of the forecasts", caption=caption, plot=plot, size="full")

@@ -294,7 +294,7 @@ def audit(found: Foreseen) -> Table | None:
         (
             each.run_id,
             f"{each.share:.0%}",
-            f"{each.forecast.loss:.4f} [{each.forecast.low:.4f}, {each.forecast.high:.4f}]",
+            str(each.forecast),
             f"{each.loss:.4f}",
             "yes" if each.held else "no",
             "yes" if each.is_best else "no",

@@ -74,6 +74,10 @@ class Forecast:
         """The upper end of the interval, in nats."""
         return math.exp(self.log_loss + self.reach)
 
+    def __str__(self) -> str:
+        """`3.6100 [3.5900, 3.6300]`, in nats."""
+        return f"{self.loss:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
     def chance_below(self, limit: float) -> float:
         """The chance that the final loss is at most `limit` nats."""
         angle = math.atan((math.log(limit) - self.log_loss) / self.spread / math.sqrt(5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, RunResult, bounded_loss
-from hpstudy.search.foresight import Curve, Decision, foresight
+from hpstudy.search.foresight import Curve, Decision, Forecast, foresight
 from hpstudy.search.journal import accessing, open_journal
 from hpstudy.search.pruning import TrialPruner
 from hpstudy.search.sampling import (
@@ -168,13 +168,22 @@ class Search:
         Later reports, left by an interrupted attempt, are ignored: a resumed run ends where it would have ended.
         """
         trials = self._frozen()
+        if self._foresight is not None:
+            finished, curve = self._seen(trials, number, eval_index)
+            return self._foresight.decision(finished, curve, eval_index) is Decision.STOP
         known = trials[: self._study.budget.num_known(number)]
         so_far = {index: loss for index, loss in trials[number].intermediate_values.items() if index <= eval_index}
-        if self._foresight is not None:
-            self._curves += [self._curve(trial, trial.intermediate_values) for trial in known[len(self._curves) :]]
-            curve = self._curve(trials[number], so_far)
-            return self._foresight.decision(self._curves[: len(known)], curve, eval_index) is Decision.STOP
         return self._pruner.stops(known, so_far)
+
+    def forecast(self, number: int, eval_index: int) -> Forecast | None:
+        """What foresight expects of a trial's final loss at an evaluation, from what `should_stop` may use.
+
+        None with other pruners, or while too few trials have ended.
+        """
+        if self._foresight is None:
+            return None
+        finished, curve = self._seen(self._frozen(), number, eval_index)
+        return self._foresight.forecast(finished, curve, eval_index)
 
     def tell(self, number: int, result: RunResult) -> None:
         """Records how a trial ended. Trials must be told in order of number; the caller holds early results back."""
@@ -215,6 +224,13 @@ class Search:
     def trials(self) -> list[TrialView]:
         """Every trial asked so far, in order of number."""
         return [self._view(trial) for trial in self._frozen()]
+
+    def _seen(self, trials: Sequence[FrozenTrial], number: int, eval_index: int) -> tuple[list[Curve], Curve]:
+        """What foresight may use at an evaluation: the finished trials that the trial may know, and its own losses."""
+        known = self._study.budget.num_known(number)
+        self._curves += [self._curve(trial, trial.intermediate_values) for trial in trials[len(self._curves) : known]]
+        curve = self._curve(trials[number], trials[number].intermediate_values)
+        return self._curves[:known], curve.until(eval_index)
 
     def _curve(self, trial: FrozenTrial, losses: Mapping[int, float]) -> Curve:
         """What foresight sees of a trial."""

@@ -37,6 +37,7 @@ def test_the_number_of_workers_changes_neither_trials_nor_curves(tiny, tmp_path:
     assert curves(together) == curves(alone)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_trial_that_foresight_stops(tiny, tmp_path: Path):
     study = tiny(
         replace={"trials = 5": "trials = 18", "parallel = 2": "parallel = 4", "evals = 4": "evals = 10"},

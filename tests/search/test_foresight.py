@@ -18,7 +18,7 @@ from hpstudy.records import Outcome
 from hpstudy.schedule import plan
 from hpstudy.search import Search
 from hpstudy.search.foresight import Curve, Decision, Forecast, Foresight, regressed, schedule_sums
-from hpstudy.study import Pruner
+from hpstudy.study import Pruner, Study
 from tests.helpers.search import drive, result, toy_result, toy_study
 
 EVALS, TOKENS = 20, 1_000_000
@@ -181,32 +181,29 @@ def test_what_ends_within_the_margin_or_among_the_top_goes_on():
 # In the search
 
 
-def reported(search: Search, number: int, curve: Curve) -> int | None:
-    """Reports a trial's losses until it is stopped, tells it, and returns the evaluation at which it was stopped."""
-    for at, loss in curve.losses.items():
-        search.report(number, at, loss)
-        if search.should_stop(number, at):
-            search.tell(number, result(Outcome.PRUNED, loss))
-            return at
-    search.tell(number, result(val_loss=curve.losses[EVALS]))
-    return None
+def stops(study: Study, journal: Path, *, reopen: bool) -> list[int | None]:
+    """The evaluation at which each trial of a search was stopped. With `reopen`, the journal is opened for each step."""
+    search, found = Search(study, journal), []
+    while (proposal := search.ask()) is not None:
+        number, stopped = proposal.number, None
+        losses = made_up(number, float(proposal.values["lr"])).losses
+        for at, loss in losses.items():
+            search.report(number, at, loss)
+            search = Search(study, journal) if reopen else search
+            if search.should_stop(number, at):
+                stopped = at
+                break
+        search.tell(number, result(Outcome.PRUNED if stopped else Outcome.COMPLETE, losses[stopped or EVALS]))
+        found.append(stopped)
+    return found
 
 
-def test_a_search_stops_its_hopeless_trials_and_resumes_with_the_same_decisions(tmp_path: Path):
+def test_a_search_stops_hopeless_trials_and_decides_the_same_after_each_kill(tmp_path: Path):
     study = toy_study("random", trials=16, evals=EVALS, pruner=FORESIGHT)
-
-    def stops(journal: Path, *, reopen: bool) -> list[int | None]:
-        search, found = Search(study, journal), []
-        while (proposal := search.ask()) is not None:
-            found.append(reported(search, proposal.number, made_up(proposal.number, float(proposal.values["lr"]))))
-            if reopen:
-                search = Search(study, journal)
-        return found
-
-    once = stops(tmp_path / "once", reopen=False)
+    once = stops(study, tmp_path / "once", reopen=False)
     assert once[:8] == [None] * 8
     assert sum(at is not None for at in once) >= 3
-    assert stops(tmp_path / "again", reopen=True) == once
+    assert stops(study, tmp_path / "again", reopen=True) == once
 
 
 def test_decisions_do_not_depend_on_the_order_in_which_trials_end(tmp_path: Path):
