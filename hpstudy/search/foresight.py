@@ -32,7 +32,7 @@ MOST_CHANCE = 0.01  # of ending among the best, below which a trial is stopped
 AUDIT_EVERY = 10  # one trial in so many is not stopped
 POINTS = 50  # of the learning rate between two evaluations
 MEMORY = 0.999  # of a fall of the learning rate, per step (lambda of Tissue et al.)
-LEAST_SLOPE, LEAST_DECAY = 2e-3, 1e-12  # below which logarithms say nothing
+LEAST_LOSS, LEAST_SLOPE, LEAST_DECAY = 1e-6, 2e-3, 1e-12  # below which logarithms say nothing
 LENGTHS = (1.0, 2.0, 4.0, 8.0)
 NOISES = (1e-3, 1e-2, 3e-2, 0.1, 0.3)
 
@@ -106,7 +106,7 @@ class Foresight:
         self.first = max(1, math.ceil(round(LEAST_SHARE * evals, 6)))
         """The first evaluation at which a trial may be stopped."""
         self._schedules: dict[int, tuple[Floats, Floats]] = {}  # by trial number
-        self._hits: dict[tuple[int, int, int], bool] = {}
+        self._hits: dict[tuple[int, int], bool] = {}  # by trial number and evaluation: whether the interval held
 
     def forecast(self, finished: Sequence[Curve], trial: Curve, at: int) -> Forecast | None:
         """The final loss of `trial` as seen after evaluation `at`, learnt from trials that finished before.
@@ -117,7 +117,7 @@ class Foresight:
         if len(learnt) < LEAST_LEARNT or not any(index <= at for index in trial.losses):
             return None
         features = np.array([self._features(curve, at) for curve in [*learnt, trial]])
-        falls = np.array([math.log(self._loss(curve, at) / curve.losses[self._evals]) for curve in learnt])
+        falls = np.array([math.log(self._loss(curve, at) / self._loss(curve, self._evals)) for curve in learnt])
         fall, spread, reach = regressed(features[:-1], falls, features[-1])
         log_loss = math.log(self._loss(trial, at)) - fall
         return Forecast(log_loss=log_loss, spread=spread, reach=reach)
@@ -148,7 +148,7 @@ class Foresight:
 
     def limit(self, finished: Sequence[Curve]) -> float:
         """The highest final loss among the best."""
-        losses = sorted(curve.losses[self._evals] for curve in self._whole(finished))
+        losses = sorted(self._loss(curve, self._evals) for curve in self._whole(finished))
         return max(losses[min(self._top, len(losses)) - 1], losses[0] + self._margin)
 
     def _whole(self, finished: Sequence[Curve]) -> list[Curve]:
@@ -156,7 +156,7 @@ class Foresight:
         return [curve for curve in finished if self._evals in curve.losses]
 
     def _hit(self, whole: Sequence[Curve], index: int, at: int) -> bool:
-        key = (whole[index].number, index, at)
+        key = (whole[index].number, at)
         if key not in self._hits:
             found = self.forecast(whole[:index], whole[index].until(at), at)
             self._hits[key] = found is not None and found.low <= whole[index].losses[self._evals] <= found.high
@@ -185,11 +185,11 @@ class Foresight:
     def _loss(self, curve: Curve, at: float) -> float:
         """The loss at evaluation `at`; one that a large batch skipped lies on the line between its neighbours."""
         indices = sorted(curve.losses)
-        return float(np.interp(at, indices, [curve.losses[index] for index in indices]))
+        return max(float(np.interp(at, indices, [curve.losses[index] for index in indices])), LEAST_LOSS)
 
 
 def is_audited(number: int) -> bool:
-    """Whether a trial is never stopped, so that it shows what stopping would have lost."""
+    """Whether a trial is never stopped, one in AUDIT_EVERY, so that it shows what stopping would have lost."""
     return number % AUDIT_EVERY == AUDIT_EVERY - 1
 
 

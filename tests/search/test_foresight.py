@@ -143,7 +143,8 @@ def test_a_hopeless_trial_is_stopped_at_15_percent_and_never_earlier_or_at_its_e
 
 def test_one_trial_in_ten_is_not_stopped_but_audited():
     finished = study_of(20)
-    found = {n: decisions(finished, made_up(n, BAD))[2] for n in range(20, 40)}
+    judge = foresight()
+    found = {n: judge.decision(finished, made_up(n, BAD).until(3), 3) for n in range(20, 40)}
     assert [n for n, decision in found.items() if decision is Decision.AUDIT] == [29, 39]
     assert sum(decision is Decision.STOP for decision in found.values()) == 18
 
@@ -182,7 +183,7 @@ def test_what_ends_within_the_margin_or_among_the_top_goes_on():
 
 
 def stops(study: Study, journal: Path, *, reopen: bool) -> list[int | None]:
-    """The evaluation at which each trial of a search was stopped. With `reopen`, the journal is opened for each step."""
+    """The evaluation at which each trial of a search was stopped. With `reopen`, a new Search makes each decision."""
     search, found = Search(study, journal), []
     while (proposal := search.ask()) is not None:
         number, stopped = proposal.number, None
