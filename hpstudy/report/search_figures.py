@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from hpstudy.analysis.foreseen import Foreseen
 from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
@@ -287,3 +288,28 @@ def pareto_front(results: StudyResults, names: Mapping[str, str]) -> Figure:
     plot.update_yaxes(range=[low - pad, high + 1.6 * pad])
     caption = "Lower right is better. Line: the search's front, one seed each. Large: means over the runs of each side."
     return Figure(title="Loss against speed", caption=caption, plot=plot, size="full")
+
+
+def forecast_errors(found: Foreseen) -> Figure:
+    """The median error of forecasts by the share of the run that had been trained, beside its two comparisons."""
+    plot = empty_plot("of the run", "median error (nats)")
+    shares = [each.share for each in found.errors]
+    for name, errors, colour, dash in (
+        ("current loss", [each.current for each in found.errors], MUTED, "dot"),
+        ("schedule-blind fit", [each.blind for each in found.errors], INK, "dash"),
+        ("forecast", [each.forecast for each in found.errors], ACCENT, "solid"),
+    ):
+        plot.add_trace(
+            go.Scatter(
+                x=shares, y=errors, mode="lines+markers", line={"color": colour, "width": 2, "dash": dash},
+                marker={"color": colour, "size": 7}, hovertemplate=f"{name}: %{{y:.4f}} nats<extra></extra>",
+            )
+        )  # fmt: skip
+        plot.add_annotation(
+            x=shares[0], y=math.log10(errors[0]), text=name, showarrow=False, xanchor="left", yanchor="bottom",
+            yshift=4, font={"color": colour},
+        )  # fmt: skip
+    plot.update_xaxes(tickformat=".0%", tickvals=shares)
+    plot.update_yaxes(type="log", dtick=1, exponentformat="none")
+    caption = "Distance to the final loss, of trials that were trained to their end, with what was known at that point."
+    return Figure(title="Errors of the forecasts", caption=caption, plot=plot, size="full")

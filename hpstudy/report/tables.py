@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
+from hpstudy.analysis.foreseen import Foreseen
 from hpstudy.analysis.in_short import found_name, opponent
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.numbers import decimals, duration, interval_decimals, plain, short, with_sign
@@ -292,6 +293,43 @@ def _common_values(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> 
             yield f"All lost ones have {key} of {trials.min():.4g} or more; no complete trial reaches that."
         elif trials.max() < complete[key].min():
             yield f"All lost ones have {key} of {trials.max():.4g} or less; no complete trial goes so low."
+
+
+def forecast_errors(found: Foreseen) -> Table | None:
+    """How far forecasts of finished trials missed, beside what does not know the schedule."""
+    if not found.errors:
+        return None
+    rows = tuple(
+        (f"{each.share:.0%}", *(f"{miss:.4f}" for miss in (each.forecast, each.current, each.blind)),
+         f"{each.held} of {each.num_trials}")
+        for each in found.errors
+    )  # fmt: skip
+    header = ("of the run", "forecast", "current loss", "schedule-blind fit", "90% interval held")
+    note = (
+        "Median distance to the final loss (nats) of trials that were trained to their end, each forecast from those "
+        "that had ended when it began. The fit is a power law in tokens through the losses so far."
+    )
+    return Table(title="Forecasts", header=header, rows=rows, note=note)
+
+
+def audit(found: Foreseen) -> Table | None:
+    """The trials that would have been stopped but were trained to their end."""
+    if not found.audited:
+        return None
+    rows = tuple(
+        (
+            each.run_id,
+            f"{each.share:.0%}",
+            str(each.forecast),
+            f"{each.loss:.4f}",
+            "yes" if each.held else "no",
+            "yes" if each.is_best else "no",
+        )
+        for each in found.audited
+    )
+    header = ("trial", "stopped at", "forecast [90%]", "val loss", "inside", "best of the search")
+    note = "One in ten of the trials that would be stopped goes on to its end, by its number."
+    return Table(title="Audit", header=header, rows=rows, note=note)
 
 
 def cost(trials: pd.DataFrame) -> Table:

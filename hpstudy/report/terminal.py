@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.foreseen import savings
 from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, opponent, shared_digits
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import duration, interval_decimals, listed, p_text, plain, short, with_sign
@@ -50,8 +51,9 @@ def last_screen(
     question = textwrap.wrap(results.study.question, width - 2, initial_indent="  ", subsequent_indent="  ")
     answer = textwrap.wrap(_spelled(_answer(results, now), encoding), width - 4)
     links = list(_links(results, now, page, width))
-    cautions = _cautions(results)
-    others = len(question) + len(answer) + bool(cautions) + len(links) + 4  # title, headings, two empty lines
+    cautions, saved = _cautions(results), savings(results)
+    # besides these: title, headings, two empty lines
+    others = len(question) + len(answer) + bool(saved) + bool(cautions) + len(links) + 4
     shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
     mark, color = MARKS[in_short(results, now).tone]
     mark = _spelled(mark, encoding)
@@ -63,6 +65,9 @@ def last_screen(
         Text.assemble("  ", (mark, f"bold {color}"), " ", (answer[0], "bold")),
         *(Text(f"    {line}", style="bold") for line in answer[1:]),
     ]
+    if saved:
+        said = f"foresight stopped {saved.stopped} of {saved.ended} trials and saved {saved.share:.0%} of the tokens"
+        lines.append(Text(f"    {said}", style="dim"))
     if cautions:
         lines.append(Text(f"    {listed(cautions)}: see How sure in the report", style="yellow"))
     return Text("\n").join([*lines, Text(), *map(Text, links)])

@@ -293,6 +293,11 @@ def _pruner(file: StudyFile) -> Iterator[str]:
             f'[budget] pruner: "{name}" compares only val/loss, but the objective is {shown(file.objective.metric)}; '
             'use pruner = "none"'
         )
+    elif name == "foresight" and file.trainer.tokens is None:
+        yield (
+            '[budget] pruner: "foresight" must know the schedule in tokens, but [trainer] gives seconds; give tokens, '
+            'or use pruner = "median"'
+        )
 
 
 def _trials(file: StudyFile) -> Iterator[str]:
@@ -399,7 +404,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_steps, f"trainer.tokens {_BATCH}"),
     (_schedule, _FRACTIONS),
     (_objective, "objective"),
-    (_pruner, "objective budget.pruner"),
+    (_pruner, "objective budget.pruner trainer.seconds"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_published, "budget.rules budget.sampler objective search trainer.seconds"),

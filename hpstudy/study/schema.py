@@ -28,7 +28,7 @@ from hpstudy.study.hints import hint
 MetricName = Literal["val/loss", "train/tok_per_sec"]
 Direction = Literal["minimize", "maximize"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
-PrunerName = Literal["none", "median", "successive_halving"]
+PrunerName = Literal["none", "median", "successive_halving", "foresight"]
 Design = Literal["paired", "independent"]
 Opponent = Literal["tuned-lr", "batch"]
 Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
@@ -333,10 +333,17 @@ class Sampler(Table):
 class Pruner(Table):
     """Which trials are stopped early. Divergence is always stopped."""
 
-    name: PrunerName = _key("none", "which of Optuna's pruners", "median")
+    name: PrunerName = _key(
+        "none",
+        "median and successive_halving are Optuna's; foresight forecasts a trial's final loss from its losses and its "
+        "learning-rate schedule, from 15% of the evaluations on, and reads no other key",
+        "foresight",
+    )
     startup: Annotated[int, Field(ge=0)] = _key(5, "median: trials that are never stopped")
     from_fraction: Annotated[float, Field(ge=0, lt=1)] = _key(
-        0.3, "share of the evaluations before which no trial is stopped; early losses misjudge high learning rates"
+        0.3,
+        "median, successive_halving: share of the evaluations before which no trial is stopped; early losses misjudge "
+        "high learning rates",
     )
     reduction: Annotated[int, Field(ge=2)] = _key(3, "successive_halving: one trial in so many passes each rung")
 
@@ -371,6 +378,10 @@ class Budget(Table):
     hang_seconds: Seconds | None = _key(
         None, "silence after which a worker counts as hung; by default from the pace of the steps", 900, unit="s"
     )
+
+    def num_known(self, number: int) -> int:
+        """How many trials, from 0 on, have ended for sure when trial `number` is asked."""
+        return max(0, number - self.parallel + 1)
 
 
 class Confirm(Table):

@@ -87,6 +87,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     pruners = PRUNERS if metric == "val/loss" else st.just("none")
     listed = metric == "val/loss" and not grid and "tokens" in budget
     rules = [name for name, keys in RULE_KEYS.items() if set(keys) & set(search)] if listed else []
+    if metric == "val/loss" and "seconds" not in budget:
+        pruners |= st.just("foresight")
     more = {
         "rules": st.sampled_from(["auto", rules]),
         "trials": st.integers(1, 50) if search else st.just(1),

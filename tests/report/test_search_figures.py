@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from hpstudy.analysis.foreseen import foreseen
 from hpstudy.report.curve_figures import role_names
 from hpstudy.report.curves import shown_runs
 from hpstudy.report.parallel import parallel_coordinates
-from hpstudy.report.search_figures import best_so_far, hyperparameter_panels, importance_bars, pareto_front, shown_range
+from hpstudy.report.search_figures import (
+    best_so_far,
+    forecast_errors,
+    hyperparameter_panels,
+    importance_bars,
+    pareto_front,
+    shown_range,
+)
 from hpstudy.search.importance import Importance
 
 
@@ -87,3 +95,12 @@ def test_importances_are_drawn_with_their_range() -> None:
     assert list(dots.y) == ["beta2", "lr"]
     assert list(dots.error_x.array) == pytest.approx([0.1, 0.2])
     assert list(dots.error_x.arrayminus) == pytest.approx([0.2, 0.4])
+
+
+def test_the_errors_of_forecasts_are_drawn_beside_both_comparisons(gallery) -> None:
+    found = foreseen(gallery("foresight"))
+    plot = forecast_errors(found).plot
+    assert [list(trace.y) for trace in plot.data] == [
+        [getattr(each, name) for each in found.errors] for name in ("current", "blind", "forecast")
+    ]
+    assert [note.text for note in plot.layout.annotations] == ["current loss", "schedule-blind fit", "forecast"]

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from hpstudy.analysis.foreseen import foreseen
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report.tables import (
     Table,
+    audit,
     certainty,
     command,
     cost,
+    forecast_errors,
     rules_table,
     sides,
     speedups,
@@ -166,3 +169,23 @@ def test_the_command_has_as_many_trials_as_the_search(tiny: Tiny, searched: Buil
     assert command(results) == f"{run_command(results.store.root)} --trials 10"
     more = searched(tiny("more", replace={"trials = 5": "trials = 12"}))
     assert command(more) == run_command(more.store.root)
+
+
+def test_the_audit_has_a_row_for_each_trial_that_would_have_been_stopped(gallery) -> None:
+    found = foreseen(gallery("foresight"))
+    rows = cells(audit(found))
+    assert list(rows) == [each.run_id for each in found.audited]
+    for each in found.audited:
+        share, forecast, loss, inside, best = rows[each.run_id]
+        assert share == f"{each.share:.0%}"
+        assert forecast == f"{each.forecast.loss:.4f} [{each.forecast.low:.4f}, {each.forecast.high:.4f}]"
+        assert (loss, inside, best) == (f"{each.loss:.4f}", "yes" if each.held else "no", "no")
+
+
+def test_the_errors_of_forecasts_stand_beside_what_does_not_know_the_schedule(gallery) -> None:
+    found = foreseen(gallery("foresight"))
+    rows = cells(forecast_errors(found))
+    assert list(rows) == ["15%", "30%", "50%", "70%"]
+    first = found.errors[0]
+    assert rows["15%"][:3] == [f"{miss:.4f}" for miss in (first.forecast, first.current, first.blind)]
+    assert rows["15%"][3] == f"{first.held} of {first.num_trials}"

@@ -50,6 +50,18 @@ def test_the_number_of_workers_does_not_change_what_rules_propose_nor_what_follo
     assert all(found[number].values == pytest.approx(proposed[number].values) for number in (1, 5))
 
 
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_trial_that_foresight_stops(tiny, tmp_path: Path):
+    study = tiny(
+        replace={"trials = 5": "trials = 18", "parallel = 2": "parallel = 4", "evals = 4": "evals = 10"},
+        more='pruner = "foresight"',
+    )
+    one, two, four = (run_here(study, tmp_path / str(n), workers=n) for n in (1, 2, 4))
+    assert trials(study, one) == trials(study, two) == trials(study, four)
+    assert curves(one) == curves(two) == curves(four)
+    assert "pruned" in {trial.state for trial in trials(study, one)}
+
+
 def test_a_study_that_measures_speed_has_one_worker_and_says_so(tiny, tmp_path: Path):
     study, watch = tiny(replace=TWO, more='[objective]\nmetric = "train/tok_per_sec"'), Watch()
     store = run_here(study, tmp_path, watch=watch, workers=2)

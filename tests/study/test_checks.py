@@ -62,6 +62,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"objective__metric": ["val/loss", "val/loss"]}, '[objective] metric: two objectives must differ, but got ["val/loss", "val/loss"]'),
     ({"objective": {"metric": "train/tok_per_sec", "goal": "minimize"}}, '[objective] goal: must be ["maximize"] for ["train/tok_per_sec"], but got ["minimize"]; leave it out'),
     ({"objective__metric": ["val/loss", "train/tok_per_sec"], "budget__pruner": "median"}, '[budget] pruner: "median" compares only val/loss, but the objective is ["val/loss", "train/tok_per_sec"]; use pruner = "none"'),
+    ({"trainer__tokens": None, "trainer__seconds": 60, "budget__pruner": "foresight"}, '[budget] pruner: "foresight" must know the schedule in tokens, but [trainer] gives seconds; give tokens, or use pruner = "median"'),
     ({"budget__sampler": "grid"}, '[budget] sampler: "grid" needs choices, but these are ranges: lr'),
     ({"search": GRID, "budget__sampler": "grid"}, '[budget] sampler: "grid" takes at most 100,000 points, but got 1,000,000; take "random"'),
     ({"search": {"lr": {"choices": [1e-3, 2e-3]}}, "budget": {"sampler": "grid", "rules": ["step-law"]}}, "[budget] rules: a grid tries every point anyway, so no rule proposes any; leave them out"),
