@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
+from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
 from hpstudy.files import command
@@ -61,6 +62,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
             id="hyperparameters",
             legend="Dashed: the baseline's value. Blue: the best values. Crosses: not complete, hollow: pruned.",
             warnings=ends,
+            text=(results.region.sentence(opponent(study)),) if results.region else (),
             figures=(*panels, *together),
         ),
         Section(
