@@ -32,8 +32,6 @@ class Within:
     everything: bool  # whether all that was searched is within
 
     def __str__(self) -> str:
-        if self.everything:
-            return f"{self.key} anything searched"
         if len(self.values) == 2 and not isinstance(self.values[0], str):
             return f"{self.key} {plain(self.values[0])} to {plain(self.values[1])}"
         return f"{self.key} {listed(list(map(plain, self.values)))}"
@@ -51,16 +49,18 @@ class Region:
 
     def sentence(self, opponent: str) -> str:
         """The ranges and the simplest values. `opponent` is what the baseline is called."""
-        why = ", which is how closely the trials predict each other" if self.by_error else ""
+        why = " (as closely as the trials predict each other)" if self.by_error else ""
         theirs = f"{'the ' if opponent == 'baseline' else ''}{opponent}'s"
         others = listed([f"{key} {plain(value)}" for key, value in self.others.items()])
         kept = f"{theirs} {listed(list(self.kept))}" if self.kept else ""
         simplest = f"{kept} with {others}" if kept and others else kept or others
         if not others:
             simplest = f"{theirs} values"
-        ranges = "; ".join(map(str, self.keys))
+        free = [each.key for each in self.keys if each.everything]
+        ranges = [str(each) for each in self.keys if not each.everything]
+        ranges += [f"{listed(free)} anything searched"] if free else []
         return (
-            f"Within {self.margin:.2g} nats of the best{why}: {ranges}; each with the other values as found. "
+            f"Within {self.margin:.2g} nats of the best{why}: {'; '.join(ranges)}; each with the other values as found. "
             f"Simplest: {simplest}."
         )
 
