@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 import optuna
@@ -12,7 +12,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from hpstudy.search.space import Params, Space, distributions
+from hpstudy.search.space import Params, Space, distributions, encode
+from hpstudy.search.warm_start import FADED, Prior, faded
 from hpstudy.study import Choices, Sampler, Study, Value
 
 MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memory
@@ -38,15 +39,18 @@ class SamplerView:
     left out even if they exist by now, because that depends on timing.
     """
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    def __init__(self, study: Study, warm_start: Sequence[Prior] = ()) -> None:
+        self._study, self._warm_start = study, warm_start
         self._space = distributions(study.space)
+        self._own: list[float] = []
         self._renew(constrained=False)
 
     def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
         """The sampler's proposal after `trials`, of which it may know how the first `num_known` ended."""
         constrained = self._constrained or any(map(is_infeasible, trials[self._num_told : num_known]))
-        if constrained != self._constrained:
+        own = self._own_losses(trials[:num_known])
+        if constrained != self._constrained or len(own) != len(self._own):
+            self._own = own
             self._renew(constrained)
         self._view.sampler = _sampler(self._study.budget.sampler, len(trials))
         for trial in trials[self._num_asked :]:
@@ -57,10 +61,27 @@ class SamplerView:
         params: Params = self._view.ask(self._space).params
         return params
 
+    def _own_losses(self, known: Sequence[FrozenTrial]) -> list[float]:
+        """The first losses of this study, which set the level of other studies' trials; empty without a warm start."""
+        complete = (t for t in known if t.state is TrialState.COMPLETE and not is_infeasible(t))
+        return [trial.values[0] for trial in islice(complete, FADED)] if self._warm_start else []
+
     def _renew(self, constrained: bool) -> None:
+        """An empty view, but for what other studies' trials still say."""
         self._view = optuna.create_study(directions=self._study.directions)
         self._num_asked = self._num_told = 0
         self._constrained = constrained
+        earlier = [trial for prior in self._warm_start for trial in faded(prior, self._own)]
+        for trial in earlier:
+            self._view.add_trial(
+                create_trial(
+                    params=encode(self._study.space, trial.values),
+                    distributions=self._space,
+                    value=trial.loss,
+                    constraints={MEMORY: FITS} if constrained else None,
+                )
+            )
+        self._num_earlier = len(earlier)
 
     def _ask(self, trial: FrozenTrial) -> None:
         if self._study.budget.sampler.name == "qmc":
@@ -74,7 +95,7 @@ class SamplerView:
         self._num_told += 1
         if self._study.budget.sampler.name == "qmc":
             return  # it does not learn
-        again = Trial(self._view, number)  # in memory, ids are numbers
+        again = Trial(self._view, self._num_earlier + number)  # in memory, ids are numbers
         for eval_index, loss in trial.intermediate_values.items():
             again.report(loss, eval_index)
         if self._constrained and trial.state is TrialState.COMPLETE:  # GP needs it of all trials or of none
