@@ -17,6 +17,7 @@ from hpstudy.search.journal import in_memory
 from hpstudy.study import Value
 
 FADED = 10  # losses of its own, after which a study sees nothing of others
+RANKED = 5  # losses of its own, from which on others' losses are ranks among them
 SQLITE = b"SQLite format 3\x00"  # how such a file begins
 PREFIX = "1-"  # of a parameter of hpstudy's own journals that holds 1 - value
 
@@ -84,17 +85,19 @@ def _prior(trial: FrozenTrial) -> PriorTrial:
 def faded(prior: Prior, own: Sequence[float]) -> list[PriorTrial]:
     """What the sampler still sees of another study, once this one has the losses `own`.
 
-    Each loss of its own takes a tenth of the other's trials away, evenly from the best to the worst. The others move by
-    the difference of the two medians, because another model or another number of tokens has another level. Measured on
-    recorded runs of two models: trials that stay make the search worse than none after 16 trials, the level matters
-    less; see `tests.bench.warm_start`.
+    Each loss of its own takes a tenth of the other's trials away, evenly from the best to the worst. Another model or
+    another number of tokens has other losses: they move by the difference of the two medians or, once there are
+    RANKED of its own, take the losses of the same ranks among these. Both were measured on recorded runs of two models
+    (tests/search/test_warm_start.py): trials that stay are worse than none in a longer search.
     """
-    losses = [trial.loss for trial in prior.trials]
+    ordered = sorted(prior.trials, key=lambda trial: trial.loss)
+    losses = np.array([trial.loss for trial in ordered])
     num_kept = round(len(losses) * max(0.0, 1 - len(own) / FADED))
     if not num_kept:
         return []
-    order = sorted(range(len(losses)), key=losses.__getitem__)
     places = np.unique(np.linspace(0, len(losses) - 1, num_kept).round().astype(int))
-    shift = float(np.median(own) - np.median(losses)) if own else 0.0
-    kept = (prior.trials[order[place]] for place in places)
-    return [replace(trial, loss=trial.loss + shift) for trial in kept]
+    if len(own) < RANKED:
+        level = losses + (np.median(own) - np.median(losses) if own else 0.0)
+    else:
+        level = np.quantile(own, (np.arange(len(losses)) + 0.5) / len(losses))
+    return [replace(ordered[place], loss=float(level[place])) for place in places]
