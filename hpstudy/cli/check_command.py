@@ -39,8 +39,8 @@ CHECK: dict[str, str] = {
     "departures": "per key in which the baseline is not GPT-3's: `key`, `value`, `gpt3`",
     "model": "`parameters` of the model, `context` (tokens) and `tokenizer`",
     "data": "`corpus`, its `train_tokens`, and the `epochs` of one run",
-    "warm_start": "per source: `source`, its `finished` trials, how many are `used` and `outside` the space; empty once "
-    "the study has begun",
+    "warm_start": "per source: `source`, its `finished` trials, how many are `used` and how many `outside` the space; "
+    "empty once the study has begun",
     "device": "what it would run on: `kind`, `name`, `precision`",
     "speed": "per micro-batch: `micro_batch`, `step_seconds`, `tok_per_sec`, `eval_seconds`; null if it does not fit",
     "cost": "`runs`, the `steps` of one, `tokens` and `seconds` of all on so many `workers`; upper bounds in a race",

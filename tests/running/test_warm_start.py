@@ -15,6 +15,7 @@ from hpstudy.running.warm_start import WARM_START, gather
 from hpstudy.study import Study
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_read import FetchedRun
 from tests.helpers.command_line import hpstudy
 from tests.helpers.running import interrupt, run_here, trials
 from tests.helpers.stores import begun
@@ -100,6 +101,19 @@ def test_every_bad_source_is_named_with_its_remedy(
     for problem, pattern in zip(caught.value.problems, expected, strict=True):
         assert problem.startswith(f"{study.path}: [budget] warm_start: ")
         assert re.search(pattern, problem), problem
+
+
+def test_a_study_on_wandb_gives_the_same_trials(
+    tiny, tmp_path: Path, source: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fetch_runs` has tests of its own with a server; here it returns what it does for such a study."""
+    fetched = [FetchedRun(header=v.header, result=v.result, remote=None, wandb_id=v.run_id) for v in source.runs()]
+    monkeypatch.setattr(
+        "hpstudy.running.warm_start.fetch_runs", lambda path: (fetched if path == "e/p/tiny" else [], [])
+    )
+    online, local = gather(tiny("warm", more='warm_start = ["wandb:e/p/tiny", "tiny"]'), tmp_path / "runs")
+    assert online.prior.trials == local.prior.trials
+    assert online.found == 10
 
 
 def test_check_says_what_each_source_gives(tiny_file, tmp_path: Path) -> None:

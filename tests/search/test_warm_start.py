@@ -113,7 +113,6 @@ def _regrets(source: str, target: str, folder: Path, *, warm: bool) -> np.ndarra
 def test_trials_of_another_model_and_budget_help_a_search_of_recorded_runs(
     source: str, target: str, tmp_path: Path
 ) -> None:
-    """Means of 10 seeds after 12 trials; 20 seeds gave regrets of about a half (16 trials: 33 to 9, 156 to 77 mnat)."""
+    """Means of 10 seeds after 12 trials: 37 to 8 mnat and 290 to 119 when this was written."""
     cold, warm = (_regrets(source, target, tmp_path, warm=warm) for warm in (False, True))
-    print(cold.mean(), warm.mean())
-    assert warm.mean() < cold.mean()
+    assert warm.mean() < 0.7 * cold.mean()
