@@ -15,6 +15,7 @@ from hpstudy.analysis.rules import rule_results
 from hpstudy.analysis.state import state
 from hpstudy.records import Outcome
 from hpstudy.running.worker_states import Workers, read_workers
+from hpstudy.study import Choices
 from hpstudy.tracking.wandb_sink import group_page, num_offline
 
 OVERVIEW: dict[str, str] = {
@@ -40,6 +41,8 @@ OVERVIEW: dict[str, str] = {
     "rules": "per published rule whose trial ended, the best first: `rule`, `run_id`, `val_loss`, `regret` (nats above "
     "the best trial; null unless complete), `rank` of so many `trials`, `sources`, and sentences on what was `moved` "
     "into the range and on sizes `outside` of those that it was fitted to",
+    "region": "where the loss is predicted within `margin` (nats) of the best: `keys`, per key `low` and `high` or "
+    "`choices`, and whether `everything` searched is; `simplest` values; null while the trials cannot say",
     "departures": "per key in which the baseline is not GPT-3's: `key`, `value`, `gpt3`",
     "runs": "all runs of the study that ended",
     "tokens": "that they trained on",
@@ -89,6 +92,7 @@ def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, A
         "speed": _speed(first.speed) if first and first.speed else None,
         "values": [asdict(change) for change in found.changes] if found else [],
         "rules": [asdict(found) for found in rule_results(results)],
+        "region": _region(results),
         "departures": [{"key": d.key, "value": d.value, "gpt3": d.gpt3} for d in departures(study)],
         "runs": len(ended),
         "tokens": int(ended["tokens"].sum()),
@@ -120,6 +124,23 @@ def _difference(c: Contrast | None) -> dict[str, Any] | None:
     if c is None:
         return None
     return {"value": c.difference, "low": c.low, "high": c.high, "p": c.p, "margin": c.margin}
+
+
+def _region(results: StudyResults) -> dict[str, Any] | None:
+    if (found := results.region) is None:
+        return None
+    space, baseline = results.study.space, asdict(results.study.baseline)
+    keys = [
+        {"key": each.key, "everything": each.everything}
+        | (
+            {"choices": list(each.values)}
+            if isinstance(space[each.key], Choices)
+            else {"low": each.values[0], "high": each.values[1]}
+        )
+        for each in found.keys
+    ]
+    simplest = {key: baseline[key] for key in found.kept} | dict(found.others)
+    return {"margin": found.margin, "keys": keys, "simplest": simplest}
 
 
 def _speed(found: Relative) -> dict[str, Any]:

@@ -44,6 +44,12 @@ def position(dimension: Dimension, value: Value) -> float:
     return (scaled - low) / (high - low)
 
 
+def value_at(dimension: FloatRange, where: float) -> float:
+    """The inverse of `position`, for a range."""
+    low, high = (_scaled(dimension.scale, end) for end in (dimension.low, dimension.high))
+    return min(max(_unscaled(dimension.scale, low + where * (high - low)), dimension.low), dimension.high)
+
+
 def at_ends(study: Study, best: HParams) -> Iterator[AtEnd]:
     """The ranges that the best trial comes near an end of, if they can be wider there.
 
@@ -67,6 +73,16 @@ def _scaled(scale: str, value: float) -> float:
             return -math.log1p(-value)
         case _:
             return value
+
+
+def _unscaled(scale: str, scaled: float) -> float:
+    match scale:
+        case "log":
+            return math.exp(scaled)
+        case "log1m":
+            return -math.expm1(-scaled)
+        case _:
+            return scaled
 
 
 def _wider(study: Study, key: str, dimension: FloatRange, upper: bool) -> FloatRange:

@@ -14,6 +14,7 @@ from hpstudy.analysis import frames
 from hpstudy.analysis.answers import Noise, Verdict
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.fresh_runs import FreshRuns
+from hpstudy.analysis.region import Region, region
 from hpstudy.analysis.tuned import Tuned, hparams_of, tuned
 from hpstudy.analysis.verdict import noise, verdict
 from hpstudy.errors import UserError
@@ -141,6 +142,11 @@ class StudyResults:
         if not len(rows):
             return None
         return tuned(self.study, names[0], rows.to_dict("records")[0], confirmed=bool(contrasts))
+
+    @cached_property
+    def region(self) -> Region | None:
+        """How far the found values may move before it matters; None while the search's trials cannot say."""
+        return region(self.study, self.trials, self.tuned.hparams, self.verdict().margin) if self.tuned else None
 
     @property
     def best(self) -> dict[str, Value]:

@@ -20,9 +20,10 @@ from hpstudy.running.confirm import planned
 from hpstudy.running.cost import Cheaper, Cost, cheaper, estimate
 from hpstudy.running.interface import Options
 from hpstudy.running.local import LocalExecutor
+from hpstudy.running.warm_start import Gathered, gather, is_kept
 from hpstudy.search.rule_trials import RuleTrial, rule_trials
 from hpstudy.study import Choices, Study, as_begun, load_study, num_trials, seeds_of_others, study_name
-from hpstudy.tracking.store import begun_studies
+from hpstudy.tracking.store import RunStore, begun_studies
 
 if TYPE_CHECKING:
     from hpstudy.analysis.answers import Noise
@@ -39,6 +40,8 @@ CHECK: dict[str, str] = {
     "departures": "per key in which the baseline is not GPT-3's: `key`, `value`, `gpt3`",
     "model": "`parameters` of the model, `context` (tokens) and `tokenizer`",
     "data": "`corpus`, its `train_tokens`, and the `epochs` of one run",
+    "warm_start": "per source: `source`, its `finished` trials, how many are `used` and how many `outside` the space; "
+    "empty once the study has begun",
     "device": "what it would run on: `kind`, `name`, `precision`",
     "speed": "per micro-batch: `micro_batch`, `step_seconds`, `tok_per_sec`, `eval_seconds`; null if it does not fit",
     "cost": "`runs`, the `steps` of one, `tokens` and `seconds` of all on so many `workers`; upper bounds in a race",
@@ -66,6 +69,7 @@ class _Checked:
     pooled: PooledNoise | None
     rules: Mapping[int, RuleTrial]  # the trials that published rules propose
     warnings: tuple[str, ...]
+    warm_start: Sequence[Gathered]
 
     @property
     def seconds(self) -> float:
@@ -83,10 +87,13 @@ class _Checked:
 def check(name: str, runs: Path, device: str, trials: int | None, *, as_json: bool = False) -> None:
     """Validates a study and prints its space, its baseline and its cost."""
     study = as_begun(load_study(name), runs / study_name(name))
+    gathered = [] if is_kept(RunStore(runs / study.name)) else gather(study, runs)
     corpus = corpus_of(study.spec)
     check_size(corpus, study.spec.context, study.largest_batch_tokens)
     if not as_json:
         _print_space(out(), study)
+        for each in gathered:
+            say_fact(out(), "warm", str(each))
     plan = planned(study, trials)
     shares = [share for phase in plan.values() for share in phase]
     with tempfile.TemporaryDirectory() as folder:
@@ -104,6 +111,7 @@ def check(name: str, runs: Path, device: str, trials: int | None, *, as_json: bo
         pooled=pooled,
         rules={number: trial for number, trial in rule_trials(study).items() if number < num_trials(study, trials)},
         warnings=(*study.warnings, *seeds_of_others(study, runs)),
+        warm_start=gathered,
     )
     if as_json:
         print_json(_as_json(checked))
@@ -231,6 +239,15 @@ def _as_json(found: _Checked) -> dict[str, Any]:
             "train_tokens": found.train_tokens,
             "epochs": cost.run_tokens / found.train_tokens,
         },
+        "warm_start": [
+            {
+                "source": each.prior.source,
+                "finished": each.found,
+                "used": len(each.prior.trials),
+                "outside": each.outside,
+            }
+            for each in found.warm_start
+        ],
         "device": {
             "kind": environment["device"],
             "name": environment["device_name"],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.foreseen import Foreseen, foreseen
+from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.numbers import short
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
@@ -64,6 +65,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
             id="hyperparameters",
             legend="Dashed: the baseline's value. Blue: the best values. Crosses: not complete, hollow: pruned.",
             warnings=ends,
+            text=(results.region.sentence(opponent(study)),) if results.region else (),
             figures=(*panels, *together),
         ),
         Section(

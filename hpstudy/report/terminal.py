@@ -50,10 +50,11 @@ def last_screen(
     """
     question = textwrap.wrap(results.study.question, width - 2, initial_indent="  ", subsequent_indent="  ")
     answer = textwrap.wrap(_spelled(_answer(results, now), encoding), width - 4)
+    region = _region(results, width, encoding)
     links = list(_links(results, now, page, width))
     cautions, saved = _cautions(results), savings(results)
-    # besides these: title, headings, two empty lines
-    others = len(question) + len(answer) + bool(saved) + bool(cautions) + len(links) + 4
+    around = len(question) + len(answer) + len(region) + bool(saved) + bool(cautions) + len(links)
+    others = around + 4  # title, headings, two empty lines
     shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
     mark, color = MARKS[in_short(results, now).tone]
     mark = _spelled(mark, encoding)
@@ -65,6 +66,7 @@ def last_screen(
         Text.assemble("  ", (mark, f"bold {color}"), " ", (answer[0], "bold")),
         *(Text(f"    {line}", style="bold") for line in answer[1:]),
     ]
+    lines += map(Text, region)
     if saved:
         said = f"foresight stopped {saved.stopped} of {saved.ended} trials and saved {saved.share:.0%} of the tokens"
         lines.append(Text(f"    {said}", style="dim"))
@@ -208,6 +210,14 @@ def _p(results: StudyResults, c: Contrast) -> float | None:
     if by_speed(results.study):
         return c.speed.p if c.speed else None
     return c.level
+
+
+def _region(results: StudyResults, width: int, encoding: str) -> list[str]:
+    """How far the found values may move, in the lines of the screen."""
+    if results.region is None:
+        return []
+    sentence = _spelled(results.region.sentence(opponent(results.study)), encoding)
+    return textwrap.wrap(sentence, width, initial_indent="    ", subsequent_indent="    ")
 
 
 def _cautions(results: StudyResults) -> list[str]:

@@ -17,6 +17,7 @@ from hpstudy.errors import MachineError
 from hpstudy.files import take_notes
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, trial_run_id
+from hpstudy.running import warm_start
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
 from hpstudy.running.confirm import control_of_best, is_new, read_selections, select, update_selections
 from hpstudy.running.environment import inexact
@@ -27,8 +28,10 @@ from hpstudy.running.opponents import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.pool import WorkerPool
 from hpstudy.running.race_queue import RaceQueue, described
 from hpstudy.running.run_queue import RunList, TrialQueue
+from hpstudy.running.warm_start import Gathered
 from hpstudy.search import JOURNAL, Search
 from hpstudy.search.rule_trials import rule_runs
+from hpstudy.search.warm_start import Prior
 from hpstudy.statistics.race import Race
 from hpstudy.study import Study, as_begun, frozen_text, refuse_changes
 from hpstudy.study.frozen import ENVIRONMENT
@@ -55,8 +58,10 @@ def run_study(study: Study, options: Options, progress: Progress, stop: StopRequ
         refuse_changes(study, store.root)
         store.refuse_damage()
         try:
+            gathered = [] if warm_start.is_kept(store) else warm_start.gather(study, options.runs)
             with closing(_Driver(study, store, options, progress, stop)) as driver:
                 driver.freeze()
+                driver.warm_start(gathered)
                 driver.search()
                 driver.baseline()
                 driver.tuned_lr()
@@ -91,6 +96,7 @@ class _Driver:
     def __init__(self, study: Study, store: RunStore, options: Options, progress: Progress, stop: StopRequest) -> None:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
         self._options, self._confirming = options, False
+        self._earlier: tuple[Prior, ...] = ()
         mode = resolve_mode(options.wandb)
         self._wandb = sink_for(study, store.root, mode, progress.say, rules=rule_runs(study))
         executor = executor_for(study, options, store.root, progress.say)
@@ -110,6 +116,16 @@ class _Driver:
         for line in take_notes():  # how a file system that lacks something is used nevertheless
             say(line)
         self._study = settle_micro_batch(study, store, self._pool, say)
+
+    def warm_start(self, gathered: Sequence[Gathered]) -> None:
+        """Keeps what a study that begins has gathered of others, and takes from then on what is kept."""
+        if gathered:
+            warm_start.keep(self._store, gathered)
+        if not self._study.budget.warm_start:
+            return
+        for each in gathered:
+            self._progress.say(f"warm start: {each}")
+        self._earlier = warm_start.kept(self._store)
 
     def search(self) -> None:
         """Trains every trial of the search and tells its result."""
@@ -189,7 +205,8 @@ class _Driver:
 
     def _search_phase(self, study: Study, journal: str, trials: int | None, phase: Phase) -> None:
         """Trains every trial of a search, after checking that its journal and the run store agree."""
-        search = Search(study, self._store.root / journal, trials=trials)
+        earlier = self._earlier if phase == "search" else ()
+        search = Search(study, self._store.root / journal, trials=trials, warm_start=earlier)
         if search.repaired:
             self._progress.say(search.repaired)
         begun = [view for view in self._store.runs() if view.header.run.phase == phase]

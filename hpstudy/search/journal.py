@@ -128,6 +128,16 @@ def _replays(study: Study, events: Sequence[Event]) -> bool:
     )
 
 
+def in_memory(path: Path) -> BaseJournalBackend:
+    """The intact events at the beginning of any Optuna journal. Raises OSError if it cannot be read."""
+    events: list[Event] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if (event := _event(line)) is None:
+            break
+        events.append(event)
+    return _Memory(events)
+
+
 class _Memory(BaseJournalBackend):
     """A journal in memory."""
 

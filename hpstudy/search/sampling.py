@@ -16,7 +16,8 @@ from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, T
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpstudy.search.rule_trials import rule_trials
-from hpstudy.search.space import Params, Space, distributions
+from hpstudy.search.space import Params, Space, distributions, encode
+from hpstudy.search.warm_start import FADED, Prior, faded
 from hpstudy.study import Choices, Sampler, Study, Value
 from hpstudy.study.schema import FORMAT_OF_SEARCH, Direction
 
@@ -42,22 +43,27 @@ def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
     return dict(enumerate([*first, *(point for point in points if point != baseline)]))
 
 
-def proposer(study: Study) -> SamplerView | Learner:
-    """What proposes the trials after the first proposals, in the way of the study's format."""
+def proposer(study: Study, warm_start: Sequence[Prior] = ()) -> SamplerView | Learner:
+    """What proposes the trials after the first proposals, in the way of the study's format.
+
+    `warm_start`: other studies' trials, which only a sampler that learns can use.
+    """
     learns = study.budget.sampler.name in ("tpe", "gp") and study.format >= FORMAT_OF_SEARCH
-    return Learner(study) if learns else SamplerView(study)
+    return Learner(study, warm_start) if learns or warm_start else SamplerView(study)
 
 
 class Learner:
-    """Proposals of tpe and gp since format 4.
+    """Proposals of tpe and gp since format 4, and of those that start warm.
 
     Until `startup` known trials have a result, they are points of a scrambled Sobol sequence. Then the sampler
     proposes, which is shown the REMEMBERED best and the REMEMBERED latest known trials, and later ones as running. So
-    it takes no longer after many trials. From trial GP_TRIALS on, gp is tpe.
+    it takes no longer after many trials. From trial GP_TRIALS on, gp is tpe. What other studies' trials still say comes
+    first, and counts as results.
     """
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    def __init__(self, study: Study, warm_start: Sequence[Prior] = ()) -> None:
+        self._study, self._warm_start = study, warm_start
+        self._own: list[float] = []  # the first losses, which set the level of other studies' trials
         self._space = distributions(study.space)
         self._num_told = self._num_results = 0
         self._constrained = False
@@ -70,11 +76,12 @@ class Learner:
             self._tell(trial)
         self._num_told = num_known
         sampler, number = self._study.budget.sampler, len(trials)
-        if self._num_results < sampler.startup:
+        earlier = self._earlier()
+        if self._num_results + len(earlier) < sampler.startup:
             return _sobol_point(sampler.seed, number, self._space)
         name = "tpe" if number >= GP_TRIALS else sampler.name
         view = _View(
-            [_running(trial) for trial in trials[num_known:]] + self._remembered(),
+            [*earlier, *map(_running, trials[num_known:]), *self._remembered()],
             directions=self._study.directions,
             sampler=_sampler(sampler.model_copy(update={"name": name, "startup": 1}), number),
         )
@@ -89,6 +96,8 @@ class Learner:
         self._constrained |= is_infeasible(trial)
         if trial.state is TrialState.PRUNED or is_infeasible(trial):
             return
+        if self._warm_start and len(self._own) < FADED:
+            self._own.append(trial.values[0])
         if len(self._study.directions) == 1:
             insort(self._best, trial, key=self._losses)
             del self._best[REMEMBERED:]
@@ -104,10 +113,20 @@ class Learner:
     def _dominates(self, one: FrozenTrial, other: FrozenTrial) -> bool:
         return all(a <= b for a, b in zip(self._losses(one), self._losses(other), strict=True))
 
+    def _earlier(self) -> list[FrozenTrial]:
+        """What other studies' trials still say, for a view; numbered below its own."""
+        shown = []
+        for number, trial in enumerate((t for prior in self._warm_start for t in faded(prior, self._own)), start=1):
+            params = encode(self._study.space, trial.values)
+            found = create_trial(value=trial.loss, params=params, distributions=self._space)
+            shown.append(_ended(found, constrained=self._constrained, number=-number))
+        return shown
+
     def _remembered(self) -> list[FrozenTrial]:
         """The trials that the sampler learns from, in order."""
         trials = {trial.number: trial for trial in (*self._best, *self._latest)}
-        return [_ended(trials[number], constrained=self._constrained) for number in sorted(trials)]
+        constrained = self._constrained
+        return [_ended(trials[number], constrained=constrained, number=number + 1) for number in sorted(trials)]
 
 
 class _View(optuna.Study):
@@ -124,10 +143,10 @@ class _View(optuna.Study):
         return [trial for trial in self._shown if states is None or trial.state in states]
 
 
-def _ended(trial: FrozenTrial, *, constrained: bool) -> FrozenTrial:
-    """A trial as it ended, for a view. GP needs the constraint of all complete trials or of none."""
+def _ended(trial: FrozenTrial, *, constrained: bool, number: int) -> FrozenTrial:
+    """A trial as it ended, for a view, whose own has number 0. GP needs the constraint of all complete ones or none."""
     shown = copy.copy(trial)
-    shown.number = trial.number + 1  # 0 is the view's own
+    shown.number = number
     if constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
         shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
     return shown

@@ -26,6 +26,7 @@ from hpstudy.search.sampling import (
     running_trial,
 )
 from hpstudy.search.space import decode, encode
+from hpstudy.search.warm_start import Prior
 from hpstudy.study import Study, Value, num_trials
 
 TrialState = Literal["running", "complete", "infeasible", "pruned", "failed"]
@@ -107,16 +108,25 @@ class Search:
     """A study's trials in an Optuna journal, at most `num_trials` of them. Opens the journal, or creates it.
 
     The caller must make sure that only one process holds a writing Search on a journal. A `read_only` one may be opened
-    at any time: it changes nothing and sees the trials of that moment.
+    at any time: it changes nothing and sees the trials of that moment. `warm_start` holds trials of other studies,
+    which the sampler knows from the start, and which are none of this study's.
     Raises UserError if the journal's trials were proposed from another space, MachineError if the journal is damaged
     before its last event or cannot be written. `repaired` says what was done about a damaged last event.
     """
 
-    def __init__(self, study: Study, storage: Path, *, trials: int | None = None, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        study: Study,
+        storage: Path,
+        *,
+        trials: int | None = None,
+        read_only: bool = False,
+        warm_start: Sequence[Prior] = (),
+    ) -> None:
         self._study = study
         self._storage = storage
         self._optuna, self.repaired = open_journal(study, storage, read_only=read_only)
-        self._proposer = proposer(study)
+        self._proposer = proposer(study, warm_start)
         self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
         self._foresight = foresight(study)
         self._curves: list[Curve] = []  # of finished trials

@@ -29,6 +29,7 @@ from hpstudy.study.study import AUTO, default_micro_batch
 LEAST_STEPS = 20  # of a run; half of them are warm-up then
 MAX_NAMED = 8  # micro-batches that one problem names
 MAX_GRID = 100_000  # points, which are listed before the first trial
+LEARNING = ("tpe", "gp")  # samplers that learn from trials
 BETAS = ("beta1", "beta2")
 NEED_TOKENS = ("step-law", "power-lines")  # rules
 BATCH_KEYS = frozenset({"batch_tokens", "batch_ramp_fraction", "batch_ramp_start"})
@@ -300,6 +301,19 @@ def _pruner(file: StudyFile) -> Iterator[str]:
         )
 
 
+def _warm_start(file: StudyFile) -> Iterator[str]:
+    sources, name = file.budget.warm_start, file.budget.sampler.name
+    if sources and name not in LEARNING:
+        yield f'[budget] warm_start: needs a sampler that learns from trials, {" or ".join(LEARNING)}, but got "{name}"'
+    if sources and file.objective.metric != ["val/loss"]:
+        yield (
+            f"[budget] warm_start: needs val/loss as the only objective, but got {shown(file.objective.metric)}; "
+            "speeds of other machines say nothing here"
+        )
+    if twice := sorted(source for source, times in Counter(sources).items() if times > 1):
+        yield f"[budget] warm_start: must name each source once, but these are there twice: {', '.join(twice)}"
+
+
 def _trials(file: StudyFile) -> Iterator[str]:
     if not file.search and (file.budget.trials or 1) > 1:
         yield f"[budget] trials: an empty [search] has one trial, the baseline, but got {file.budget.trials}"
@@ -405,6 +419,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_schedule, _FRACTIONS),
     (_objective, "objective"),
     (_pruner, "objective budget.pruner trainer.seconds"),
+    (_warm_start, "objective budget.sampler budget.warm_start"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_published, "budget.rules budget.sampler objective search trainer.seconds"),

@@ -55,6 +55,7 @@ FORMAT_OF_SEARCH = 4  # whose defaults of the search were measured; `newest` in 
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
+MAX_SOURCES = 100  # of a warm start
 MAX_SHOWN = 200  # characters of a value in an error message
 SEEDS_APART = 1_000_000  # between a candidate's seed and the baseline's, with design = "independent"
 
@@ -165,8 +166,17 @@ def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", newest:
     return Field(default, description=doc, json_schema_extra=extra, **limits)
 
 
+def _source(name: str) -> str:
+    """Checks the form of a source of trials; whether it exists is for hpstudy.running to say."""
+    kind, colon, rest = name.partition(":")
+    if not colon or (kind == "optuna" and rest) or (kind == "wandb" and all(rest.split("/")) and rest.count("/") == 2):
+        return name
+    raise ValueError(f'must be "STUDY", "wandb:ENTITY/PROJECT/STUDY" or "optuna:PATH", but got {shown(name)}')
+
+
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+Source = Annotated[Text, AfterValidator(_source)]
 Look = Annotated[int, Field(ge=LEAST_LOOK)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that NumPy's generators accept
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
@@ -371,6 +381,14 @@ class Budget(Table):
         "key propose one, in trials 1, 5, 9 and so on; a list lets these, right after the baseline; [] none. They are "
         "for val/loss alone, and not for grids. auto by default; before format 4 none",
         "auto",
+    )
+    warm_start: Annotated[tuple[Source, ...], BeforeValidator(_tuple), BeforeValidator(_listed)] = _key(
+        (),
+        "other studies whose finished trials the sampler knows from the start, with the same searched keys: a study in "
+        "the folder of runs, wandb:ENTITY/PROJECT/STUDY, or optuna:PATH of a journal or an SQLite file. Kept in the "
+        "run folder when the study begins; they are no trials of the study, and fade as its own results come in",
+        ["betas", "optuna:old.journal"],
+        max_length=MAX_SOURCES,
     )
     smaller_micro_batch: bool = _key(
         True, "after out of memory, try again at a smaller micro-batch; the loss stays the same"

@@ -188,12 +188,13 @@ class Study:
         fixed = derived | self.hparams
         also = self.also[0] if len(self.also) == 1 else self.also or None  # as versions wrote it that knew one
         spec = {key: value for key, value in asdict(self.spec).items() if key != "ramp_multiple"}
+        warm = self.budget.warm_start  # absent without one, as in versions that knew none
         sections: dict[str, Any] = {
             "baseline": {"name": self.baseline_name, "also": also, **fixed, **self.overrides},
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
             "objective": {metric: GOALS[metric] for metric in self.metrics},
-            "budget": self.budget.model_dump(exclude={"hang_seconds"}),
+            "budget": self.budget.model_dump(exclude={"hang_seconds", *([] if warm else ["warm_start"])}),
             "confirm": self.confirm.model_dump(),
         }
         search = {f"search.{key}": asdict(dimension) for key, dimension in self.space.items()}

@@ -132,6 +132,13 @@ def refusal(root: Path) -> str:
     return str(caught.value)
 
 
+def test_a_study_without_a_warm_start_has_the_values_of_versions_that_knew_none() -> None:
+    assert "budget.warm_start" not in parse(text()).resolved()
+    warm = parse(text(budget__warm_start=["old"])).resolved()
+    assert warm["budget.warm_start"] == ["old"]
+    assert changed_keys(parse(text()).resolved(), warm) == ['[budget] warm_start: was absent, is ["old"]']
+
+
 def test_a_frozen_study_loads_as_it_began(frozen: Path, tiny: Callable[..., Study]) -> None:
     study = load_frozen(frozen)
     assert study.resolved() == tiny().resolved()
