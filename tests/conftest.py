@@ -66,12 +66,12 @@ def tiny(tiny_file: Callable[..., Path]) -> Callable[..., Study]:
 
 @pytest.fixture
 def later_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A version of hpstudy to come: its format 4, in which every range is linear by default, is the newest."""
+    """A version of hpstudy to come: its format 5, in which every range is linear by default, is the newest."""
 
     def natural_scale(key: str, version: int) -> Scale:
-        return RULES[key].scale if version == 3 else "linear"
+        return RULES[key].scale if version in (3, 4) else "linear"
 
-    monkeypatch.setattr(schema, "FORMAT", 4)
+    monkeypatch.setattr(schema, "FORMAT", 5)
     for module in (schema, load_module):
         monkeypatch.setattr(module, "natural_scale", natural_scale)
 

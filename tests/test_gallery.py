@@ -22,6 +22,7 @@ BADGES = {
     "two-objectives": ("Better", Stage.DONE),
     "failures": ("Better", Stage.DONE),
     "pruned": ("Better", Stage.DONE),
+    "foresight": ("Better", Stage.DONE),
     "hundred": ("Better", Stage.DONE),
     "opponents": ("Yes", Stage.DONE),
     "interim": ("2 of 12 trials", Stage.STOPPED),

@@ -11,6 +11,7 @@ from hpstudy.analysis.answers import Contrast, Relative, deciding
 from hpstudy.analysis.departures import departures
 from hpstudy.analysis.measured import measured
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import rule_results
 from hpstudy.analysis.state import state
 from hpstudy.records import Outcome
 from hpstudy.running.worker_states import Workers, read_workers
@@ -39,6 +40,9 @@ OVERVIEW: dict[str, str] = {
     "`measure` (half-life or timescale), its `unit`, `baseline_measure` and `tuned_measure`",
     "region": "where the loss is predicted within `margin` (nats) of the best: `keys`, per key `low` and `high` or "
     "`choices`, and whether `everything` searched is; `simplest` values; null while the trials cannot say",
+    "rules": "per published rule whose trial ended, the best first: `rule`, `run_id`, `val_loss`, `regret` (nats above "
+    "the best trial; null unless complete), `rank` of so many `trials`, `sources`, and sentences on what was `moved` "
+    "into the range and on sizes `outside` of those that it was fitted to",
     "departures": "per key in which the baseline is not GPT-3's: `key`, `value`, `gpt3`",
     "runs": "all runs of the study that ended",
     "tokens": "that they trained on",
@@ -88,6 +92,7 @@ def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, A
         "speed": _speed(first.speed) if first and first.speed else None,
         "values": [asdict(change) for change in found.changes] if found else [],
         "region": _region(results),
+        "rules": [asdict(found) for found in rule_results(results)],
         "departures": [{"key": d.key, "value": d.value, "gpt3": d.gpt3} for d in departures(study)],
         "runs": len(ended),
         "tokens": int(ended["tokens"].sum()),

@@ -21,7 +21,8 @@ from hpstudy.running.cost import Cheaper, Cost, cheaper, estimate
 from hpstudy.running.interface import Options
 from hpstudy.running.local import LocalExecutor
 from hpstudy.running.warm_start import Gathered, gather, is_kept
-from hpstudy.study import Choices, Study, as_begun, load_study, seeds_of_others, study_name
+from hpstudy.search.rule_trials import RuleTrial, rule_trials
+from hpstudy.study import Choices, Study, as_begun, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore, begun_studies
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ CHECK: dict[str, str] = {
     "plan": "phase -> its runs",
     "evaluation": "its `share` of a run's time; `cheaper`, if that is much: `values`, and `eval_share` with them",
     "noise": "of the study's `own` baseline and of `similar` studies: `sd` (nats) and `runs`; null if it is unknown",
+    "rules": "per trial that a published rule proposes: its number as `trial`, `rule`, `values`, `sources`, and "
+    "sentences on what was `moved` into the range and on sizes `outside` of those that it was fitted to",
     "warnings": "what is legal but probably not meant",
 }
 """Key -> what it holds, for `hpstudy check --json`."""
@@ -64,6 +67,7 @@ class _Checked:
     begun: bool
     noise: Noise | None
     pooled: PooledNoise | None
+    rules: Mapping[int, RuleTrial]  # the trials that published rules propose
     warnings: tuple[str, ...]
     warm_start: Sequence[Gathered]
 
@@ -105,6 +109,7 @@ def check(name: str, runs: Path, device: str, trials: int | None, *, as_json: bo
         begun=study.name in begun_studies(runs),
         noise=noise,
         pooled=pooled,
+        rules={number: trial for number, trial in rule_trials(study).items() if number < num_trials(study, trials)},
         warnings=(*study.warnings, *seeds_of_others(study, runs)),
         warm_start=gathered,
     )
@@ -112,6 +117,7 @@ def check(name: str, runs: Path, device: str, trials: int | None, *, as_json: bo
         print_json(_as_json(checked))
         return
     _print_cost(out(), checked)
+    _print_rules(out(), checked)
     for warning in checked.warnings:
         say(f"warning: {warning}")
 
@@ -190,10 +196,26 @@ def _print_cost(console: Console, found: _Checked) -> None:
             say_fact(console, "noise", str(noise))
 
 
+def _print_rules(console: Console, found: _Checked) -> None:
+    """Which trials published rules propose: values of the keys that they speak about, then sizes outside of theirs."""
+    from hpstudy.analysis.numbers import plain
+    from hpstudy.analysis.rules import moved, outside
+
+    study, lines = found.study, list[str]()
+    for number, trial in found.rules.items():
+        keys = [key for key in trial.values if any(key in rule.keys for rule in trial.used)]
+        values = ", ".join(f"{key} {plain(trial.values[key])}" for key in keys)
+        lines += [f"trial {number}, {trial.rule}: {values}", *(f"  {sentence}" for sentence in moved(study, trial))]
+    lines += dict.fromkeys(sentence for trial in found.rules.values() for sentence in outside(study, trial))
+    for place, line in enumerate(lines):
+        say_fact(console, "" if place else "rules", line)
+
+
 def _as_json(found: _Checked) -> dict[str, Any]:
     """The keys of CHECK."""
     from hpstudy.analysis.departures import departures
     from hpstudy.analysis.overview import finite
+    from hpstudy.analysis.rules import moved, outside
 
     study, cost, environment = found.study, found.cost, found.cost.environment
     baseline, batch = asdict(study.baseline), study.baseline.batch_tokens
@@ -253,6 +275,17 @@ def _as_json(found: _Checked) -> dict[str, Any]:
             "own": {"sd": found.noise.sd, "runs": found.noise.n} if found.noise else None,
             "similar": {"sd": found.pooled.sd, "runs": found.pooled.runs} if found.pooled else None,
         },
+        "rules": [
+            {
+                "trial": number,
+                "rule": trial.rule,
+                "values": trial.values,
+                "sources": list(dict.fromkeys(rule.source for rule in trial.used)),
+                "moved": list(moved(study, trial)),
+                "outside": list(outside(study, trial)),
+            }
+            for number, trial in found.rules.items()
+        ],
         "warnings": list(found.warnings),
     }
     return {key: finite(made[key]) for key in CHECK}

@@ -16,7 +16,9 @@ keys, `status`, `compare` and `results` a list of them as `studies`:
 """
 SEVERAL = """\
 `compare` adds `incomparable` (sentences on why losses do not compare) and `page` (its path). `results` adds `cautions`
-(sentences), and to each study `p_adjusted`: the p value of its answer, adjusted for all studies shown; or null.
+(sentences), `rules` (per published rule: on how many `studies`, the medians of its `rank` among so many `trials` and of
+its `regret` in nats, and how many trials were `lost`, which means not complete), and to each study `p_adjusted`: the p
+value of its answer, adjusted for all studies shown; or null.
 
 `check` prints an object of these keys:
 """

@@ -19,6 +19,7 @@ from rich.text import Text
 from hpstudy.analysis.numbers import duration
 from hpstudy.cli.time_left import TimeLeft
 from hpstudy.records import Outcome, Phase, Run, RunResult, StepRecord
+from hpstudy.search import Forecast
 from hpstudy.study import Study
 from hpstudy.study.ranking import Score, best_first, front, ranks_by_loss
 
@@ -32,6 +33,7 @@ class _Active:
     run: Run
     last: StepRecord | None = None
     val_loss: float | None = None
+    forecast: Forecast | None = None  # of its final loss
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
 
@@ -90,6 +92,9 @@ class StudyProgress:
         if time.monotonic() - self._last_frame > FRAME_SECONDS:
             self._draw()
 
+    def forecast(self, run: Run, forecast: Forecast) -> None:
+        self._active[run.run_id].forecast = forecast
+
     def finish(self, run: Run, result: RunResult) -> None:
         del self._active[run.run_id]
         self._left.finish(run)
@@ -141,6 +146,8 @@ class StudyProgress:
         share = active.last.tokens / active.run.tokens
         speed = sum(active.speeds) / len(active.speeds)
         val = f", val {active.val_loss:.4f}" if active.val_loss is not None else ""
+        if active.forecast is not None:
+            val += f", ends at {active.forecast}"
         return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
 
     def _shares(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +117,7 @@ def _columns(table: Table) -> Iterator[Column]:
 
 def results(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
     """Prints the answers of studies as Markdown; of all that have begun if none is named."""
+    from hpstudy.analysis.rules import rule_records
     from hpstudy.analysis.together import adjusted_levels, cautions
     from hpstudy.report import results_markdown  # plotly takes half a second to import
 
@@ -129,6 +131,7 @@ def results(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
             {
                 "studies": [overview(results) | {"p_adjusted": level} for results, level in levels],
                 "cautions": list(cautions(found)),
+                "rules": [asdict(record) for record in rule_records(found)],
             }
         )
     else:

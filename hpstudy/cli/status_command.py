@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpstudy.analysis.answers import by_speed
+from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.in_short import in_a_word, opponent, shared_digits
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, short
@@ -167,6 +168,8 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
         _print_workers(console, workers)
     if begun := _unfinished(results):
         say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
+    for run, forecast in running_forecasts(results).items():
+        say_fact(console, "forecast", f"{run} ends at {forecast}")
     say_fact(console, "best", _best(results))
     if verdict.contrasts or now.stage is not Stage.RUNNING:  # what is missing now is being trained
         say_fact(console, "answer", verdict.sentence)

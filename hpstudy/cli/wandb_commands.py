@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hpstudy.cli.common import err, out
 from hpstudy.errors import MachineError
 from hpstudy.files import command
+from hpstudy.search.rule_trials import rule_runs
 from hpstudy.statistics.race import Answer
 from hpstudy.study import load_frozen, study_name
 from hpstudy.tracking.store import RunStore
@@ -36,7 +37,7 @@ def sync(name: str, runs: Path, verify: bool) -> None:
     failures: list[str] = []
     with store.locked():
         store.refuse_damage()
-        sink = sink_for(study, store.root, "online", failures.append)
+        sink = sink_for(study, store.root, "online", failures.append, rules=rule_runs(study))
         finished = [view for view in store.runs() if view.result]
         for view in finished:
             sink.replay(view, verify=verify)

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from hpstudy.analysis.answers import by_speed, deciding
 from hpstudy.analysis.departures import departures_sentence
+from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import rule_records
 from hpstudy.analysis.together import adjusted_levels, cautions
 from hpstudy.files import RUNS, command
 from hpstudy.report import tables
@@ -79,9 +81,29 @@ def results_markdown(studies: Sequence[StudyResults]) -> str:
         f"validation text, intervals of 95%. Written by `{command}` from the runs themselves.",
         _markdown_table(_overview(studies)),
         *map(_md, cautions(studies)),
+        *_rules(studies),
         *(part for results in studies for part in _result(results)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _rules(studies: Sequence[StudyResults]) -> list[str]:
+    """The record of published rules over the studies' searches."""
+    rows = tuple(
+        (
+            record.rule,
+            str(record.studies),
+            f"{record.rank:g} of {record.trials:g}",
+            "-" if record.regret is None else f"{record.regret:.{ONE_SEED_DIGITS}f}",
+            str(record.lost),
+        )
+        for record in rule_records(studies)
+    )
+    if not rows:
+        return []
+    header = ("rule", "studies", "median rank among the trials", "median above the best (nats)", "not complete")
+    said = "What published rules proposed, against all trials of their searches, one seed each:"
+    return [said, _markdown_table(Table(title="Published rules", header=header, rows=rows))]
 
 
 def _overview(studies: Sequence[StudyResults]) -> Table:

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from hpstudy.analysis.foreseen import Foreseen
 from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import rule_names
 from hpstudy.hparams import RULES
 from hpstudy.records import Outcome
 from hpstudy.report.curves import objective_column
@@ -41,7 +43,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
     """
     study = results.study
     column, complete = objective_column(study), results.ranked()
-    others = not_complete(results)
+    others, names = not_complete(results), trial_names(results)
     if not len(complete) + len(others):
         return
     limits = shown_range(complete[column], column)
@@ -60,7 +62,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
                     mode="markers",
                     marker={**style, "symbol": _symbols(values, limits, column)},
                     customdata=[
-                        [html.escape(str(run)), tick_text(value), value_text(true, column)]
+                        [html.escape(names.get(str(run), str(run))), tick_text(value), value_text(true, column)]
                         for run, value, true in zip(rows["run_id"], rows[key], values, strict=True)
                     ],
                     hovertemplate=f"%{{customdata[0]}}<br>{key} %{{customdata[1]}}: %{{customdata[2]}}<extra></extra>",
@@ -81,7 +83,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
                         "line": {"width": 1.6, "color": [MUTED if is_pruned else INK for is_pruned in pruned]},
                     },
                     customdata=[
-                        [html.escape(f"{row['run_id']}: {ending(row)}"), tick_text(row[key])]
+                        [html.escape(f"{names.get(row['run_id'], row['run_id'])}: {ending(row)}"), tick_text(row[key])]
                         for row in others.to_dict("records")
                     ],
                     hovertemplate=f"%{{customdata[0]}}<br>{key} %{{customdata[1]}}<extra></extra>",
@@ -106,6 +108,11 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
         pad = 0.08 * (limits[1] - limits[0]) or 0.01
         plot.update_yaxes(range=[limits[0] - pad, limits[1] + 1.4 * pad])
         yield Figure(title=key, caption=RULES[key].doc, plot=plot, size="panel")
+
+
+def trial_names(results: StudyResults) -> dict[str, str]:
+    """`search-0005, step-law` for the runs that a published rule proposed, by their ids."""
+    return {run: f"{run}, {rule}" for run, rule in rule_names(results.study).items()}
 
 
 def _symbols(values: np.ndarray, limits: tuple[float, float], column: str) -> list[str]:
@@ -183,8 +190,10 @@ def best_so_far(results: StudyResults) -> Figure:
     low, high = min([low, *baseline]), max([high, *baseline])
     pad = 0.08 * (high - low) or 0.01
     values = done[column].to_numpy("float64")
+    names, rules = trial_names(results), rule_names(study)
     texts = [
-        [html.escape(str(run)), value_text(value, column)] for run, value in zip(done["run_id"], values, strict=True)
+        [html.escape(names.get(str(run), str(run))), value_text(value, column)]
+        for run, value in zip(done["run_id"], values, strict=True)
     ]
     plot.add_trace(
         go.Scatter(
@@ -200,10 +209,22 @@ def best_so_far(results: StudyResults) -> Figure:
             x=others["trial"].to_numpy("int64"), y=[high if column == "val_loss" else low] * len(others),
             mode="markers",
             marker={"color": MUTED, "size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": MUTED}},
-            customdata=[html.escape(f"{row['run_id']}: {ending(row)}") for row in others.to_dict("records")],
+            customdata=[
+                html.escape(f"{names.get(row['run_id'], row['run_id'])}: {ending(row)}")
+                for row in others.to_dict("records")
+            ],
             hovertemplate="%{customdata}<extra></extra>",
         )
     )  # fmt: skip
+    ruled = done[done["run_id"].isin(rules)]
+    if len(ruled):
+        plot.add_trace(
+            go.Scatter(
+                x=ruled["trial"].to_numpy("int64"), y=np.clip(ruled[column].to_numpy("float64"), low, high),
+                mode="text", text=[html.escape(rules[str(run)]) for run in ruled["run_id"]],
+                textposition="top center", textfont={"color": INK, "size": 11}, cliponaxis=False, hoverinfo="skip",
+            )
+        )  # fmt: skip
     steps = {"color": ACCENT, "width": 2.2, "shape": "hv"}
     number = done["trial"].to_numpy("int64")
     plot.add_trace(go.Scatter(x=number, y=best.to_numpy(), mode="lines", line=steps, hoverinfo="skip"))
@@ -217,6 +238,7 @@ def best_so_far(results: StudyResults) -> Figure:
     plot.update_yaxes(range=[low - pad, high + pad])
     caption = (
         "One seed each. Selection flatters the best of a search, so this curve is no result. Crosses: not complete."
+        + (" Named: proposed by a published rule." if len(ruled) else "")
     )
     return Figure(title="Best so far", caption=caption, plot=plot, size="full")
 
@@ -266,3 +288,28 @@ def pareto_front(results: StudyResults, names: Mapping[str, str]) -> Figure:
     plot.update_yaxes(range=[low - pad, high + 1.6 * pad])
     caption = "Lower right is better. Line: the search's front, one seed each. Large: means over the runs of each side."
     return Figure(title="Loss against speed", caption=caption, plot=plot, size="full")
+
+
+def forecast_errors(found: Foreseen) -> Figure:
+    """The median error of forecasts by the share of the run that had been trained, beside its two comparisons."""
+    plot = empty_plot("of the run", "median error (nats)")
+    shares = [each.share for each in found.errors]
+    for name, errors, colour, dash in (
+        ("current loss", [each.current for each in found.errors], MUTED, "dot"),
+        ("schedule-blind fit", [each.blind for each in found.errors], INK, "dash"),
+        ("forecast", [each.forecast for each in found.errors], ACCENT, "solid"),
+    ):
+        plot.add_trace(
+            go.Scatter(
+                x=shares, y=errors, mode="lines+markers", line={"color": colour, "width": 2, "dash": dash},
+                marker={"color": colour, "size": 7}, hovertemplate=f"{name}: %{{y:.4f}} nats<extra></extra>",
+            )
+        )  # fmt: skip
+        plot.add_annotation(
+            x=shares[0], y=math.log10(errors[0]), text=name, showarrow=False, xanchor="left", yanchor="bottom",
+            yshift=4, font={"color": colour},
+        )  # fmt: skip
+    plot.update_xaxes(tickformat=".0%", tickvals=shares)
+    plot.update_yaxes(type="log", dtick=1, exponentformat="none")
+    caption = "Distance to the final loss, of trials that were trained to their end, with what was known at that point."
+    return Figure(title="Errors of the forecasts", caption=caption, plot=plot, size="full")

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
+from hpstudy.analysis.foreseen import Foreseen, foreseen
 from hpstudy.analysis.in_short import opponent
+from hpstudy.analysis.numbers import short
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import closest, closest_notes
 from hpstudy.files import command
 from hpstudy.report import curve_figures, search_figures, tables
 from hpstudy.report.curves import ShownRuns
@@ -47,7 +50,7 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
     reached = (tables.statistics(verdict),) if verdict.contrasts else ()
     panels = tuple(search_figures.hyperparameter_panels(results, winner))
     together = (search_figures.importance_bars(importances),) if len(importances) > 1 else ()
-    commit = results.commit
+    commit, rules, stopping = results.commit, tables.rules_table(results), foreseen(results)
     parts = [
         Section(
             title="How sure",
@@ -68,10 +71,12 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
         Section(
             title="Search",
             id="search",
+            text=(" ".join([said, *closest_notes(results)]),) if (said := closest(results)) else (),
             figures=(search_figures.best_so_far(results),),
             parallel=parallel_coordinates(results, winner) if study.space and searched.rows else "",
-            tables=(searched,),
+            tables=(searched, *([rules] if rules else [])),
         ),
+        *([_foresight(stopping)] if stopping else []),
         Section(title="Training", id="training", figures=tuple(curve_figures.training_curves(results, shown))),
         Section(
             title="Reproduce",
@@ -86,6 +91,30 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
         ),
     ]
     return [part for part in parts if study.space or part.id not in ("hyperparameters", "search")]
+
+
+def _foresight(found: Foreseen) -> Section:
+    """Whether the forecasts that stopped trials came true, and what they saved."""
+    saved = found.savings
+    lost = [each.run_id for each in found.audited if each.is_best]
+    text = [
+        f"Foresight stopped {saved.stopped} of {saved.ended} trials and saved {short(saved.tokens)} of "
+        f"{short(saved.planned)} tokens ({saved.share:.0%}).",
+    ]
+    if found.audited:
+        held = sum(each.held for each in found.audited)
+        text.append(
+            f"The interval held the final loss of {held} of {len(found.audited)} audited trials. "
+            + (f"The best trial, {lost[0]}, is one of them." if lost else "None of them is the best of the search.")
+        )
+    return Section(
+        title="Foresight",
+        id="foresight",
+        warnings=tuple(f"{run} is the best of the search, and would have been stopped" for run in lost),
+        text=tuple(text),
+        figures=(search_figures.forecast_errors(found),) if found.errors else (),
+        tables=tuple(table for table in (tables.forecast_errors(found), tables.audit(found)) if table),
+    )
 
 
 def _warnings(results: StudyResults) -> list[str]:

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from hpstudy.analysis.answers import Addition, Contrast, Noise, Relative, Verdict, by_speed
+from hpstudy.analysis.foreseen import Foreseen
 from hpstudy.analysis.in_short import found_name, opponent
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.numbers import decimals, duration, interval_decimals, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import rule_names, rule_results
 from hpstudy.analysis.speedup import Ratio, Speedup, crossing_tokens, speedup
 from hpstudy.records import Outcome
 from hpstudy.report.endings import ending, not_complete
@@ -231,14 +233,19 @@ def trials_table(results: StudyResults) -> Table:
     baseline = results.one_seed_loss(study.baseline_run_id)
     digits = decimals(noise.sd) if noise else ONE_SEED_DIGITS
     shown = pd.concat([ranked, others]).head(MOST_TRIALS)
-    header = ("trial", "val loss", "difference", *study.space, "tokens/s", *(["ended"] if len(others) else []))
+    rules = rule_names(study)
+    header = (
+        *("trial", "val loss", "difference", *(["rule"] if rules else []), *study.space, "tokens/s"),
+        *(["ended"] if len(others) else []),
+    )
     rows = []
     for row in shown.to_dict("records"):
         complete, run_id = row["outcome"] == Outcome.COMPLETE, str(row["run_id"])
         is_baseline = run_id == study.baseline_run_id
         gap = MISSING if not complete else _gap(row["val_loss"] - baseline, noise, digits)
         loss = f"{row['val_loss']:.{digits}f}" if complete else MISSING
-        cells = [run_id, loss, "baseline" if is_baseline else gap, *(plain(row[key]) for key in study.space)]
+        cells = [run_id, loss, "baseline" if is_baseline else gap, *([rules.get(run_id, "")] if rules else [])]
+        cells += [plain(row[key]) for key in study.space]
         rows.append((*cells, plain(row["tok_per_sec"]), *([ending(row)] if len(others) else [])))
     note = "One seed each. Selection flatters the best of a search: only fresh seeds can say whether it is better."
     if noise:
@@ -247,6 +254,26 @@ def trials_table(results: StudyResults) -> Table:
         note += f" The first {MOST_TRIALS} of {len(ranked) + len(others):,}; trials.csv has all."
     note += "".join(f" {sentence}" for sentence in _common_values(others, ranked, study))
     return Table(title="Trials", header=header, rows=tuple(rows), note=note, id="trials", sortable=True, prose="ended")
+
+
+def rules_table(results: StudyResults) -> Table | None:
+    """The trials that published rules proposed, the best first; None without any that ended."""
+    found = rule_results(results)
+    digits = decimals(results.noise.sd) if results.noise else ONE_SEED_DIGITS
+    rows = tuple(
+        (
+            each.rule,
+            each.run_id,
+            MISSING if each.regret is None else f"{each.regret:.{digits}f}",
+            f"{each.rank} of {each.trials}",
+            " ".join([*each.outside, *each.moved]) or MISSING,
+            ", ".join(each.sources),
+        )
+        for each in found
+    )
+    header = ("rule", "trial", "above the best (nats)", "rank", "used beyond its source", "source")
+    note = "Each of these trials has a published rule's values, and the baseline's of all other keys. One seed each."
+    return Table(title="Published rules", header=header, rows=rows, note=note, words=True) if found else None
 
 
 def _gap(difference: float, noise: Noise | None, digits: int) -> str:
@@ -266,6 +293,43 @@ def _common_values(lost: pd.DataFrame, complete: pd.DataFrame, study: Study) -> 
             yield f"All lost ones have {key} of {trials.min():.4g} or more; no complete trial reaches that."
         elif trials.max() < complete[key].min():
             yield f"All lost ones have {key} of {trials.max():.4g} or less; no complete trial goes so low."
+
+
+def forecast_errors(found: Foreseen) -> Table | None:
+    """How far forecasts of finished trials missed, beside what does not know the schedule."""
+    if not found.errors:
+        return None
+    rows = tuple(
+        (f"{each.share:.0%}", *(f"{miss:.4f}" for miss in (each.forecast, each.current, each.blind)),
+         f"{each.held} of {each.num_trials}")
+        for each in found.errors
+    )  # fmt: skip
+    header = ("of the run", "forecast", "current loss", "schedule-blind fit", "90% interval held")
+    note = (
+        "Median distance to the final loss (nats) of trials that were trained to their end, each forecast from those "
+        "that had ended when it began. The fit is a power law in tokens through the losses so far."
+    )
+    return Table(title="Forecasts", header=header, rows=rows, note=note)
+
+
+def audit(found: Foreseen) -> Table | None:
+    """The trials that would have been stopped but were trained to their end."""
+    if not found.audited:
+        return None
+    rows = tuple(
+        (
+            each.run_id,
+            f"{each.share:.0%}",
+            str(each.forecast),
+            f"{each.loss:.4f}",
+            "yes" if each.held else "no",
+            "yes" if each.is_best else "no",
+        )
+        for each in found.audited
+    )
+    header = ("trial", "stopped at", "forecast [90%]", "val loss", "inside", "best of the search")
+    note = "One in ten of the trials that would be stopped goes on to its end, by its number."
+    return Table(title="Audit", header=header, rows=rows, note=note)
 
 
 def cost(trials: pd.DataFrame) -> Table:

@@ -10,10 +10,12 @@ from pathlib import Path
 from rich.text import Text
 
 from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.foreseen import savings
 from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, opponent, shared_digits
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import duration, interval_decimals, listed, p_text, plain, short, with_sign
 from hpstudy.analysis.results import StudyResults
+from hpstudy.analysis.rules import closest, closest_notes
 from hpstudy.analysis.state import State
 from hpstudy.report.tables import interval
 from hpstudy.running.confirm import read_selections
@@ -50,9 +52,9 @@ def last_screen(
     answer = textwrap.wrap(_spelled(_answer(results, now), encoding), width - 4)
     region = _region(results, width, encoding)
     links = list(_links(results, now, page, width))
-    cautions = _cautions(results)
-    around = len(question) + len(answer) + len(region) + bool(cautions) + len(links)
-    others = around + 4  # title, headings, two empty lines
+    cautions, saved = _cautions(results), savings(results)
+    others = len(question) + len(answer) + len(region) + bool(saved) + bool(cautions) + len(links)
+    others += 4  # title, headings, two empty lines
     shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
     mark, color = MARKS[in_short(results, now).tone]
     mark = _spelled(mark, encoding)
@@ -65,6 +67,9 @@ def last_screen(
         *(Text(f"    {line}", style="bold") for line in answer[1:]),
     ]
     lines += map(Text, region)
+    if saved:
+        said = f"foresight stopped {saved.stopped} of {saved.ended} trials and saved {saved.share:.0%} of the tokens"
+        lines.append(Text(f"    {said}", style="dim"))
     if cautions:
         lines.append(Text(f"    {listed(cautions)}: see How sure in the report", style="yellow"))
     return Text("\n").join([*lines, Text(), *map(Text, links)])
@@ -231,15 +236,21 @@ def _cautions(results: StudyResults) -> list[str]:
 
 def _links(results: StudyResults, now: State, page: Path, width: int) -> Iterator[str]:
     assert results.store is not None
+    if said := closest(results):
+        yield from _wrapped(" ".join([said, *closest_notes(results)]), width, label="rules")
     for what, value in (
         ("report", str(page)),
         ("W&B", whereabouts(results.store.root, results.name)),
         ("next", now.command),
     ):
         yield f"    {what:<8}{value}"
-    yield from textwrap.wrap(
-        now.advice, width, initial_indent=12 * " ", subsequent_indent=12 * " ", break_on_hyphens=False
-    )
+    yield from _wrapped(now.advice, width)
+
+
+def _wrapped(text: str, width: int, label: str = "") -> list[str]:
+    """A sentence beside the links, in as many lines as it takes."""
+    indent = f"    {label:<8}"
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=12 * " ", break_on_hyphens=False)
 
 
 def _spelled(text: str, encoding: str) -> str:

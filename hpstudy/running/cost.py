@@ -13,9 +13,9 @@ from hpstudy.errors import MachineError, UserError
 from hpstudy.running.executors import Executor, Worker, time_steps, wait_until_ready
 from hpstudy.running.messages import Setup, Timed
 from hpstudy.running.micro_batch import find_micro_batch
+from hpstudy.schedule import extent
 from hpstudy.spec import MAX_STEPS, TrainerSpec
 from hpstudy.study import Choices, Study
-from hpstudy.training.schedule import extent
 
 EVAL_GOAL = 0.2  # of a run's time; what evaluations should take at most
 LEAST_EVALS = 5  # a curve and a pruner need some

@@ -30,6 +30,7 @@ from hpstudy.running.race_queue import RaceQueue, described
 from hpstudy.running.run_queue import RunList, TrialQueue
 from hpstudy.running.warm_start import Gathered
 from hpstudy.search import JOURNAL, Search
+from hpstudy.search.rule_trials import rule_runs
 from hpstudy.search.warm_start import Prior
 from hpstudy.statistics.race import Race
 from hpstudy.study import Study, as_begun, frozen_text, refuse_changes
@@ -96,7 +97,8 @@ class _Driver:
         self._study, self._store, self._progress, self._stop = study, store, progress, stop
         self._options, self._confirming = options, False
         self._earlier: tuple[Prior, ...] = ()
-        self._wandb = sink_for(study, store.root, resolve_mode(options.wandb), progress.say)
+        mode = resolve_mode(options.wandb)
+        self._wandb = sink_for(study, store.root, mode, progress.say, rules=rule_runs(study))
         executor = executor_for(study, options, store.root, progress.say)
         self._pool = WorkerPool(study, store, self._wandb, options, progress, stop, executor)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hpstudy.errors import HpstudyError
 from hpstudy.records import Phase, Run, RunResult, StepRecord
+from hpstudy.search import Forecast
 from hpstudy.tracking.wandb_settings import ModeFlag
 
 
@@ -32,6 +33,9 @@ class Progress(Protocol):
 
     def step(self, run: Run, record: StepRecord) -> None:
         """A step was recorded."""
+
+    def forecast(self, run: Run, forecast: Forecast) -> None:
+        """The pruner has a new forecast of the run's final loss."""
 
     def finish(self, run: Run, result: RunResult) -> None:
         """A run has a result."""

@@ -26,7 +26,7 @@ def tuned_lr(study: Study) -> Study:
     own = {"lr": baseline.pop("lr")} if "lr" in baseline else {}
     budget = study.budget
     if budget.sampler.name == "grid" and not isinstance(dimension, Choices):
-        budget = budget.model_copy(update={"sampler": Sampler(name="tpe", startup=10, seed=budget.sampler.seed)})
+        budget = budget.model_copy(update={"sampler": Sampler(seed=budget.sampler.seed).in_format(study.format)})
     return replace(
         study,
         space={"lr": dimension},

@@ -358,6 +358,8 @@ class WorkerPool:
                 queue.on_step(active.run, record)
                 if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
+                    if (forecast := queue.forecast(active.run, record)) is not None:
+                        self._progress.forecast(active.run, forecast)
             case Saved() as saved:
                 self._active[worker].on_saved(saved)
             case Finished(outcome=outcome, message=message, last=last):

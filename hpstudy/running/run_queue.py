@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run, RunResult, StepRecord, trial_run_id
-from hpstudy.search import Proposal, Search
+from hpstudy.search import Forecast, Proposal, Search
 from hpstudy.study import Study
 
 AT_ONCE = 4  # results told in a row: a late trial may hold back hundreds, and each proposal takes up to 0.1 s
@@ -81,6 +81,12 @@ class TrialQueue:
         assert record.eval_index is not None
         return self._search.should_stop(run.trial, record.eval_index)
 
+    def forecast(self, run: Run, record: StepRecord) -> Forecast | None:
+        """The pruner's forecast of the final loss, if it makes one."""
+        assert run.trial is not None
+        assert record.eval_index is not None
+        return self._search.forecast(run.trial, record.eval_index)
+
     def on_result(self, run: Run, result: RunResult) -> None:
         """Tells the results that are due, AT_ONCE at most, and asks for a trial after each; `next` tells the rest.
 
@@ -121,6 +127,10 @@ class RunList:
     def should_stop(self, run: Run, record: StepRecord) -> bool:
         """Never."""
         return False
+
+    def forecast(self, run: Run, record: StepRecord) -> Forecast | None:
+        """None."""
+        return None
 
     def on_result(self, run: Run, result: RunResult) -> None:
         """Does nothing."""

@@ -8,6 +8,7 @@ falls between events, never inside one.
 
 import logging
 
+from hpstudy.search.foresight import Forecast
 from hpstudy.search.search import Proposal, Search, TrialState, TrialView, objective_values
 
 # Optuna would log every in-memory study, and a package that would make GP faster. Only these two loggers are silenced,
@@ -17,4 +18,4 @@ for _logger in ("optuna.storages", "optuna._gp"):
 
 JOURNAL = "optuna.journal"  # in the study's run folder
 
-__all__ = ["JOURNAL", "Proposal", "Search", "TrialState", "TrialView", "objective_values"]
+__all__ = ["JOURNAL", "Forecast", "Proposal", "Search", "TrialState", "TrialView", "objective_values"]

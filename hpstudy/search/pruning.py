@@ -33,7 +33,7 @@ class TrialPruner:
         and never at the last evaluation, which ends the run anyway.
         """
         last = max(reports, default=self._evals)
-        if self._pruner.name == "none" or not self._first <= last < self._evals:
+        if self._pruner.name in ("none", "foresight") or not self._first <= last < self._evals:
             return False
         for past in finished[len(self._rivals) :]:
             self._rivals.append(self._rival(past))
@@ -85,7 +85,7 @@ def _replay(view: optuna.Study, reports: Mapping[int, float]) -> tuple[Trial, bo
 def _pruner(pruner: Pruner, first: int) -> BasePruner:
     """Optuna's pruner, with evaluations as steps."""
     match pruner.name:
-        case "none":
+        case "none" | "foresight":  # foresight.py decides by itself
             return NopPruner()
         case "median":
             return MedianPruner(n_startup_trials=pruner.startup)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
-from itertools import islice, product
+from bisect import insort
+from collections import deque
+from collections.abc import Container, Sequence
+from itertools import product
 
 import numpy as np
 import optuna
@@ -12,45 +15,193 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.space import Params, Space, distributions, encode
-from hpstudy.search.warm_start import FADED, Prior, faded
+from hpstudy.search.warm_start import FADED, Prior, PriorTrial, faded
+from hpstudy.spec import MAX_TRIALS
 from hpstudy.study import Choices, Sampler, Study, Value
+from hpstudy.study.schema import FORMAT_OF_SEARCH, Direction
 
 MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memory
 FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
+GP_TRIALS = 200  # trials after which gp's proposals would take longer than tpe's are worse
+REMEMBERED = 250  # of the best trials and of the latest, from which tpe and gp learn since format 4
 
 
-def first_proposals(study: Study) -> list[dict[str, Value]]:
-    """The proposals made without a sampler: the baseline, if the space holds it, then a grid's other points."""
+def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
+    """The proposals made without a sampler, by trial: the baseline, if the space holds it, and what rules propose.
+
+    Of a grid, its other points after the baseline.
+    """
     baseline = study.baseline_proposal()
     first = [] if baseline is None else [baseline]
     if not study.is_grid:
-        return first
+        rules = {number: trial.values for number, trial in rule_trials(study).items()}
+        return dict(enumerate(first)) | rules
     sides = [dimension.values for dimension in study.space.values() if isinstance(dimension, Choices)]
     assert len(sides) == len(study.space), "a grid needs choices in every dimension"
     points = (dict(zip(study.space, point, strict=True)) for point in product(*sides))
-    return first + [point for point in points if point != baseline]
+    return dict(enumerate([*first, *(point for point in points if point != baseline)]))
+
+
+def proposer(study: Study, warm_start: Sequence[Prior] = ()) -> SamplerView | Learner:
+    """What proposes the trials after the first proposals, in the way of the study's format; warm as since format 4."""
+    learns = study.budget.sampler.name in ("tpe", "gp") and (study.format >= FORMAT_OF_SEARCH or bool(warm_start))
+    return Learner(study, warm_start) if learns else SamplerView(study)
+
+
+class Learner:
+    """Proposals of tpe and gp since format 4.
+
+    Until `startup` known trials have a result, they are points of a scrambled Sobol sequence. Then the sampler
+    proposes, which is shown the REMEMBERED best and the REMEMBERED latest known trials, and later ones as running. So
+    it takes no longer after many trials. From trial GP_TRIALS on, gp is tpe.
+    """
+
+    def __init__(self, study: Study, warm_start: Sequence[Prior] = ()) -> None:
+        self._study, self._warm_start = study, warm_start
+        self._own: list[float] = []  # the first losses, which set the level of other studies' trials
+        self._space = distributions(study.space)
+        self._num_told = self._num_results = 0
+        self._constrained = False
+        self._best: list[FrozenTrial] = []  # of one objective the best first, of two the Pareto front
+        self._latest: deque[FrozenTrial] = deque(maxlen=REMEMBERED)
+
+    def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
+        """The proposal after `trials`, of which it may know how the first `num_known` ended."""
+        for trial in trials[self._num_told : num_known]:
+            self._tell(trial)
+        self._num_told = num_known
+        sampler, number = self._study.budget.sampler, len(trials)
+        earlier = self._earlier()
+        if self._num_results + len(earlier) < sampler.startup:
+            return _sobol_point(sampler.seed, number, self._space)
+        name = "tpe" if number >= GP_TRIALS else sampler.name
+        view = _View(
+            [_running(trial) for trial in trials[num_known:]] + self._remembered() + earlier,
+            directions=self._study.directions,
+            sampler=_sampler(sampler.model_copy(update={"name": name, "startup": 1}), number),
+        )
+        params: Params = view.ask(self._space).params
+        return params
+
+    def _tell(self, trial: FrozenTrial) -> None:
+        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            return
+        self._num_results += 1
+        self._latest.append(trial)
+        self._constrained |= is_infeasible(trial)
+        if trial.state is TrialState.PRUNED or is_infeasible(trial):
+            return
+        self._own = [*self._own, trial.values[0]][:FADED]
+        if len(self._study.directions) == 1:
+            insort(self._best, trial, key=self._losses)
+            del self._best[REMEMBERED:]
+        elif not any(self._dominates(other, trial) for other in self._best):
+            front = [other for other in self._best if not self._dominates(trial, other)]
+            self._best = [*front, trial][-REMEMBERED:]
+
+    def _losses(self, trial: FrozenTrial) -> list[float]:
+        """The trial's values, lower ones better."""
+        signs = (1 if direction == "minimize" else -1 for direction in self._study.directions)
+        return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+
+    def _dominates(self, one: FrozenTrial, other: FrozenTrial) -> bool:
+        return all(a <= b for a, b in zip(self._losses(one), self._losses(other), strict=True))
+
+    def _earlier(self) -> list[FrozenTrial]:
+        """What other studies' trials still say, as trials behind all others."""
+        found = [trial for prior in self._warm_start for trial in faded(prior, self._own)]
+        return [
+            _of_another(self._study, trial, MAX_TRIALS + place + 2, constrained=self._constrained)
+            for place, trial in enumerate(found)
+        ]
+
+    def _remembered(self) -> list[FrozenTrial]:
+        """The trials that the sampler learns from, in order."""
+        trials = {trial.number: trial for trial in (*self._best, *self._latest)}
+        return [_ended(trials[number], constrained=self._constrained) for number in sorted(trials)]
+
+
+class _View(optuna.Study):
+    """A study of one trial that is asked, in which its sampler sees other trials. Telling it all of them took long."""
+
+    def __init__(self, shown: list[FrozenTrial], *, directions: Sequence[Direction], sampler: BaseSampler) -> None:
+        made = optuna.create_study(directions=directions)
+        super().__init__(made.study_name, made._storage, sampler=sampler)
+        self._shown = shown
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+
+def _ended(trial: FrozenTrial, *, constrained: bool) -> FrozenTrial:
+    """A trial as it ended, for a view. GP needs the constraint of all complete trials or of none."""
+    shown = copy.copy(trial)
+    shown.number = trial.number + 1  # 0 is the view's own
+    if constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
+        shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
+    return shown
+
+
+def _of_another(study: Study, trial: PriorTrial, number: int, *, constrained: bool) -> FrozenTrial:
+    """A trial of another study, for a view."""
+    shown = create_trial(
+        params=encode(study.space, trial.values),
+        distributions=distributions(study.space),
+        value=trial.loss,
+        constraints={MEMORY: FITS} if constrained else None,
+    )
+    shown.number = number
+    return shown
+
+
+def _running(trial: FrozenTrial) -> FrozenTrial:
+    """A trial whose result is not known yet, for a view."""
+    shown = create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
+    shown.number = trial.number + 1
+    return shown
+
+
+def _sobol_point(seed: int, number: int, space: dict[str, BaseDistribution]) -> Params:
+    """Point `number` of a Sobol sequence over the space, scrambled once for the whole study."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = _Sobol(scramble=True, seed=seed)
+    sampler.number = number
+    study = optuna.create_study()
+    params: Params = sampler.sample_relative(study, create_trial(state=TrialState.RUNNING), space)
+    return params
+
+
+class _Sobol(QMCSampler):
+    """Optuna's, whose place in the sequence is set instead of counted in a storage."""
+
+    number = 0
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self.number
 
 
 class SamplerView:
     """The search as the sampler may see it, in memory: known trials as they ended, later ones as running.
 
-    It is kept from trial to trial, which saves building it again and changes no proposal. Results of later trials are
-    left out even if they exist by now, because that depends on timing.
+    For proposals before format 4, and those of random and qmc. It is kept from trial to trial, which saves building it
+    again and changes no proposal. Results of later trials are left out even if they exist by now, because that depends
+    on timing.
     """
 
-    def __init__(self, study: Study, warm_start: Sequence[Prior] = ()) -> None:
-        self._study, self._warm_start = study, warm_start
+    def __init__(self, study: Study) -> None:
+        self._study = study
         self._space = distributions(study.space)
-        self._own: list[float] = []
         self._renew(constrained=False)
 
     def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
         """The sampler's proposal after `trials`, of which it may know how the first `num_known` ended."""
         constrained = self._constrained or any(map(is_infeasible, trials[self._num_told : num_known]))
-        own = self._own_losses(trials[:num_known])
-        if constrained != self._constrained or len(own) != len(self._own):
-            self._own = own
+        if constrained != self._constrained:
             self._renew(constrained)
         self._view.sampler = _sampler(self._study.budget.sampler, len(trials))
         for trial in trials[self._num_asked :]:
@@ -61,27 +212,10 @@ class SamplerView:
         params: Params = self._view.ask(self._space).params
         return params
 
-    def _own_losses(self, known: Sequence[FrozenTrial]) -> list[float]:
-        """The first losses of this study, which set the level of other studies' trials; empty without a warm start."""
-        complete = (t for t in known if t.state is TrialState.COMPLETE and not is_infeasible(t))
-        return [trial.values[0] for trial in islice(complete, FADED)] if self._warm_start else []
-
     def _renew(self, constrained: bool) -> None:
-        """An empty view, but for what other studies' trials still say."""
         self._view = optuna.create_study(directions=self._study.directions)
         self._num_asked = self._num_told = 0
         self._constrained = constrained
-        earlier = [trial for prior in self._warm_start for trial in faded(prior, self._own)]
-        for trial in earlier:
-            self._view.add_trial(
-                create_trial(
-                    params=encode(self._study.space, trial.values),
-                    distributions=self._space,
-                    value=trial.loss,
-                    constraints={MEMORY: FITS} if constrained else None,
-                )
-            )
-        self._num_earlier = len(earlier)
 
     def _ask(self, trial: FrozenTrial) -> None:
         if self._study.budget.sampler.name == "qmc":
@@ -95,7 +229,7 @@ class SamplerView:
         self._num_told += 1
         if self._study.budget.sampler.name == "qmc":
             return  # it does not learn
-        again = Trial(self._view, self._num_earlier + number)  # in memory, ids are numbers
+        again = Trial(self._view, number)  # in memory, ids are numbers
         for eval_index, loss in trial.intermediate_values.items():
             again.report(loss, eval_index)
         if self._constrained and trial.state is TrialState.COMPLETE:  # GP needs it of all trials or of none

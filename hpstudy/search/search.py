@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,14 +14,15 @@ from optuna.trial import TrialState as OptunaState
 from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, RunResult, bounded_loss
+from hpstudy.search.foresight import Curve, Decision, Forecast, foresight
 from hpstudy.search.journal import accessing, open_journal
 from hpstudy.search.pruning import TrialPruner
 from hpstudy.search.sampling import (
     EXCEEDS,
     MEMORY,
-    SamplerView,
     first_proposals,
     is_infeasible,
+    proposer,
     running_trial,
 )
 from hpstudy.search.space import decode, encode
@@ -125,8 +126,10 @@ class Search:
         self._study = study
         self._storage = storage
         self._optuna, self.repaired = open_journal(study, storage, read_only=read_only)
-        self._sampler_view = SamplerView(study, warm_start)
+        self._proposer = proposer(study, warm_start)
         self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
+        self._foresight = foresight(study)
+        self._curves: list[Curve] = []  # of finished trials
         self._first = first_proposals(study)
         self.num_trials = num_trials(study, trials)
         self._reports = study.metrics == ("val/loss",)
@@ -139,13 +142,13 @@ class Search:
         """
         trials = self._frozen()
         number = len(trials)
-        known = self._num_known(number)
+        known = self._study.budget.num_known(number)
         if number >= self.num_trials or not all(trial.state.is_finished() for trial in trials[:known]):
             return None
-        if number < len(self._first):
+        if number in self._first:
             params = encode(self._study.space, self._first[number])
         else:
-            params = self._sampler_view.propose(trials, known)
+            params = self._proposer.propose(trials, known)
         with accessing(self._storage):
             self._optuna.add_trial(running_trial(self._study.space, params))  # asked and proposed in one line
         return Proposal(number=number, values=decode(self._study.space, params))
@@ -175,9 +178,22 @@ class Search:
         Later reports, left by an interrupted attempt, are ignored: a resumed run ends where it would have ended.
         """
         trials = self._frozen()
-        known = trials[: self._num_known(number)]
+        if self._foresight is not None:
+            finished, curve = self._seen(trials, number, eval_index)
+            return self._foresight.decision(finished, curve, eval_index) is Decision.STOP
+        known = trials[: self._study.budget.num_known(number)]
         so_far = {index: loss for index, loss in trials[number].intermediate_values.items() if index <= eval_index}
         return self._pruner.stops(known, so_far)
+
+    def forecast(self, number: int, eval_index: int) -> Forecast | None:
+        """What foresight expects of a trial's final loss at an evaluation, from what `should_stop` may use.
+
+        None with other pruners, or while too few trials have ended.
+        """
+        if self._foresight is None:
+            return None
+        finished, curve = self._seen(self._frozen(), number, eval_index)
+        return self._foresight.forecast(finished, curve, eval_index)
 
     def tell(self, number: int, result: RunResult) -> None:
         """Records how a trial ended. Trials must be told in order of number; the caller holds early results back."""
@@ -219,12 +235,21 @@ class Search:
         """Every trial asked so far, in order of number."""
         return [self._view(trial) for trial in self._frozen()]
 
+    def _seen(self, trials: Sequence[FrozenTrial], number: int, eval_index: int) -> tuple[list[Curve], Curve]:
+        """What foresight may use at an evaluation: the finished trials that the trial may know, and its own losses."""
+        known = self._study.budget.num_known(number)
+        self._curves += [self._curve(trial, trial.intermediate_values) for trial in trials[len(self._curves) : known]]
+        curve = self._curve(trials[number], trials[number].intermediate_values)
+        return self._curves[:known], curve.until(eval_index)
+
+    def _curve(self, trial: FrozenTrial, losses: Mapping[int, float]) -> Curve:
+        """What foresight sees of a trial."""
+        values = decode(self._study.space, trial.params)
+        hparams = self._study.trial_hparams(values, self._study.spec.tokens)
+        return Curve(number=trial.number, hparams=hparams, losses=losses)
+
     def _frozen(self) -> list[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False)
-
-    def _num_known(self, number: int) -> int:
-        """How many trials, from 0 on, have been told when trial `number` is asked."""
-        return max(0, number - self._study.budget.parallel + 1)
 
     def _view(self, trial: FrozenTrial) -> TrialView:
         state = _STATES[trial.state]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hpstudy.study import Choices, Dimension, FloatRange, Value
+from hpstudy.study import Choices, Dimension, FloatRange, OrderedChoices, Value
 
 Space = dict[str, Dimension]
 Params = dict[str, Any]
-"""A point as Optuna stores it. A "log1m" dimension of beta1 is stored as a log-uniform 1-beta1."""
+"""A point as Optuna stores it. A "log1m" dimension of beta1 is stored as a log-uniform 1-beta1, and of numbers to
+choose from "lr#" stores the place in ascending order, from 0."""
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -20,7 +21,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 def encode(space: Space, values: dict[str, Value]) -> Params:
     """A point of the space as Optuna's parameters."""
-    return {_parameter(key, d): 1 - float(values[key]) if _log1m(d) else values[key] for key, d in space.items()}
+    return {_parameter(key, dimension): _encoded(dimension, values[key]) for key, dimension in space.items()}
 
 
 def decode(space: Space, params: Params) -> dict[str, Value]:
@@ -35,11 +36,19 @@ def decode(space: Space, params: Params) -> dict[str, Value]:
             value = 1 - param if _log1m(dimension) else param
             values[key] = min(max(value, dimension.low), dimension.high)
         else:
-            values[key] = param
+            values[key] = sorted(dimension.values)[param] if isinstance(dimension, OrderedChoices) else param
     return values
 
 
+def _encoded(dimension: Dimension, value: Value) -> Value:
+    if isinstance(dimension, OrderedChoices):
+        return sorted(dimension.values).index(value)
+    return 1 - float(value) if _log1m(dimension) else value
+
+
 def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, OrderedChoices):
+        return IntDistribution(0, len(dimension.values) - 1)
     if isinstance(dimension, Choices):
         return CategoricalDistribution(dimension.values)
     if _log1m(dimension):
@@ -52,4 +61,6 @@ def _log1m(dimension: Dimension) -> bool:
 
 
 def _parameter(key: str, dimension: Dimension) -> str:
+    if isinstance(dimension, OrderedChoices):
+        return f"{key}#"
     return f"1-{key}" if _log1m(dimension) else key

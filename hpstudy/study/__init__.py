@@ -17,7 +17,17 @@ from hpstudy.study.frozen import (
 )
 from hpstudy.study.load import list_studies, load_study, parse_study, study_name
 from hpstudy.study.schema import Budget, Confirm, MetricName, Pruner, Sampler
-from hpstudy.study.study import GROWING, Choices, Dimension, FloatRange, Study, Value, num_trials, study_sha256
+from hpstudy.study.study import (
+    GROWING,
+    Choices,
+    Dimension,
+    FloatRange,
+    OrderedChoices,
+    Study,
+    Value,
+    num_trials,
+    study_sha256,
+)
 
 __all__ = [
     "GROWING",
@@ -27,6 +37,7 @@ __all__ = [
     "Dimension",
     "FloatRange",
     "MetricName",
+    "OrderedChoices",
     "Pruner",
     "Sampler",
     "Study",

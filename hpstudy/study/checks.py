@@ -14,6 +14,7 @@ from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
     MAX_INTEGER,
+    RULE_KEYS,
     SEEDS_APART,
     ChoicesTable,
     RangeTable,
@@ -30,6 +31,7 @@ MAX_NAMED = 8  # micro-batches that one problem names
 MAX_GRID = 100_000  # points, which are listed before the first trial
 LEARNING = ("tpe", "gp")  # samplers that learn from trials
 BETAS = ("beta1", "beta2")
+NEED_TOKENS = ("step-law", "power-lines")  # rules
 BATCH_KEYS = frozenset({"batch_tokens", "batch_ramp_fraction", "batch_ramp_start"})
 
 
@@ -292,6 +294,11 @@ def _pruner(file: StudyFile) -> Iterator[str]:
             f'[budget] pruner: "{name}" compares only val/loss, but the objective is {shown(file.objective.metric)}; '
             'use pruner = "none"'
         )
+    elif name == "foresight" and file.trainer.tokens is None:
+        yield (
+            '[budget] pruner: "foresight" must know the schedule in tokens, but [trainer] gives seconds; give tokens, '
+            'or use pruner = "median"'
+        )
 
 
 def _warm_start(file: StudyFile) -> Iterator[str]:
@@ -320,6 +327,29 @@ def _grid(file: StudyFile) -> Iterator[str]:
         points = math.prod(len(table.choices) for table in file.search.values() if isinstance(table, ChoicesTable))
         if points > MAX_GRID:
             yield f'[budget] sampler: "grid" takes at most {MAX_GRID:,} points, but got {points:,}; take "random"'
+
+
+def _published(file: StudyFile) -> Iterator[str]:
+    """Rules that the file lists must be able to propose a trial. With "auto" those that cannot are left out."""
+    rules = file.budget.rules
+    if not rules or rules == "auto":
+        return
+    if file.budget.sampler.name == "grid":
+        yield "[budget] rules: a grid tries every point anyway, so no rule proposes any; leave them out"
+    if file.objective.metric != ["val/loss"]:
+        got = shown(file.objective.metric)
+        yield f"[budget] rules: predict values for val/loss alone, but the objective is {got}; leave them out"
+    for name in dict.fromkeys(rules):
+        if rules.count(name) > 1:
+            yield f'[budget] rules: "{name}" is listed twice; list it once'
+        if not set(RULE_KEYS[name]) & set(file.search):
+            keys = ", ".join(RULE_KEYS[name])
+            yield f'[budget] rules: "{name}" speaks about {keys}, but [search] has none of them; leave it out'
+        elif name in NEED_TOKENS and file.trainer.seconds is not None:
+            yield (
+                f'[budget] rules: "{name}" takes the tokens of a run, but [trainer] states seconds; state tokens, or '
+                "leave the rule out"
+            )
 
 
 def _seeds(file: StudyFile) -> Iterator[str]:
@@ -388,10 +418,11 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_steps, f"trainer.tokens {_BATCH}"),
     (_schedule, _FRACTIONS),
     (_objective, "objective"),
-    (_pruner, "objective budget.pruner"),
+    (_pruner, "objective budget.pruner trainer.seconds"),
     (_warm_start, "objective budget.sampler budget.warm_start"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
+    (_published, "budget.rules budget.sampler objective search trainer.seconds"),
     (_seeds, "confirm.seeds confirm.design trainer.seed"),
     (_looks, "confirm objective"),
     (_yes, "yes objective search"),

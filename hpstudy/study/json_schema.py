@@ -61,7 +61,9 @@ def _for_editors(schema: Any) -> Any:
         rest = {key: part for key, part in schema.items() if key not in ("properties", "title")}
         defs = {"$defs": {key: _for_editors(part) for key, part in rest.pop("$defs", {}).items()}}
         return {**rest, "properties": properties, **(defs if defs["$defs"] else {})}
-    found = {key: _for_editors(part) for key, part in schema.items() if key not in ("title", "default", "unit")}
+    found = {
+        key: _for_editors(part) for key, part in schema.items() if key not in ("title", "default", "newest", "unit")
+    }
     if "example" in found:
         found["examples"] = [found.pop("example")]
     if schema.get("unit"):

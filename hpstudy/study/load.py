@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
@@ -25,16 +25,18 @@ from hpstudy.spec import (
 from hpstudy.study import checks
 from hpstudy.study.parse import read
 from hpstudy.study.schema import (
+    FORMAT_OF_SEARCH,
     LEAST_LOOK,
     LOOKS,
     ChoicesTable,
     Confirm,
     RangeTable,
+    RuleName,
     SamplerName,
     StudyFile,
     natural_scale,
 )
-from hpstudy.study.study import Choices, Dimension, FloatRange, Study, Value
+from hpstudy.study.study import Choices, Dimension, FloatRange, OrderedChoices, Study, Value
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
@@ -48,6 +50,7 @@ _NO_SAY_IN_SEEDS: Any = {
     "confirm": {"seeds", "looks"},
 }
 FORMAT_OF_SEEDS = 3  # whose default scales count in derived seeds, also of later formats
+FORMAT_OF_RULES = 4  # from which on published rules propose trials by default
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
 MOST_EMBEDDINGS = 2 / 3  # of a model's parameters, above which a smaller vocabulary is advised
@@ -148,7 +151,8 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         trainer["confirm_val"] = file.version > 1
     micro_batches = {size for batch in checks.batches(file).values() for size in batch.micro_batches}
     space = _space(file, file.version)
-    trials = file.budget.trials or _default_trials(space, file.budget.sampler.name)
+    budget = file.budget.in_format(file.version)
+    trials = budget.trials or _default_trials(space, budget.sampler.name)
     return Study(
         name=name,
         path=path,
@@ -159,7 +163,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches) * file.trainer.ranks),
         space=space,
         metrics=tuple(file.objective.metric),
-        budget=file.budget.model_copy(update={"trials": trials}),
+        budget=budget.model_copy(update={"trials": trials, "rules": _rules(file)}),
         confirm=_confirm(file),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
@@ -170,6 +174,13 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         also=tuple(dict.fromkeys(file.baseline.also)),
         format=file.version,
     )
+
+
+def _rules(file: StudyFile) -> Literal["auto"] | tuple[RuleName, ...]:
+    """The published rules that propose trials, by default those of the file's format."""
+    if file.budget.rules is not None:
+        return file.budget.rules
+    return "auto" if file.version >= FORMAT_OF_RULES else ()
 
 
 def _confirm(file: StudyFile) -> Confirm:
@@ -220,7 +231,7 @@ def _default_trials(space: dict[str, Dimension], sampler: SamplerName) -> int:
 
 
 def _space(file: StudyFile, version: int) -> dict[str, Dimension]:
-    """The searched dimensions, with the default scales of format `version`."""
+    """The searched dimensions, as format `version` has them."""
     return {key: _dimension(key, table, version) for key, table in file.search.items()}
 
 
@@ -228,7 +239,9 @@ def _dimension(key: str, table: RangeTable | ChoicesTable, version: int) -> Dime
     if isinstance(table, RangeTable):
         scale = table.scale or natural_scale(key, version)
         return FloatRange(low=float(table.low), high=float(table.high), scale=scale)
-    return Choices(values=tuple(_typed({key: value})[key] for value in table.choices))
+    is_ordered = version >= FORMAT_OF_SEARCH and RULES[key].kind is not str
+    kind = OrderedChoices if is_ordered else Choices
+    return kind(values=tuple(_typed({key: value})[key] for value in table.choices))
 
 
 def _typed(values: Mapping[str, Value]) -> dict[str, Value]:

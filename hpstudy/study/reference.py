@@ -8,7 +8,7 @@ from typing import Any
 
 from hpstudy.hparams import GPT3, RULES
 from hpstudy.records import GLOSSARY
-from hpstudy.study.schema import TABLES, StudyFile, Table
+from hpstudy.study.schema import FORMAT, TABLES, StudyFile, Table
 
 TITLES = {
     "model": "[trainer] model, as a table",
@@ -65,7 +65,9 @@ def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
         if field.description is None:
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = "required" if field.is_required() else _code(_toml(field.default)) or "not set"
+        newest = extra.get("newest", field.default)
+        newest = newest.in_format(FORMAT) if isinstance(newest, Table) else newest
+        default = "required" if field.is_required() else _code(_toml(newest)) or "not set"
         example = "" if extra["example"] is None else _code(f"{key} = {_toml(extra['example'])}")
         yield _code(key), _type(properties[key]), str(extra["unit"]), default, field.description, example
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -28,17 +28,30 @@ from hpstudy.study.hints import hint
 MetricName = Literal["val/loss", "train/tok_per_sec"]
 Direction = Literal["minimize", "maximize"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
-PrunerName = Literal["none", "median", "successive_halving"]
+PrunerName = Literal["none", "median", "successive_halving", "foresight"]
 Design = Literal["paired", "independent"]
 Opponent = Literal["tuned-lr", "batch"]
 Yes = Literal["better", "worse", "equivalent", "faster", "slower"]
+RuleName = Literal["combined", "step-law", "half-life", "power-lines", "decay-to-zero", "sqrt-batch", "batch-0.3"]
 
+COMBINED: tuple[RuleName, ...] = ("step-law", "half-life", "power-lines", "decay-to-zero")  # each sees those before it
+RULE_KEYS: dict[RuleName, tuple[str, ...]] = {
+    "combined": ("lr", "batch_tokens", "beta2", "weight_decay", "min_lr_fraction", "decay_fraction"),
+    "step-law": ("lr", "batch_tokens"),
+    "half-life": ("beta2",),
+    "power-lines": ("weight_decay",),
+    "decay-to-zero": ("min_lr_fraction", "decay_fraction"),
+    "sqrt-batch": ("lr",),
+    "batch-0.3": ("lr",),
+}
+"""Published rule -> the keys that it speaks about, in the order in which "auto" proposes them."""
 GOALS: dict[MetricName, Direction] = {"val/loss": "minimize", "train/tok_per_sec": "maximize"}
 CORPUS_KINDS = ("text", "shards", "raw")  # with a path or a glob after a colon
 LOOKS = (3, 5, 8, 12, 20)  # seeds a side at which a race is judged, if the file states none
 LEAST_LOOK = 3  # two seeds agree by chance too often where losses come in two clusters
 MAX_LOOKS = 20  # each costs a tenth of a second in every command that shows a verdict
 FORMAT = 4  # the newest, which a file has that states none
+FORMAT_OF_SEARCH = 4  # whose defaults of the search were measured; `newest` in the tables
 MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
@@ -113,6 +126,21 @@ def _pack(value: object) -> object:
     raise ValueError(f'must be a whole number of at least 1, or "auto", but got {shown(value)}')
 
 
+def _rules(value: object) -> object:
+    """Reads one rule's name as a list, and refuses unknown names."""
+    if value is None or value == "auto":
+        return value
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        raise ValueError(f'must be "auto" or a list of rules, but got {shown(value)}; as in `rules = ["step-law"]`')
+    known = list(RULE_KEYS)
+    for name in names:
+        if name not in known:
+            near = did_you_mean(name, known) if isinstance(name, str) else ""
+            raise ValueError(f"unknown rule {shown(name)}{near}; known are {', '.join(known)}")
+    return tuple(names)
+
+
 def _listed(value: object) -> object:
     """Reads `"val/loss"` as `["val/loss"]`."""
     return [value] if isinstance(value, str) else value
@@ -126,9 +154,15 @@ def _dimension_kind(value: object) -> str:
     return "choices" if isinstance(value, dict) and "choices" in value else "range"
 
 
-def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", **limits: Any) -> Any:
-    """A key's default, meaning and limits. `example` and `unit` are for the reference."""
-    extra = {"example": default if example is None else example, "unit": unit}
+def _key(default: Any, doc: str, example: Any = None, *, unit: str = "", newest: Any = None, **limits: Any) -> Any:
+    """A key's default, meaning and limits. `example` and `unit` are for the reference.
+
+    `newest` is the default since format 4, if it differs. The older one stays the field's, because derived seeds
+    follow from what differs from it; see `Table.in_format`.
+    """
+    extra = {"example": next(value for value in (example, newest, default) if value is not None), "unit": unit}
+    if newest is not None:
+        extra["newest"] = newest
     return Field(default, description=doc, json_schema_extra=extra, **limits)
 
 
@@ -152,6 +186,17 @@ class Table(BaseModel):
     """A TOML table: no unknown keys, no conversions, no infinities."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def in_format(self, version: int) -> Self:
+        """The table with the defaults of format `version` for keys that are not stated, also in tables within it."""
+        changes: dict[str, Any] = {}
+        for key, field in type(self).model_fields.items():
+            value, extra = getattr(self, key), field.json_schema_extra
+            if isinstance(value, Table):
+                changes[key] = value.in_format(version)
+            elif version >= FORMAT_OF_SEARCH and key not in self.model_fields_set and isinstance(extra, dict):
+                changes |= {key: extra["newest"]} if "newest" in extra else {}
+        return self.model_copy(update=changes)
 
 
 class BaselineTable(Table):
@@ -279,18 +324,36 @@ class ObjectiveTable(Table):
 class Sampler(Table):
     """How Optuna proposes trials."""
 
-    name: SamplerName = _key("tpe", "grid tries every combination of choices once")
-    startup: Count = _key(10, "random trials before tpe or gp learns from results", le=MAX_TRIALS)
+    name: SamplerName = _key(
+        "tpe",
+        "gp and tpe learn from results, gp in fewer trials but in 0.1 s each; from trial 200 on gp is tpe. grid tries "
+        "every combination of choices once. Before format 4 tpe was the default",
+        newest="gp",
+    )
+    startup: Count = _key(
+        10,
+        "results before tpe or gp learns from them; until then it tries points of a Sobol sequence. Before format 4 "
+        "the default was 10, at random",
+        newest=5,
+        le=MAX_TRIALS,
+    )
     seed: Seed = _key(0, "seed of the proposals")
 
 
 class Pruner(Table):
     """Which trials are stopped early. Divergence is always stopped."""
 
-    name: PrunerName = _key("none", "which of Optuna's pruners", "median")
+    name: PrunerName = _key(
+        "none",
+        "median and successive_halving are Optuna's; foresight forecasts a trial's final loss from its losses and its "
+        "learning-rate schedule, from 15% of the evaluations on, and reads no other key",
+        "foresight",
+    )
     startup: Annotated[int, Field(ge=0)] = _key(5, "median: trials that are never stopped")
     from_fraction: Annotated[float, Field(ge=0, lt=1)] = _key(
-        0.3, "share of the evaluations before which no trial is stopped; early losses misjudge high learning rates"
+        0.3,
+        "median, successive_halving: share of the evaluations before which no trial is stopped; early losses misjudge "
+        "high learning rates",
     )
     reduction: Annotated[int, Field(ge=2)] = _key(3, "successive_halving: one trial in so many passes each rung")
 
@@ -317,12 +380,26 @@ class Budget(Table):
         ["betas", "optuna:old.journal"],
         max_length=MAX_SOURCES,
     )
+    rules: Annotated[
+        Literal["auto"] | Annotated[tuple[RuleName, ...], Field(max_length=len(RULE_KEYS))] | None,
+        BeforeValidator(_rules),
+    ] = _key(
+        None,
+        "published formulas that propose trials beside the sampler: auto lets every rule that speaks about a searched "
+        "key propose one, in trials 1, 5, 9 and so on; a list lets these, right after the baseline; [] none. They are "
+        "for val/loss alone, and not for grids. auto by default; before format 4 none",
+        "auto",
+    )
     smaller_micro_batch: bool = _key(
         True, "after out of memory, try again at a smaller micro-batch; the loss stays the same"
     )
     hang_seconds: Seconds | None = _key(
         None, "silence after which a worker counts as hung; by default from the pace of the steps", 900, unit="s"
     )
+
+    def num_known(self, number: int) -> int:
+        """How many trials, from 0 on, have ended for sure when trial `number` is asked."""
+        return max(0, number - self.parallel + 1)
 
 
 class Confirm(Table):
@@ -383,8 +460,9 @@ class StudyFile(Table):
     format: Literal[1, 2, 3, 4] | None = _key(
         None,
         "version of this format, by default the newest; once a study has begun, the one that it began with. Before "
-        "format 3 every range was linear by default. In format 1 [confirm] had other defaults: seeds 101 to 105 and a "
-        "margin of 0.01",
+        "format 4 no rules proposed trials by default, choices had no order, the first trials were random and the "
+        "sampler had other defaults; before format 3 every range was linear by default. In format 1 [confirm] had "
+        "other defaults: seeds 101 to 105 and a margin of 0.01",
         FORMAT,
     )
     baseline: BaselineTable = BaselineTable()

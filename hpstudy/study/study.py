@@ -13,7 +13,18 @@ from typing import Any
 from hpstudy.hparams import GPT3, RULES, HParams, Scale, scaled_warmup_fraction
 from hpstudy.records import baseline_run_id
 from hpstudy.spec import TrainerSpec
-from hpstudy.study.schema import FORMAT, GOALS, Budget, Confirm, Direction, MetricName, Opponent, Yes, other_seed
+from hpstudy.study.schema import (
+    FORMAT,
+    FORMAT_OF_SEARCH,
+    GOALS,
+    Budget,
+    Confirm,
+    Direction,
+    MetricName,
+    Opponent,
+    Yes,
+    other_seed,
+)
 
 Value = float | int | str
 """A hyperparameter's value as the study file states it."""
@@ -57,6 +68,11 @@ class Choices:
     def nearest(self, value: Value) -> Value:
         """A contained value, unchanged."""
         return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedChoices(Choices):
+    """Numbers, whose order the sampler uses. Before format 4 they are plain choices, as texts are."""
 
 
 Dimension = FloatRange | Choices
@@ -182,7 +198,8 @@ class Study:
             "confirm": self.confirm.model_dump(),
         }
         search = {f"search.{key}": asdict(dimension) for key, dimension in self.space.items()}
-        flat = {"question": self.question, "yes": self.yes, **_flat(sections), **search}
+        format_ = {"format": self.format} if self.format >= FORMAT_OF_SEARCH else {}  # it proposes in another way
+        flat = {**format_, "question": self.question, "yes": self.yes, **_flat(sections), **search}
         plain: dict[str, Any] = json.loads(json.dumps(flat))  # tuples become lists
         return plain
 

@@ -97,7 +97,6 @@ def study_text(sizes: Sizes) -> str:
     ]
     budget = [
         (f"trials  = {sizes.trials}", "the first has GPT-3's values"),
-        (f'sampler = {{ name = "tpe", startup = {sizes.trials // 2} }}', "half of them are drawn before TPE learns"),
     ]
     looks = ", ".join(map(str, LOOKS))
     question = f"Are GPT-3's learning rate, betas and weight decay right for {sizes.model} on {sizes.corpus}?"

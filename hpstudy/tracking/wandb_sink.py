@@ -12,9 +12,10 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hpstudy.errors import MachineError
@@ -70,8 +71,10 @@ def whereabouts(root: Path, study: str) -> str:
     return group or "none"
 
 
-def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -> WandbSink:
-    """The sink of a study whose run folder is `root`."""
+def sink_for(
+    study: Study, root: Path, mode: Mode, say: Callable[[str], None], *, rules: Mapping[str, str] | None = None
+) -> WandbSink:
+    """The sink of a study whose run folder is `root`. `rules` names the rule that proposed a run, by the run's id."""
     project, entity = resolve_project(study.project, study.entity)
     return WandbSink(
         mode=mode,
@@ -80,6 +83,7 @@ def sink_for(study: Study, root: Path, mode: Mode, say: Callable[[str], None]) -
         directory=root,
         extra=study_config(study),
         baseline=study.baseline_run_id,
+        rules=rules or {},
         say=say,
         live=mode == "online",
     )
@@ -107,12 +111,14 @@ class WandbSink:
         extra: dict[str, Any],
         say: Callable[[str], None],
         baseline: str = "",
+        rules: Mapping[str, str] = MappingProxyType({}),
         live: bool = True,
         patience: float = 20.0,
     ) -> None:
         """`directory` is the study's run folder, `extra` joins each config, `patience` is the seconds per answer.
 
-        `baseline` is the id of the baseline's run on the search's seed.
+        `baseline` is the id of the baseline's run on the search's seed. `rules` names the published rule that proposed
+        a run, by the run's id; the name joins its config.
         """
         self.live = live and mode != "disabled"
         """Whether steps are sent as they come; otherwise `replay` sends whole runs from the store."""
@@ -120,7 +126,7 @@ class WandbSink:
         self._mode: Mode = mode
         self._project, self._entity = project, entity
         self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
-        self._baseline = baseline
+        self._baseline, self._rules = baseline, rules
         self._open: dict[str, wandb.Run] = {}  # by run id; only the thread uses it
         self._last: dict[str, int] = {}  # the last step logged, by run id; only the thread uses it
         self._behind: set[str] = set()  # runs that the queue lacks rows of; the thread does not use it
@@ -258,7 +264,7 @@ class WandbSink:
             job_type=header.run.phase,
             tags=self._tags(header.run),
             notes=self._extra.get("question"),
-            config=spelled(self._extra | self._environment() | _config(header)),
+            config=spelled(self._extra | self._environment() | _config(header) | self._rule(header.run)),
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(
@@ -289,6 +295,10 @@ class WandbSink:
         """The phase, and "baseline" for runs of its values. The outcome joins them at the end."""
         is_baseline = run.run_id == self._baseline or run.candidate == BASELINE
         return list(dict.fromkeys([run.phase, *([BASELINE] if is_baseline else [])]))
+
+    def _rule(self, run: Run) -> dict[str, str]:
+        """The published rule that proposed the run, if one did."""
+        return {"rule": self._rules[run.run_id]} if run.run_id in self._rules else {}
 
     def _environment(self) -> dict[str, Any]:
         """The precision, device and commit that the study began with, as far as they are recorded."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from hpstudy.data.corpus import Corpus, WindowSampler, val_windows
 from hpstudy.hparams import HParams
 from hpstudy.records import Run, StepRecord
+from hpstudy.schedule import Evaluation, StepPlan, plan
 from hpstudy.spec import TrainerSpec, flops_per_token
 from hpstudy.training.checkpoint import Checkpoint, TrainingState
 from hpstudy.training.cuda import GRAPH_FLOPS, Backward, Reading, Step, captured, captured_step
@@ -23,7 +24,6 @@ from hpstudy.training.device import Placement
 from hpstudy.training.gpt import GPT, initialize
 from hpstudy.training.optimizer import AdamW, FlatParameters, clip_, norm, share_lost_to_bf16
 from hpstudy.training.ranks import ALONE, Ranks
-from hpstudy.training.schedule import Evaluation, StepPlan, plan
 
 EVAL_TOKENS = 16_384  # of one forward pass of an evaluation; fixed, so that no hyperparameter changes its rounding
 COMPILE_FLOPS, COMPILE_SECONDS = 5e13, 10.0  # of one run of about 20 in a study; 10^15 FLOP take a GPU 5 to 30 s

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from hpstudy.data.corpus import Corpus, WindowSampler
 from hpstudy.hparams import HParams
 from hpstudy.records import Run
+from hpstudy.schedule import StepPlan, plan
 from hpstudy.spec import ModelShape, TrainerSpec
 from hpstudy.training.device import Placement
-from hpstudy.training.schedule import StepPlan, plan
 
 Forward = Callable[[Tensor], Tensor]
 """Token ids [B, T] -> logits [B, T, V]"""

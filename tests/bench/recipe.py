@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hpstudy.data.corpus import Corpus, WindowSampler
 from hpstudy.records import Run
+from hpstudy.schedule import StepPlan, plan
 from hpstudy.spec import ModelShape, TrainerSpec
 from hpstudy.training.device import Placement
-from hpstudy.training.schedule import StepPlan, plan
 from tests.bench.notebook import Forward, NotebookGPT, configure_optimizer, cross_entropy
 
 

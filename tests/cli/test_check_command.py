@@ -51,6 +51,25 @@ def test_a_warning_comes_last(tiny_file) -> None:
     assert order == sorted(order)
 
 
+def test_the_trials_that_published_rules_propose_are_said_with_what_was_clipped(tiny_file) -> None:
+    """Of five trials a rule has number 1; Step Law's lr for 3,312 weights is above the range."""
+    path = tiny_file(replace={"format = 1": "format = 4"})
+    result = hpstudy("check", path, "--device", "cpu")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("rules"))
+    assert [line.strip() for line in lines[place : place + 5]] == [
+        "rules    trial 1, combined: lr 0.03, beta2 0.9",
+        "lr is 0.03, the end of the range: the rule says 0.07617.",
+        "beta2 is 0.9, the end of the range: the rule says 0.7071.",
+        "step-law was fitted to 60M to 1B weights and 2B to 100B tokens; here are 3.31k weights and 5.12k tokens.",
+        "half-life was fitted to 30M to 1.3B weights; here are 3.31k weights.",
+    ]
+    (rule,) = json.loads(hpstudy("check", path, "--device", "cpu", "--json").out)["rules"]
+    assert (rule["trial"], rule["rule"], rule["values"]["lr"]) == (1, "combined", 0.03)
+    assert rule["sources"] == ["arXiv:2503.04715", "arXiv:2507.07101"]
+
+
 def test_an_error_with_json_leaves_stdout_empty() -> None:
     result = hpstudy("check", "nonsense", "--json")
     assert (result.code, result.out) == (2, "")

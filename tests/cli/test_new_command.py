@@ -38,7 +38,7 @@ def test_a_new_study_is_checked_without_a_warning_and_never_overwritten() -> Non
 
     text = Path("studies/mine.toml").read_text()
     study = load_study("mine")
-    assert (study.warnings, study.spec.corpus, study.format) == ((), "text:book.txt", 3)
+    assert (study.warnings, study.spec.corpus, study.format) == ((), "text:book.txt", 4)
     assert list(study.space) == ["lr", "beta1", "beta2", "weight_decay"]
     assert study.baseline_proposal() is not None
     values = text.partition("[trainer]")[2].splitlines()[1:]

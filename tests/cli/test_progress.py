@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from hpstudy.cli.progress import StudyProgress
 from hpstudy.records import Outcome, Run, RunResult, StepRecord
+from hpstudy.search import Forecast
 from hpstudy.study import Study
 from tests.helpers.terminal import last_frame
 
@@ -68,6 +70,16 @@ def in_a_file(study: Study) -> tuple[StudyProgress, io.StringIO]:
     """A progress view that prints into a file."""
     file = io.StringIO()
     return StudyProgress(study, Console(file=file, force_terminal=False, soft_wrap=True)), file
+
+
+def test_a_run_with_a_forecast_shows_where_it_ends(study, monkeypatch) -> None:
+    monkeypatch.setattr("hpstudy.cli.progress.PLAIN_SECONDS", -1.0)
+    progress, file = in_a_file(study)
+    progress.phase("search", 5, [])
+    progress.start(a_run(study))
+    progress.forecast(a_run(study), Forecast(log_loss=math.log(3.6), spread=0.01, reach=0.02))
+    progress.step(a_run(study), a_step(5, loss=4.5, tok_per_sec=1000.0, val_loss=4.25))
+    assert "val 4.2500, ends at 3.6000 [3.5287, 3.6727], 1,000 tok/s" in file.getvalue()
 
 
 def test_a_file_gets_one_plain_line_per_finished_run(study) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.analysis.results import load
 from hpstudy.cli.layout import Column, fits
@@ -18,6 +20,8 @@ from hpstudy.running.worker_states import Doing, Workers, WorkersFile, WorkerSta
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.command_line import Result, at_eighty_columns, hpstudy
+from tests.helpers.gallery import GALLERY
+from tests.helpers.made_up import train
 
 CONFIRM = "[confirm]\nseeds = [101, 102, 103]\n"
 YES = {"format = 1": 'format = 1\nyes = "better"'}
@@ -238,3 +242,10 @@ def test_an_error_with_json_leaves_stdout_empty(status) -> None:
 def test_status_without_any_runs_succeeds_and_writes_no_file(status, tmp_path: Path) -> None:
     assert status().code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_trial_of_foresight_has_its_forecast(status, tmp_path: Path) -> None:
+    train("late", replace(GALLERY["foresight"], stopped="search-0012"), tmp_path / "runs")
+    ((run, forecast),) = running_forecasts(load("late", tmp_path / "runs")).items()
+    said = f"forecast {run} ends at {forecast.loss:.4f} [{forecast.low:.4f}, {forecast.high:.4f}]"
+    assert said in status("late").out.splitlines()

@@ -123,6 +123,23 @@ trials = 24
 pruner = {{ name = "median", startup = 4, from_fraction = 0.2 }}
 """
     ),
+    "foresight": MadeUp(
+        text=f"""
+question = "Are as good values found if trials are stopped by a forecast of their end?"
+{TRAINER}
+[hparams]
+batch_tokens        = 2048
+batch_ramp_fraction = 0.0
+
+[search]
+lr    = {{ low = 3e-4, high = 3e-2, scale = "log" }}
+beta2 = {{ low = 0.9, high = 0.999, scale = "log1m" }}
+
+[budget]
+trials = 40
+pruner = "foresight"
+"""
+    ),
     "hundred": MadeUp(
         text=f"""
 question = "Are five of GPT-3's values right for a tiny model?"

@@ -23,13 +23,13 @@ from hpstudy.running.opponents import TUNED_LR_JOURNAL, tuned_lr
 from hpstudy.running.race_queue import RaceQueue
 from hpstudy.running.run_queue import RunList, RunQueue, TrialQueue
 from hpstudy.running.summary import RunSummary
+from hpstudy.schedule import Evaluation, StepPlan, plan
 from hpstudy.search import JOURNAL, Search
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.study.load import parse_study
 from hpstudy.tracking.store import RunStore
 from hpstudy.training.divergence import PATIENCE_STEPS, DivergenceWatch
-from hpstudy.training.schedule import Evaluation, StepPlan, plan
 from tests.helpers.stores import header_of
 
 NUM_PARAMS = 141_056  # of gpt-2x64 with 512 tokens

@@ -6,6 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from hpstudy.study.schema import RULE_KEYS
+
 Tables = dict[str, Any]
 
 
@@ -83,7 +85,12 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     metric = draw(st.sampled_from(["val/loss", "train/tok_per_sec", ["train/tok_per_sec", "val/loss"]]))
     grid = bool(search) and all("choices" in found for found in search.values()) and draw(st.booleans())
     pruners = PRUNERS if metric == "val/loss" else st.just("none")
+    listed = metric == "val/loss" and not grid and "tokens" in budget
+    rules = [name for name, keys in RULE_KEYS.items() if set(keys) & set(search)] if listed else []
+    if metric == "val/loss" and "seconds" not in budget:
+        pruners |= st.just("foresight")
     more = {
+        "rules": st.sampled_from(["auto", rules]),
         "trials": st.integers(1, 50) if search else st.just(1),
         "pack": st.just(1) if {"gpus", "processes"} & set(trainer) else st.just("auto") | COUNT,  # of earlier versions
         "smaller_micro_batch": st.booleans(),
@@ -106,7 +113,7 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     answers = (
         st.just("faster") if metric == "train/tok_per_sec" else st.sampled_from(["better", ["equivalent", "worse"]])
     )
-    versions = draw(optional(format=st.sampled_from([1, 2, 3])))
+    versions = draw(optional(format=st.sampled_from([1, 2, 3, 4])))
     whole = (
         (draw(optional(yes=answers)) if search else {})
         | versions

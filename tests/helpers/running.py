@@ -17,7 +17,7 @@ import pytest
 from hpstudy.records import Run, RunResult, StepRecord
 from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
-from hpstudy.search import Search
+from hpstudy.search import Forecast, Search
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 
@@ -50,6 +50,9 @@ class Watch:
 
     def step(self, run: Run, record: StepRecord) -> None:
         self._on_step(run, record)
+
+    def forecast(self, run: Run, forecast: Forecast) -> None:
+        """Shows nothing."""
 
     def finish(self, run: Run, result: RunResult) -> None:
         self.finished.append(run.run_id)

@@ -27,7 +27,9 @@ def end_session() -> None:
     wandb.teardown()
 
 
-def new_sink(folder: Path, mode: Mode, messages: list[str], patience: float = 10.0) -> WandbSink:
+def new_sink(
+    folder: Path, mode: Mode, messages: list[str], patience: float = 10.0, rules: dict[str, str] | None = None
+) -> WandbSink:
     """A sink that adds what it says to `messages`."""
     return WandbSink(
         mode=mode,
@@ -37,6 +39,7 @@ def new_sink(folder: Path, mode: Mode, messages: list[str], patience: float = 10
         extra={"corpus": "asv"},
         say=messages.append,
         patience=patience,
+        rules=rules or {},
     )
 
 

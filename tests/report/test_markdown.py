@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpstudy.analysis.foreseen import foreseen
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import results_markdown
 from hpstudy.study import Study
@@ -72,3 +73,17 @@ def test_text_from_a_received_environment_is_escaped_and_no_part_of_a_command(
         assert "<script>" not in text
         assert "[link](" not in text
         assert " `code`" not in text
+
+
+def test_foresight_has_a_part_with_its_savings_and_its_audit(gallery, report) -> None:
+    results = gallery("foresight")
+    found = foreseen(results)
+    pages = report(results)
+    part = pages.markdown.split("## Foresight")[1].split("\n## ")[0]
+    saved = found.savings
+    assert f"Foresight stopped {saved.stopped} of 40 trials and saved" in part
+    assert f"({saved.share:.0%})." in part
+    held = sum(each.held for each in found.audited)
+    assert f"The interval held the final loss of {held} of {len(found.audited)} audited trials." in part
+    assert 'id="foresight"' in pages.html
+    assert "Foresight" not in report(gallery("pruned")).markdown

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from hpstudy.analysis.foreseen import foreseen
 from hpstudy.report.curve_figures import role_names
 from hpstudy.report.curves import shown_runs
-from hpstudy.report.search_figures import best_so_far, hyperparameter_panels, importance_bars, pareto_front, shown_range
+from hpstudy.report.parallel import parallel_coordinates
+from hpstudy.report.search_figures import (
+    best_so_far,
+    forecast_errors,
+    hyperparameter_panels,
+    importance_bars,
+    pareto_front,
+    shown_range,
+)
 from hpstudy.search.importance import Importance
 
 
@@ -47,6 +56,17 @@ def test_a_few_bad_trials_do_not_set_the_axis(gallery) -> None:
     assert shown_range(worse, "val_loss")[1] < losses.max() + 1
 
 
+def test_trials_that_a_published_rule_proposed_have_its_name_in_the_figures(tiny, searched) -> None:
+    results = searched(tiny(replace={"format = 1": "format = 4"}))
+    plot = best_so_far(results).plot
+    (named,) = [trace for trace in plot.data if trace.mode == "text"]
+    assert dict(zip(named.x, named.text, strict=True)) == {1: "combined", 5: "step-law", 9: "half-life"}
+    assert "search-0005, step-law" in [run for run, _ in plot.data[0].customdata]
+    panel = next(hyperparameter_panels(results, None))
+    assert "search-0005, step-law" in [run for run, *_ in panel.plot.data[0].customdata]
+    assert "search-0005, step-law: " in parallel_coordinates(results, None)
+
+
 def test_the_best_so_far_falls_to_the_best_trial_and_has_the_baselines_line(gallery) -> None:
     results = gallery("decided")
     plot = best_so_far(results).plot
@@ -75,3 +95,12 @@ def test_importances_are_drawn_with_their_range() -> None:
     assert list(dots.y) == ["beta2", "lr"]
     assert list(dots.error_x.array) == pytest.approx([0.1, 0.2])
     assert list(dots.error_x.arrayminus) == pytest.approx([0.2, 0.4])
+
+
+def test_the_errors_of_forecasts_are_drawn_beside_both_comparisons(gallery) -> None:
+    found = foreseen(gallery("foresight"))
+    plot = forecast_errors(found).plot
+    assert [list(trace.y) for trace in plot.data] == [
+        [getattr(each, name) for each in found.errors] for name in ("current", "blind", "forecast")
+    ]
+    assert [note.text for note in plot.layout.annotations] == ["current loss", "schedule-blind fit", "forecast"]

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from hpstudy.analysis.foreseen import foreseen
 from hpstudy.analysis.frames import StudyFrames
 from hpstudy.analysis.results import StudyResults
-from hpstudy.report.tables import Table, certainty, command, cost, sides, speedups, statistics, trials_table
+from hpstudy.report.tables import (
+    Table,
+    audit,
+    certainty,
+    command,
+    cost,
+    forecast_errors,
+    rules_table,
+    sides,
+    speedups,
+    statistics,
+    trials_table,
+)
 from hpstudy.study import Study, run_command
 from tests.helpers.stores import Ends, results_of, stored
 
@@ -71,6 +84,24 @@ def test_the_summary_without_fresh_seeds_is_the_one_run_of_the_baseline(tiny: Ti
     assert table.header == ("", "baseline")
     assert cells(table)["val loss (nats)"] == ["4.000 (one seed)"]
     assert table.note == "One seed, that of the search: a reference point and no result."
+
+
+def test_trials_that_a_published_rule_proposed_are_named(tiny: Tiny, searched: Build) -> None:
+    results = searched(tiny(replace={"format = 1": "format = 4"}))
+    table = trials_table(results)
+    place = table.header.index("rule")
+    names = {row[0]: row[place] for row in table.rows}
+    assert {run: rule for run, rule in names.items() if rule} == {
+        "search-0001": "combined",
+        "search-0005": "step-law",
+        "search-0009": "half-life",
+    }
+    rules = rules_table(results)
+    assert [row[:4] for row in rules.rows] == [
+        ("combined", "search-0001", "0.000", "1 of 10"),
+        ("step-law", "search-0005", "0.400", "6 of 10"),
+        ("half-life", "search-0009", "0.800", "9 of 10"),
+    ]
 
 
 def test_trials_are_listed_best_first_and_those_that_are_not_complete_last(tiny: Tiny, searched: Build) -> None:
@@ -138,3 +169,23 @@ def test_the_command_has_as_many_trials_as_the_search(tiny: Tiny, searched: Buil
     assert command(results) == f"{run_command(results.store.root)} --trials 10"
     more = searched(tiny("more", replace={"trials = 5": "trials = 12"}))
     assert command(more) == run_command(more.store.root)
+
+
+def test_the_audit_has_a_row_for_each_trial_that_would_have_been_stopped(gallery) -> None:
+    found = foreseen(gallery("foresight"))
+    rows = cells(audit(found))
+    assert list(rows) == [each.run_id for each in found.audited]
+    for each in found.audited:
+        share, forecast, loss, inside, best = rows[each.run_id]
+        assert share == f"{each.share:.0%}"
+        assert forecast == f"{each.forecast.loss:.4f} [{each.forecast.low:.4f}, {each.forecast.high:.4f}]"
+        assert (loss, inside, best) == (f"{each.loss:.4f}", "yes" if each.held else "no", "no")
+
+
+def test_the_errors_of_forecasts_stand_beside_what_does_not_know_the_schedule(gallery) -> None:
+    found = foreseen(gallery("foresight"))
+    rows = cells(forecast_errors(found))
+    assert list(rows) == ["15%", "30%", "50%", "70%"]
+    first = found.errors[0]
+    assert rows["15%"][:3] == [f"{miss:.4f}" for miss in (first.forecast, first.current, first.blind)]
+    assert rows["15%"][3] == f"{first.held} of {first.num_trials}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hpstudy.analysis.foreseen import savings
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.analysis.state import state
 from hpstudy.records import Run
@@ -225,3 +226,13 @@ def test_next_has_the_flags_that_the_user_gave(study_of, tmp_path: Path) -> None
     results: StudyResults = load("tiny", tmp_path / "runs")
     now = state(results, flags=["--wandb", "offline"])
     assert now.command == f"{state(results).command} --wandb offline"
+
+
+def test_what_foresight_saved_is_one_line(gallery) -> None:
+    results = gallery("foresight")
+    page = Path("runs/foresight/report/index.html")
+    lines = last_screen(results, state(results), page, width=80, height=24).plain.splitlines()
+    saved = savings(results)
+    said = f"foresight stopped {saved.stopped} of 40 trials and saved {saved.share:.0%} of the tokens"
+    assert [line.strip() for line in lines if "foresight stopped" in line] == [said]
+    assert len(lines) <= 22

@@ -11,6 +11,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.records import Outcome
+from hpstudy.search.rule_trials import rule_trials
 from hpstudy.study import study_sha256
 from tests.helpers.running import Watch, curves, run_here, trials
 
@@ -35,6 +36,30 @@ def test_the_number_of_workers_changes_neither_trials_nor_curves(tiny, tmp_path:
     assert len(list(together.root.glob("worker-*.log"))) == workers
     assert trials(study, together) == trials(study, alone)
     assert curves(together) == curves(alone)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_does_not_change_what_rules_propose_nor_what_follows(tiny, tmp_path: Path, workers: int):
+    study = tiny(replace={"format = 1": "format = 4", "parallel = 2": "parallel = 4", "trials = 5": "trials = 7"})
+    alone, together = (run_here(study, tmp_path / str(n), workers=n) for n in (1, workers))
+    found = trials(study, alone)
+    assert found == trials(study, together)
+    assert curves(alone) == curves(together)
+    proposed = rule_trials(study)
+    assert {number: proposed[number].rule for number in (1, 5)} == {1: "combined", 5: "step-law"}
+    assert all(found[number].values == pytest.approx(proposed[number].values) for number in (1, 5))
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_trial_that_foresight_stops(tiny, tmp_path: Path):
+    study = tiny(
+        replace={"trials = 5": "trials = 18", "parallel = 2": "parallel = 4", "evals = 4": "evals = 10"},
+        more='pruner = "foresight"',
+    )
+    one, two, four = (run_here(study, tmp_path / str(n), workers=n) for n in (1, 2, 4))
+    assert trials(study, one) == trials(study, two) == trials(study, four)
+    assert curves(one) == curves(two) == curves(four)
+    assert "pruned" in {trial.state for trial in trials(study, one)}
 
 
 def test_a_study_that_measures_speed_has_one_worker_and_says_so(tiny, tmp_path: Path):

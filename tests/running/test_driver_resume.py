@@ -45,10 +45,10 @@ def test_a_study_without_a_format_resumes_with_a_later_version_that_has_other_de
     unstated = {"format = 1": "", 'high = 3e-2, scale = "log"': "high = 3e-2"}
     store = run_here(tiny(replace=unstated), tmp_path)
     frozen, first = (store.root / "study.toml").read_text(), curves(store)
-    assert frozen.startswith("format = 3 ")
+    assert frozen.startswith("format = 4 ")
     request.getfixturevalue("later_format")
     later = tiny(replace=unstated)
-    assert (later.format, later.space["lr"].scale) == (4, "linear")
+    assert (later.format, later.space["lr"].scale) == (5, "linear")
     assert curves(run_here(later, tmp_path)) == first
     assert (store.root / "study.toml").read_text() == frozen
 

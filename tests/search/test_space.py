@@ -8,10 +8,11 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import IntDistribution
 
 from hpstudy.search import Search
 from hpstudy.search.space import decode, distributions, encode
-from hpstudy.study import Choices, FloatRange
+from hpstudy.study import Choices, FloatRange, OrderedChoices
 from tests.helpers.search import tell_all, toy_study
 
 ENDS = {
@@ -52,3 +53,13 @@ def test_betas_are_drawn_log_uniform_in_one_minus_beta(tmp_path: Path):
     tell_all(search, [3.0] * 65)
     high = sum(trial.values["beta2"] > 0.998 for trial in search.trials()[1:])
     assert high == 32
+
+
+def test_numbers_to_choose_from_are_stored_as_their_place_in_ascending_order():
+    space = {"lr": OrderedChoices(values=(1e-2, 1e-4, 1e-3)), "batch_tokens": OrderedChoices(values=(1024, 4096))}
+    assert distributions(space) == {"lr#": IntDistribution(0, 2), "batch_tokens#": IntDistribution(0, 1)}
+    points = [{"lr": lr, "batch_tokens": batch} for lr in (1e-4, 1e-3, 1e-2) for batch in (1024, 4096)]
+    assert [encode(space, point) for point in points] == [
+        {"lr#": rate, "batch_tokens#": batch} for rate in range(3) for batch in range(2)
+    ]
+    assert [decode(space, encode(space, point)) for point in points] == points

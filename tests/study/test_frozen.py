@@ -218,7 +218,14 @@ def test_damaged_values_are_named_and_never_taken_for_missing_ones(frozen: Path,
 
 
 def test_a_study_frozen_by_a_version_without_some_keys_loads(frozen: Path, tiny: Callable[..., Study]) -> None:
-    edit_values(frozen, yes=None, confirm__speedup=None, budget__smaller_micro_batch=None, baseline__also=None)
+    edit_values(
+        frozen,
+        yes=None,
+        confirm__speedup=None,
+        budget__smaller_micro_batch=None,
+        budget__rules=None,
+        baseline__also=None,
+    )
     older = from_json((frozen / "study.json").read_bytes())
     (frozen / "environment.json").write_text(to_json({"study_sha256": study_sha256(older)}))
     assert load_frozen(frozen).resolved() == tiny().resolved()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpstudy.errors import UserError
-from hpstudy.study import FloatRange, list_studies, load_study, parse_study
+from hpstudy.study import Choices, FloatRange, OrderedChoices, list_studies, load_study, parse_study
 from tests.helpers.study_files import BASE, parse, problems_of, text
 
 SHIPPED = Path(__file__).parents[2] / "studies"
@@ -86,8 +86,30 @@ def test_a_weight_decay_from_zero_states_the_linear_scale() -> None:
     assert parse(text(format=3, search={"weight_decay": {**from_zero, "scale": "linear"}})).space
 
 
+def test_since_format_4_numbers_to_choose_from_are_ordered_and_the_sampler_has_other_defaults() -> None:
+    listed = {"lr": {"choices": [1e-3, 1e-4]}, "clip_mode": {"choices": ["global", "none"]}}
+    old, new = (parse(text(format=format, search=listed)) for format in (3, 4))
+    assert old.space["lr"] == Choices(values=(1e-3, 1e-4))
+    assert new.space["lr"] == OrderedChoices(values=(1e-3, 1e-4))
+    assert new.space["clip_mode"] == Choices(values=("global", "none"))
+    assert old.budget.sampler.model_dump() == {"name": "tpe", "startup": 10, "seed": 0}
+    assert new.budget.sampler.model_dump() == {"name": "gp", "startup": 5, "seed": 0}
+    stated = parse(text(format=4, budget__sampler={"name": "tpe", "seed": 3})).budget.sampler
+    assert stated.model_dump() == {"name": "tpe", "startup": 5, "seed": 3}
+    both = {"name": "tpe", "startup": 10}
+    assert parse(text(format=4, budget__sampler=both)).budget.sampler == old.budget.sampler
+    assert old.seeds == new.seeds
+
+
+@pytest.mark.parametrize("format", [3, 4])
+def test_an_old_default_that_is_stated_derives_the_seeds_of_one_that_is_not(format: int) -> None:
+    assert derived(format=format, budget__sampler={"name": "tpe", "startup": 10}, budget__parallel=4) == derived(
+        format=format
+    )
+
+
 def test_a_file_without_a_format_has_the_newest() -> None:
-    study, stated = parse(text(format=None)), parse(text(format=3))
+    study, stated = parse(text(format=None)), parse(text(format=4))
     assert study.resolved() == stated.resolved()
     assert (study.format, study.states_format, stated.states_format) == (4, False, True)
 

@@ -57,6 +57,9 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"budget__sampler": "tpee"}, "[budget] sampler.name: must be 'tpe', 'gp', 'random', 'qmc' or 'grid', but got \"tpee\"; did you mean \"tpe\"?"),
     ({"budget__pack": "fast"}, '[budget] pack: must be a whole number of at least 1, or "auto", but got "fast"'),
     ({"budget__pack": 0}, '[budget] pack: must be a whole number of at least 1, or "auto", but got 0'),
+    ({"budget__rules": "step-lwa"}, '[budget] rules: unknown rule "step-lwa"; did you mean "step-law"?; known are combined, step-law, half-life, power-lines, decay-to-zero, sqrt-batch, batch-0.3'),
+    ({"budget__rules": ["half-life", 3]}, "[budget] rules: unknown rule 3; known are combined, step-law, half-life, power-lines, decay-to-zero, sqrt-batch, batch-0.3"),
+    ({"budget__rules": True}, '[budget] rules: must be "auto" or a list of rules, but got true; as in `rules = ["step-law"]`'),
     ({"yes": "good"}, "yes: must be 'better', 'worse', 'equivalent', 'faster' or 'slower', but got \"good\""),
     ({"objective__metric": "val/los"}, "[objective] metric: must be 'val/loss' or 'train/tok_per_sec', but got \"val/los\"; did you mean \"val/loss\"?"),
     # limits

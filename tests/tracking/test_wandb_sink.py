@@ -130,6 +130,18 @@ def test_the_server_receives_each_row_of_parallel_runs_once(
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_config_of_a_trial_that_a_published_rule_proposed_names_the_rule(home: Path, server: Loopback) -> None:
+    messages: list[str] = []
+    sink = new_sink(home, "online", messages, rules={"search-0007": "step-law"})
+    sink.begin(header(wandb_id="ruled"))
+    sink.begin(header("baseline-s101", phase="baseline", seed=101, wandb_id="other"))
+    sink.abandon("search-0007")
+    sink.abandon("baseline-s101")
+    sink.close(30)
+    assert messages == []
+    assert {name: run.config.get("rule") for name, run in server.runs.items()} == {"ruled": "step-law", "other": None}
+
+
 def test_the_config_of_a_confirm_run_has_the_trial_that_it_repeats_and_its_share_of_the_budget(
     home: Path, server: Loopback
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpstudy.hparams import GPT3
-from hpstudy.training.schedule import extent, learning_rate, plan, ramped_batch
+from hpstudy.schedule import extent, learning_rate, plan, ramped_batch
 
 BATCH = 1024
 STEADY = replace(GPT3, lr=1.0, batch_tokens=BATCH, micro_batch=1, batch_ramp_fraction=0.0)
