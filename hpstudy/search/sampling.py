@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.space import Params, Space, distributions, encode
-from hpstudy.search.warm_start import FADED, Prior, faded
+from hpstudy.search.warm_start import FADED, Prior, PriorTrial, faded
+from hpstudy.spec import MAX_TRIALS
 from hpstudy.study import Choices, Sampler, Study, Value
 from hpstudy.study.schema import FORMAT_OF_SEARCH, Direction
 
@@ -45,12 +46,9 @@ def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
 
 
 def proposer(study: Study, warm_start: Sequence[Prior] = ()) -> SamplerView | Learner:
-    """What proposes the trials after the first proposals, in the way of the study's format.
-
-    `warm_start`: other studies' trials, which only a sampler that learns can use.
-    """
-    learns = study.budget.sampler.name in ("tpe", "gp") and study.format >= FORMAT_OF_SEARCH
-    return Learner(study, warm_start) if learns or warm_start else SamplerView(study)
+    """What proposes the trials after the first proposals, in the way of the study's format; warm as since format 4."""
+    learns = study.budget.sampler.name in ("tpe", "gp") and (study.format >= FORMAT_OF_SEARCH or bool(warm_start))
+    return Learner(study, warm_start) if learns else SamplerView(study)
 
 
 class Learner:
@@ -82,7 +80,7 @@ class Learner:
             return _sobol_point(sampler.seed, number, self._space)
         name = "tpe" if number >= GP_TRIALS else sampler.name
         view = _View(
-            [*earlier, *map(_running, trials[num_known:]), *self._remembered()],
+            [_running(trial) for trial in trials[num_known:]] + self._remembered() + earlier,
             directions=self._study.directions,
             sampler=_sampler(sampler.model_copy(update={"name": name, "startup": 1}), number),
         )
@@ -97,8 +95,7 @@ class Learner:
         self._constrained |= is_infeasible(trial)
         if trial.state is TrialState.PRUNED or is_infeasible(trial):
             return
-        if self._warm_start and len(self._own) < FADED:
-            self._own.append(trial.values[0])
+        self._own = [*self._own, trial.values[0]][:FADED]
         if len(self._study.directions) == 1:
             insort(self._best, trial, key=self._losses)
             del self._best[REMEMBERED:]
@@ -115,13 +112,12 @@ class Learner:
         return all(a <= b for a, b in zip(self._losses(one), self._losses(other), strict=True))
 
     def _earlier(self) -> list[FrozenTrial]:
-        """What other studies' trials still say, for a view; numbered below its own."""
-        shown = []
-        for number, trial in enumerate((t for prior in self._warm_start for t in faded(prior, self._own)), start=1):
-            params = encode(self._study.space, trial.values)
-            found = create_trial(value=trial.loss, params=params, distributions=self._space)
-            shown.append(_ended(found, constrained=self._constrained, number=-number))
-        return shown
+        """What other studies' trials still say, as trials behind all others."""
+        found = [trial for prior in self._warm_start for trial in faded(prior, self._own)]
+        return [
+            _of_another(self._study, trial, MAX_TRIALS + place + 2, constrained=self._constrained)
+            for place, trial in enumerate(found)
+        ]
 
     def _remembered(self) -> list[FrozenTrial]:
         """The trials that the sampler learns from, in order."""
@@ -150,6 +146,18 @@ def _ended(trial: FrozenTrial, *, constrained: bool, number: int) -> FrozenTrial
     shown.number = number
     if constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
         shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
+    return shown
+
+
+def _of_another(study: Study, trial: PriorTrial, number: int, *, constrained: bool) -> FrozenTrial:
+    """A trial of another study, for a view."""
+    shown = create_trial(
+        params=encode(study.space, trial.values),
+        distributions=distributions(study.space),
+        value=trial.loss,
+        constraints={MEMORY: FITS} if constrained else None,
+    )
+    shown.number = number
     return shown
 
 

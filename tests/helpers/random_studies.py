@@ -91,6 +91,7 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         pruners |= st.just("foresight")
     more = {
         "rules": st.sampled_from(["auto", rules]),
+        "warm_start": st.just([]),  # no source has begun here
         "trials": st.integers(1, 50) if search else st.just(1),
         "pack": st.just(1) if {"gpus", "processes"} & set(trainer) else st.just("auto") | COUNT,  # of earlier versions
         "smaller_micro_batch": st.booleans(),
