@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import RULES
@@ -31,7 +31,6 @@ from hpstudy.study.schema import (
     ChoicesTable,
     Confirm,
     RangeTable,
-    RuleName,
     SamplerName,
     StudyFile,
     natural_scale,
@@ -50,7 +49,6 @@ _NO_SAY_IN_SEEDS: Any = {
     "confirm": {"seeds", "looks"},
 }
 FORMAT_OF_SEEDS = 3  # whose default scales count in derived seeds, also of later formats
-FORMAT_OF_RULES = 4  # from which on published rules propose trials by default
 FORMAT_1_SEEDS, FORMAT_1_MARGIN = (101, 102, 103, 104, 105), 0.01
 MAX_BYTES = 256 * 1024  # of a study file
 MOST_EMBEDDINGS = 2 / 3  # of a model's parameters, above which a smaller vocabulary is advised
@@ -163,7 +161,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches) * file.trainer.ranks),
         space=space,
         metrics=tuple(file.objective.metric),
-        budget=budget.model_copy(update={"trials": trials, "rules": _rules(file)}),
+        budget=budget.model_copy(update={"trials": trials}),
         confirm=_confirm(file),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
@@ -174,13 +172,6 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         also=tuple(dict.fromkeys(file.baseline.also)),
         format=file.version,
     )
-
-
-def _rules(file: StudyFile) -> Literal["auto"] | tuple[RuleName, ...]:
-    """The published rules that propose trials, by default those of the file's format."""
-    if file.budget.rules is not None:
-        return file.budget.rules
-    return "auto" if file.version >= FORMAT_OF_RULES else ()
 
 
 def _confirm(file: StudyFile) -> Confirm:

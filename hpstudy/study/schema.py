@@ -373,14 +373,14 @@ class Budget(Table):
     sampler: Annotated[Sampler, BeforeValidator(_named)] = _key(Sampler(), "a name, or a table of the keys below")
     pruner: Annotated[Pruner, BeforeValidator(_named)] = _key(Pruner(), "a name, or a table of the keys below")
     rules: Annotated[
-        Literal["auto"] | Annotated[tuple[RuleName, ...], Field(max_length=len(RULE_KEYS))] | None,
+        Literal["auto"] | Annotated[tuple[RuleName, ...], Field(max_length=len(RULE_KEYS))],
         BeforeValidator(_rules),
     ] = _key(
-        None,
+        (),
         "published formulas that propose trials beside the sampler: auto lets every rule that speaks about a searched "
         "key propose one, in trials 1, 5, 9 and so on; a list lets these, right after the baseline; [] none. They are "
         "for val/loss alone, and not for grids. auto by default; before format 4 none",
-        "auto",
+        newest="auto",
     )
     warm_start: Annotated[tuple[Source, ...], BeforeValidator(_tuple), BeforeValidator(_listed)] = _key(
         (),

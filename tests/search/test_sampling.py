@@ -248,7 +248,7 @@ def test_gp_is_tpe_after_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyP
     by_gp, by_tpe = (drive(toy_study(name, trials=7), tmp_path / name, Random(0)) for name in ("gp", "tpe"))
     known = Search(toy_study("tpe", trials=7), tmp_path / "known")
     for trial in by_gp[:6]:
-        monkeypatch.setattr(known, "_first", [trial.values for trial in by_gp[:6]])
+        monkeypatch.setattr(known, "_first", dict(enumerate(trial.values for trial in by_gp[:6])))
         proposal = known.ask()
         known.tell(proposal.number, toy_result(proposal.values))
     assert known.ask().values == by_gp[6].values != by_tpe[6].values
