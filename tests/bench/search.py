@@ -98,6 +98,7 @@ class Strategy:
 def strategies() -> Iterator[Strategy]:
     """All that are scored."""
     yield Strategy(name="hpstudy")
+    yield Strategy(name="hpstudy, no rules", budget="rules = []")
     yield Strategy(name="hpstudy, format 3", format=3)
     for startup in (5, 10, 16):
         yield Strategy(name=f"hpstudy tpe {startup}", budget=f'sampler = {{ name = "tpe", startup = {startup} }}')
