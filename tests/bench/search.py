@@ -21,6 +21,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -35,6 +36,7 @@ from hpstudy.records import Outcome, RunResult
 from hpstudy.search import Search
 from hpstudy.search.space import decode, distributions
 from hpstudy.study import Choices, Dimension, FloatRange, OrderedChoices, Study, Value, parse_study
+from tests.bench.rivals import Rival, rivals
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "runs.parquet"
 KEYS = ("lr", "beta2", "weight_decay", "batch_tokens")
@@ -92,6 +94,7 @@ class Strategy:
     sampler: Callable[[int], optuna.samplers.BaseSampler] | None = None
     budget: str = ""  # lines of [budget]
     format: int = 4
+    rival: Rival | None = None  # neither of the two
     ordered: bool = True  # of Optuna's: whether lists of numbers are whole numbers, not categories
 
 
@@ -112,6 +115,8 @@ def strategies() -> Iterator[Strategy]:
         yield Strategy(name="CMA-ES", sampler=partial(_new, optuna.samplers.CmaEsSampler))
     else:
         print("CMA-ES is left out: it needs the package cmaes")
+    for name, rival in rivals():
+        yield Strategy(name=name, rival=rival)
 
 
 def _new(kind: Callable[..., optuna.samplers.BaseSampler], seed: int) -> optuna.samplers.BaseSampler:
@@ -287,7 +292,7 @@ def _nearest(points: Array, losses: Array, values: Values, _: int = 0) -> float:
 
 def regrets(strategy: Strategy, problem: Problem, seed: int, trials: int, parallel: int) -> Array:
     """The regret after each trial of one search."""
-    found = _by_optuna if strategy.sampler else _by_hpstudy
+    found = _by_rival if strategy.rival else _by_optuna if strategy.sampler else _by_hpstudy
     losses, real = [], []
     for values in found(strategy, problem, seed, trials, parallel):
         losses.append(problem.seen(values, seed))
@@ -348,6 +353,18 @@ def _by_optuna(strategy: Strategy, problem: Problem, seed: int, trials: int, par
         trial = study.ask(distributions(space))
         running.append((trial, decode(space, trial.params)))
         yield running[-1][1]
+
+
+def _by_rival(strategy: Strategy, problem: Problem, seed: int, trials: int, parallel: int) -> Iterator[Values]:
+    assert strategy.rival is not None
+    running: list[tuple[Any, Values]] = []
+    with strategy.rival(problem.space, trials, seed) as (ask, tell):
+        for _ in range(trials):
+            if len(running) == parallel:
+                token, values = running.pop(0)
+                tell(token, problem.seen(values, seed))
+            running.append(ask())
+            yield running[-1][1]
 
 
 def _cell(found: Array) -> str:
