@@ -13,7 +13,7 @@ from hpstudy.analysis.tuned import hparams_of
 from hpstudy.records import Outcome, bounded_loss, trial_run_id
 from hpstudy.search.foresight import Curve, Decision, Forecast, Foresight, foresight, is_audited
 
-SHARES = (0.15, 0.3, 0.5, 0.7)  # of a run, at which errors are stated
+SHARES = (0.15, 0.3, 0.5, 0.7)  # of a run; errors are stated at the nearest evaluations
 MOST_TESTED = 100  # trials, the last ones
 EXPONENTS = np.arange(0.1, 2.05, 0.1)  # of the schedule-blind power law
 
@@ -166,8 +166,9 @@ def _known(results: StudyResults, finished: Sequence[Curve], number: int) -> lis
 def _errors(results: StudyResults, found: Foresight, finished: Sequence[Curve]) -> Iterator[ErrorsAt]:
     evals = results.study.spec.evals
     whole = [curve for curve in finished if evals in curve.losses][-MOST_TESTED:]
-    for share in SHARES:
-        at = max(1, round(share * evals))
+    for at in dict.fromkeys(max(1, round(share * evals)) for share in SHARES):
+        if at == evals:
+            continue
         rows = []
         for curve in whole:
             forecast = found.forecast(_known(results, finished, curve.number), curve.until(at), at)
@@ -180,7 +181,7 @@ def _errors(results: StudyResults, found: Foresight, finished: Sequence[Curve]) 
             table = np.array(rows, dtype="float64")
             forecast_error, current, blind_error = map(float, np.median(table[:, :3], axis=0))
             yield ErrorsAt(
-                share=share,
+                share=at / evals,
                 num_trials=len(rows),
                 forecast=forecast_error,
                 current=current,

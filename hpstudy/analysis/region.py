@@ -141,13 +141,18 @@ class _Around:
             return Within(key=key, values=fitting, everything=len(fitting) == len(dimension.values))
         places = np.linspace(0, 1, STEPS + 1)
         fits = self._losses([self._values | {key: value_at(dimension, place)} for place in places]) <= self._most
-        low = high = round(STEPS * min(max(position(dimension, self._values[key]), 0.0), 1.0))
+        best = float(self._values[key])
+        place = STEPS * min(max(position(dimension, best), 0.0), 1.0)
+        low, high = math.ceil(place), math.floor(place)  # the best itself lies between them, or on both
         while low > 0 and fits[low - 1]:
             low -= 1
         while high < STEPS and fits[high + 1]:
             high += 1
-        ends = tuple(_rounded(dimension, value_at(dimension, places[place]), 2) for place in (low, high))
-        return Within(key=key, values=ends, everything=(low, high) == (0, STEPS))
+        everything = (low, high) == (0, STEPS)
+        if everything:
+            return Within(key=key, values=(dimension.low, dimension.high), everything=True)
+        ends = (min(best, value_at(dimension, places[low])), max(best, value_at(dimension, places[high])))
+        return Within(key=key, values=_few_digits(dimension, ends, best), everything=False)
 
     def simplest(self, keys: list[str]) -> tuple[tuple[str, ...], dict[str, Value]]:
         """The keys that can have the baseline's value together, and the others' values with few digits.
@@ -180,6 +185,16 @@ class _Around:
 
     def _losses(self, points: list[dict[str, Value]]) -> Array:
         return self._found.predict(np.array([coordinates(self._study.space, values) for values in points]))
+
+
+def _few_digits(dimension: FloatRange, ends: tuple[float, float], best: float) -> tuple[float, float]:
+    """The ends of a range with as few digits as keep them in the space, apart, and on either side of the best."""
+    for digits in range(2, 7):
+        low, high = (_rounded(dimension, end, digits) for end in ends)
+        inside = dimension.contains(low) and dimension.contains(high)
+        if inside and low <= best <= high and (low < high or ends[0] == ends[1]):
+            return low, high
+    return ends
 
 
 def _rounded(dimension: FloatRange, value: float, digits: int) -> float:

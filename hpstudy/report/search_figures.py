@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hpstudy.search.importance import Importance  # Optuna takes half a second to import
 
 FEW_TRIALS = 16  # each with a tick
+LEAST_ERROR = 1e-6  # nats that a logarithmic axis can show
 IMPORTANCE_CAPTION = (
     "PED-ANOVA over complete trials: what sets the best tenth apart, with the middle 90% over resampled trials. A "
     "share is no effect size."
@@ -294,11 +295,12 @@ def forecast_errors(found: Foreseen) -> Figure:
     """The median error of forecasts by the share of the run that had been trained, beside its two comparisons."""
     plot = empty_plot("of the run", "median error (nats)")
     shares = [each.share for each in found.errors]
-    for name, errors, colour, dash in (
+    for name, exact, colour, dash in (
         ("current loss", [each.current for each in found.errors], MUTED, "dot"),
         ("schedule-blind fit", [each.blind for each in found.errors], INK, "dash"),
         ("forecast", [each.forecast for each in found.errors], ACCENT, "solid"),
     ):
+        errors = [max(error, LEAST_ERROR) for error in exact]
         plot.add_trace(
             go.Scatter(
                 x=shares, y=errors, mode="lines+markers", line={"color": colour, "width": 2, "dash": dash},

@@ -23,10 +23,12 @@ from hpstudy.study import Study
 Floats = npt.NDArray[np.float64]
 
 LEAST_SHARE = 0.15  # of the evaluations, before which no trial is stopped
-LEAST_FINISHED = 8  # trials that ended at their last evaluation, before one is stopped
+MOST_SHARE = 0.7  # after which none is: little is left to save, and its real loss is worth more
+LEAST_FINISHED = 10  # trials that ended at their last evaluation, before one is stopped
 LEAST_LEARNT = 5  # of them, before anything is forecast
 MOST_LEARNT = 64  # the last ones, which forecasts are learnt from and coverage is measured on
 LEVEL, DEVIATE = 0.9, 1.645  # of the interval, and the normal deviate of its end
+STUDENT = 2.015  # the deviate of its end for 5 degrees of freedom
 LEAST_COVERAGE = 0.8  # of the interval on finished trials, each forecast from those before it
 MOST_CHANCE = 0.01  # of ending among the best, below which a trial is stopped
 AUDIT_EVERY = 10  # one trial in so many is not stopped
@@ -79,8 +81,9 @@ class Forecast:
         return f"{self.loss:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
     def chance_below(self, limit: float) -> float:
-        """The chance that the final loss is at most `limit` nats."""
-        angle = math.atan((math.log(limit) - self.log_loss) / self.spread / math.sqrt(5))
+        """The chance that the final loss is at most `limit` nats; 5% at the lower end of the interval, or less."""
+        spread = max(self.spread, self.reach / STUDENT)
+        angle = math.atan((math.log(limit) - self.log_loss) / spread / math.sqrt(5))
         sine, cosine = math.sin(angle), math.cos(angle)
         return 0.5 + (angle + sine * cosine * (1 + 2 / 3 * cosine**2)) / math.pi
 
@@ -105,6 +108,8 @@ class Foresight:
         self._evals, self._tokens, self._top, self._margin = evals, tokens, top, margin
         self.first = max(1, math.ceil(round(LEAST_SHARE * evals, 6)))
         """The first evaluation at which a trial may be stopped."""
+        self.last = math.floor(round(MOST_SHARE * evals, 6))
+        """The last one."""
         self._schedules: dict[int, tuple[Floats, Floats]] = {}  # by trial number
         self._hits: dict[tuple[int, int], bool] = {}  # by trial number and evaluation: whether the interval held
 
@@ -134,7 +139,7 @@ class Foresight:
     def decision(self, finished: Sequence[Curve], trial: Curve, at: int) -> Decision:
         """What becomes of `trial` after evaluation `at`, given the finished trials that it may know, in their order."""
         whole = self._whole(finished)
-        if not self.first <= at < self._evals:
+        if not self.first <= at <= self.last:
             return Decision.GO_ON
         if len(whole) < LEAST_FINISHED:
             return Decision.WATCH

@@ -22,6 +22,7 @@ from optuna.storages.journal import (
     JournalFileOpenLock,
     JournalStorage,
 )
+from optuna.trial import FrozenTrial
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.search.space import distributions
@@ -129,13 +130,20 @@ def _replays(study: Study, events: Sequence[Event]) -> bool:
 
 
 def in_memory(path: Path) -> BaseJournalBackend:
-    """The intact events at the beginning of any Optuna journal. Raises OSError if it cannot be read."""
-    events: list[Event] = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if (event := _event(line)) is None:
-            break
-        events.append(event)
-    return _Memory(events)
+    """The events of any Optuna journal, but for a half-written last one.
+
+    Raises OSError if it cannot be read, ValueError if an earlier event is damaged.
+    """
+    events = [_event(line) for line in path.read_bytes().splitlines(keepends=True)]
+    intact = [event for event in events if event is not None]
+    if None in events[:-1]:
+        raise ValueError(f"line {events.index(None) + 1} is damaged")
+    return _Memory(intact)
+
+
+def is_infeasible(trial: FrozenTrial) -> bool:
+    """Whether the trial broke a constraint. Such trials are never ranked."""
+    return any(value > 0 for value in trial.constraints.values())
 
 
 class _Memory(BaseJournalBackend):

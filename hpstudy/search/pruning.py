@@ -10,7 +10,7 @@ import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from hpstudy.search.sampling import is_infeasible
+from hpstudy.search.journal import is_infeasible
 from hpstudy.study import Pruner
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from bisect import insort
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from hpstudy.search.journal import is_infeasible
 from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.space import Params, Space, distributions, encode
 from hpstudy.search.warm_start import FADED, Prior, PriorTrial, faded
@@ -26,7 +29,11 @@ from hpstudy.study.schema import FORMAT_OF_SEARCH, Direction
 MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memory
 FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
 GP_TRIALS = 200  # trials after which gp's proposals would take longer than tpe's are worse
+MOST_POINTS = 10_000  # of a space in which no point is proposed twice
 REMEMBERED = 250  # of the best trials and of the latest, from which tpe and gp learn since format 4
+
+Foreseen = Callable[[FrozenTrial], float]
+"""The final loss that a stopped trial would have reached, in nats."""
 
 
 def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
@@ -45,10 +52,10 @@ def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
     return dict(enumerate([*first, *(point for point in points if point != baseline)]))
 
 
-def proposer(study: Study, warm_start: Sequence[Prior] = ()) -> SamplerView | Learner:
+def proposer(study: Study, warm_start: Sequence[Prior], foreseen: Foreseen) -> SamplerView | Learner:
     """What proposes the trials after the first proposals, in the way of the study's format; warm as since format 4."""
     learns = study.budget.sampler.name in ("tpe", "gp") and (study.format >= FORMAT_OF_SEARCH or bool(warm_start))
-    return Learner(study, warm_start) if learns else SamplerView(study)
+    return Learner(study, warm_start, foreseen) if learns else SamplerView(study)
 
 
 class Learner:
@@ -56,18 +63,20 @@ class Learner:
 
     Until `startup` known trials have a result, they are points of a scrambled Sobol sequence. Then the sampler
     proposes, which is shown the REMEMBERED best and the REMEMBERED latest known trials, and later ones as running. So
-    it takes no longer after many trials. From trial GP_TRIALS on, gp is tpe. What other studies' trials still say comes
-    first, and counts as results.
+    it takes no longer after many trials. A stopped trial counts with its foreseen loss. From trial GP_TRIALS on, gp is
+    tpe. What other studies' trials still say comes last, and counts as results. In a space of at most MOST_POINTS
+    points a proposal that has been tried gives way to the nearest that has not, as a run trained again says nothing.
     """
 
-    def __init__(self, study: Study, warm_start: Sequence[Prior] = ()) -> None:
-        self._study, self._warm_start = study, warm_start
+    def __init__(self, study: Study, warm_start: Sequence[Prior], foreseen: Foreseen) -> None:
+        self._study, self._warm_start, self._foreseen = study, warm_start, foreseen
         self._own: list[float] = []  # the first losses, which set the level of other studies' trials
         self._space = distributions(study.space)
         self._num_told = self._num_results = 0
         self._constrained = False
         self._best: list[FrozenTrial] = []  # of one objective the best first, of two the Pareto front
         self._latest: deque[FrozenTrial] = deque(maxlen=REMEMBERED)
+        self._points = _all_points(self._space)
 
     def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
         """The proposal after `trials`, of which it may know how the first `num_known` ended."""
@@ -85,15 +94,31 @@ class Learner:
             sampler=_sampler(sampler.model_copy(update={"name": name, "startup": 1}), number),
         )
         params: Params = view.ask(self._space).params
-        return params
+        return self._untried(params, trials)
+
+    def _untried(self, params: Params, trials: Sequence[FrozenTrial]) -> Params:
+        """The point nearest to `params` that no trial has had, if the space has so few points that they run out."""
+        if self._points is None:
+            return params
+        tried = {tuple(trial.params[name] for name in self._space) for trial in trials}
+        wanted = tuple(params[name] for name in self._space)
+        if wanted not in tried or not (left := [point for point in self._points if point not in tried]):
+            return params
+        spaces = list(self._space.values())
+        nearest = min(left, key=lambda point: sum(map(_apart, spaces, point, wanted)))
+        return dict(zip(self._space, nearest, strict=True))
 
     def _tell(self, trial: FrozenTrial) -> None:
-        if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        stopped = trial.state is TrialState.PRUNED and trial.intermediate_values
+        if not stopped and trial.state is not TrialState.COMPLETE:
             return
         self._num_results += 1
+        if stopped:  # gp would not see it
+            self._latest.append(_whole(trial, self._foreseen(trial)))
+            return
         self._latest.append(trial)
         self._constrained |= is_infeasible(trial)
-        if trial.state is TrialState.PRUNED or is_infeasible(trial):
+        if is_infeasible(trial):
             return
         self._own = [*self._own, trial.values[0]][:FADED]
         if len(self._study.directions) == 1:
@@ -126,6 +151,26 @@ class Learner:
         return [_ended(trials[number], constrained=constrained, number=number + 1) for number in sorted(trials)]
 
 
+def _all_points(space: dict[str, BaseDistribution]) -> list[tuple[Value, ...]] | None:
+    """Every point of a space, or None if it has more than MOST_POINTS."""
+    sides: list[Sequence[Any]] = []
+    for distribution in space.values():
+        if isinstance(distribution, CategoricalDistribution):
+            sides.append(distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            sides.append(range(distribution.low, distribution.high + 1))
+        else:
+            return None
+    return list(product(*sides)) if math.prod(map(len, sides)) <= MOST_POINTS else None
+
+
+def _apart(distribution: BaseDistribution, one: Value, other: Value) -> float:
+    """How far two values are apart, at most 1."""
+    if isinstance(distribution, IntDistribution):
+        return abs(float(one) - float(other)) / (distribution.high - distribution.low)
+    return float(one != other)
+
+
 class _View(optuna.Study):
     """A study of one trial that is asked, in which its sampler sees other trials. Telling it all of them took long."""
 
@@ -146,6 +191,13 @@ def _ended(trial: FrozenTrial, *, constrained: bool, number: int) -> FrozenTrial
     shown.number = number
     if constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
         shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
+    return shown
+
+
+def _whole(trial: FrozenTrial, loss: float) -> FrozenTrial:
+    """A stopped trial as if it had reached `loss` at its end."""
+    shown = copy.copy(trial)
+    shown.state, shown.values = TrialState.COMPLETE, [loss]
     return shown
 
 
@@ -238,11 +290,6 @@ class SamplerView:
         if self._constrained and trial.state is TrialState.COMPLETE:  # GP needs it of all trials or of none
             again.set_constraint(MEMORY, trial.constraints.get(MEMORY, FITS))
         self._view.tell(again, trial.values if trial.state is TrialState.COMPLETE else None, state=trial.state)
-
-
-def is_infeasible(trial: FrozenTrial) -> bool:
-    """Whether the trial broke a constraint. Such trials are never ranked."""
-    return any(value > 0 for value in trial.constraints.values())
 
 
 def running_trial(space: Space, params: Params) -> FrozenTrial:

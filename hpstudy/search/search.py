@@ -15,13 +15,12 @@ from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, RunResult, bounded_loss
 from hpstudy.search.foresight import Curve, Decision, Forecast, foresight
-from hpstudy.search.journal import accessing, open_journal
+from hpstudy.search.journal import accessing, is_infeasible, open_journal
 from hpstudy.search.pruning import TrialPruner
 from hpstudy.search.sampling import (
     EXCEEDS,
     MEMORY,
     first_proposals,
-    is_infeasible,
     proposer,
     running_trial,
 )
@@ -126,7 +125,7 @@ class Search:
         self._study = study
         self._storage = storage
         self._optuna, self.repaired = open_journal(study, storage, read_only=read_only)
-        self._proposer = proposer(study, warm_start)
+        self._proposer = proposer(study, warm_start, self._foreseen)
         self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
         self._foresight = foresight(study)
         self._curves: list[Curve] = []  # of finished trials
@@ -234,6 +233,12 @@ class Search:
     def trials(self) -> list[TrialView]:
         """Every trial asked so far, in order of number."""
         return [self._view(trial) for trial in self._frozen()]
+
+    def _foreseen(self, trial: FrozenTrial) -> float:
+        """The final loss of a stopped trial as it was forecast when it stopped; its last loss without a forecast."""
+        last = max(trial.intermediate_values)
+        found = self.forecast(trial.number, last)
+        return trial.intermediate_values[last] if found is None else found.loss
 
     def _seen(self, trials: Sequence[FrozenTrial], number: int, eval_index: int) -> tuple[list[Curve], Curve]:
         """What foresight may use at an evaluation: the finished trials that the trial may know, and its own losses."""

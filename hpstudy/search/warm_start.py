@@ -13,12 +13,13 @@ from optuna.storages.journal import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpstudy.errors import UserError
-from hpstudy.search.journal import in_memory
+from hpstudy.search.journal import in_memory, is_infeasible
 from hpstudy.study import Value
 
 FADED = 10  # losses of its own, after which a study sees nothing of others
 RANKED = 5  # losses of its own, from which on others' losses are ranks among them
 SQLITE = b"SQLite format 3\x00"  # how such a file begins
+PLACE = "#"  # ends a parameter of hpstudy's own journals that holds a place among choices
 PREFIX = "1-"  # of a parameter of hpstudy's own journals that holds 1 - value
 
 
@@ -51,7 +52,7 @@ def optuna_trials(path: Path) -> list[PriorTrial]:
         raise UserError(f"{path}: cannot be read: {error.strerror}; give the path of an Optuna journal") from error
     except Exception as error:  # a damaged file makes Optuna and SQLAlchemy raise almost anything
         raise UserError(
-            f"{path}: must be an Optuna journal or SQLite file, but reading it raised {type(error).__name__}; "
+            f"{path}: must be an Optuna journal or SQLite file, but reading it raised {type(error).__name__}: {error}; "
             "give the path of one"
         ) from error
     if len(studies) != 1:
@@ -61,7 +62,12 @@ def optuna_trials(path: Path) -> list[PriorTrial]:
         )
     if studies[0].directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise UserError(f"{path}: must hold a study that minimizes one value, the loss; leave it out")
-    return [_prior(trial) for trial in trials if trial.state is TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE and not is_infeasible(trial)]
+    if any(name.endswith(PLACE) for trial in complete for name in trial.params):
+        raise UserError(
+            f"{path}: is a journal of hpstudy's own that holds places in lists of numbers; name its study instead"
+        )
+    return [_prior(trial) for trial in complete]
 
 
 def _begins_with(path: Path, head: bytes) -> bool:

@@ -96,7 +96,7 @@ def replayed(study: Study, trials: Sequence[Recorded]) -> Replay:
     """A whole search whose proposals are the recorded trials, in this order."""
     with tempfile.TemporaryDirectory() as folder:
         search = Search(study, Path(folder) / "journal")
-        search._first = [dict(trial.values) for trial in trials]
+        search._first = dict(enumerate(dict(trial.values) for trial in trials))
         ends: list[tuple[int, float]] = []  # (last evaluation, final loss or infinity)
         for number, trial in enumerate(trials):
             while search.ask() is not None:

@@ -6,6 +6,7 @@ between two recorded learning rates are interpolated over their logarithm; the b
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,9 @@ RULES: tuple[RuleName, ...] = ("step-law", "sqrt-batch", "batch-0.3")  # those t
 
 
 def loss_at(losses: pd.DataFrame, lr: float, batch: float) -> float:
-    """The recorded loss near a learning rate and a batch, within what was recorded."""
+    """The recorded loss near a learning rate and a batch; NaN beyond the recorded learning rates."""
+    if not losses.index.min() <= lr <= losses.index.max():
+        return float("nan")
     nearest = min(losses.columns, key=lambda known: abs(np.log(known / batch)))
     return float(np.interp(np.log(lr), np.log(losses.index.to_numpy()), losses[nearest].to_numpy()))
 
@@ -45,7 +48,7 @@ def main() -> None:
         for rule in RULES:
             found = PUBLISHED[rule].predict(sizes, beside)
             lost = loss_at(losses, found["lr"], found.get("batch_tokens", batch)) - best["loss"]
-            cells.append(f"{found['lr']:.1e}: {1e3 * lost:+.0f} mnat")
+            cells.append(f"{found['lr']:.1e}: " + ("beyond" if math.isnan(lost) else f"{1e3 * lost:+.0f} mnat"))
         gpt3 = 1e3 * (loss_at(losses, GPT3.lr, batch) - best["loss"])
         print(
             f"{name:12}{int(best['N']):>10,}{best['lr']:>9.4f}{batch:>7}{gpt3:>+7.0f} mnat"
