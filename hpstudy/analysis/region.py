@@ -60,7 +60,7 @@ class Region:
         ranges = [str(each) for each in self.keys if not each.everything]
         ranges += [f"{listed(free)} anything searched"] if free else []
         return (
-            f"Within {self.margin:.2g} nats of the best{why}: {'; '.join(ranges)}; each with the other "
+            f"Predicted within {self.margin:.2g} nats of the best{why}: {'; '.join(ranges)}; each with the other "
             f"values as found. Simplest: {simplest}."
         )
 

@@ -108,8 +108,8 @@ def closest(results: StudyResults) -> str:
     if first.rank == 1:
         return f"{first.rule} proposed the best of {first.trials} trials."
     noise = results.noise
-    near = ", no more than two seeds of one setting differ" if noise and first.regret <= noise.one_seed else ""
-    among = f"Of {len(found)} rules {first.rule} came closest: it" if len(found) > 1 else first.rule
+    near = ", no more than two seeds of one setting differ by" if noise and first.regret <= noise.one_seed else ""
+    among = f"Of {len(found)} rules trained to the end {first.rule} came closest: it" if len(found) > 1 else first.rule
     lost = f"lost {first.regret:.{ONE_SEED_DIGITS}f} nats to the best trial"
     return f"{among} {lost}{near}, as number {first.rank} of {first.trials}."
 

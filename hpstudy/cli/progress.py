@@ -147,7 +147,7 @@ class StudyProgress:
         speed = sum(active.speeds) / len(active.speeds)
         val = f", val {active.val_loss:.4f}" if active.val_loss is not None else ""
         if active.forecast is not None:
-            val += f", ends at {active.forecast}"
+            val += f", forecast {active.forecast}"
         return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
 
     def _shares(self) -> float:

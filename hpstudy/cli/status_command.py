@@ -169,7 +169,7 @@ def _print_study(console: Console, results: StudyResults, now: State) -> None:
     if begun := _unfinished(results):
         say_fact(console, "begun", f"{listed(begun)} {'have' if len(begun) > 1 else 'has'} begun and not ended")
     for run, forecast in running_forecasts(results).items():
-        say_fact(console, "forecast", f"{run} ends at {forecast}")
+        say_fact(console, "forecast", f"{run}: {forecast}")
     say_fact(console, "best", _best(results))
     if verdict.contrasts or now.stage is not Stage.RUNNING:  # what is missing now is being trained
         say_fact(console, "answer", verdict.sentence)

@@ -328,7 +328,7 @@ def audit(found: Foreseen) -> Table | None:
         for each in found.audited
     )
     header = ("trial", "stopped at", "forecast [90%]", "val loss", "inside", "best of the search")
-    note = "One in ten of the trials that would be stopped goes on to its end, by its number."
+    note = "Trials 9, 19, 29 and so on are never stopped; these would have been."
     return Table(title="Audit", header=header, rows=rows, note=note)
 
 

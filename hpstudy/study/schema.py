@@ -378,8 +378,8 @@ class Budget(Table):
     ] = _key(
         (),
         "published formulas that propose trials beside the sampler: auto lets every rule that speaks about a searched "
-        "key propose one, in trials 1, 5, 9 and so on; a list lets these, right after the baseline; [] none. They are "
-        "for val/loss alone, and not for grids. auto by default; before format 4 none",
+        "key propose one, in every fourth trial from the first after the baseline on; a list lets these, right after "
+        "the baseline; [] none. They are for val/loss alone, and not for grids. auto by default; before format 4 none",
         newest="auto",
     )
     warm_start: Annotated[tuple[Source, ...], BeforeValidator(_tuple), BeforeValidator(_listed)] = _key(

@@ -69,7 +69,7 @@ def test_the_sentence_names_what_does_not_matter_and_keeps_what_gpt3_has() -> No
     found = region(study, trials, best_of(study, trials), 0.01)
     assert found is not None
     assert found.sentence("GPT-3") == (
-        "Within 0.018 nats of the best (as closely as the trials predict each other): lr 0.0025 to 0.0082; "
+        "Predicted within 0.018 nats of the best (as closely as the trials predict each other): lr 0.0025 to 0.0082; "
         "warmup_fraction 0.091 to 0.3; batch_tokens 1,024; beta1, beta2, weight_decay and min_lr_fraction anything "
         "searched; each with the other values as found. Simplest: GPT-3's beta1, beta2, weight_decay and "
         "min_lr_fraction with lr 0.005, warmup_fraction 0.2 and batch_tokens 1,024."

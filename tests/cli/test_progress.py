@@ -79,7 +79,7 @@ def test_a_run_with_a_forecast_shows_where_it_ends(study, monkeypatch) -> None:
     progress.start(a_run(study))
     progress.forecast(a_run(study), Forecast(log_loss=math.log(3.6), spread=0.01, reach=0.02))
     progress.step(a_run(study), a_step(5, loss=4.5, tok_per_sec=1000.0, val_loss=4.25))
-    assert "val 4.2500, ends at 3.6000 [3.5287, 3.6727], 1,000 tok/s" in file.getvalue()
+    assert "val 4.2500, forecast 3.6000 [3.5287, 3.6727], 1,000 tok/s" in file.getvalue()
 
 
 def test_a_file_gets_one_plain_line_per_finished_run(study) -> None:

@@ -247,5 +247,5 @@ def test_status_without_any_runs_succeeds_and_writes_no_file(status, tmp_path: P
 def test_a_running_trial_of_foresight_has_its_forecast(status, tmp_path: Path) -> None:
     train("late", replace(GALLERY["foresight"], stopped="search-0012"), tmp_path / "runs")
     ((run, forecast),) = running_forecasts(load("late", tmp_path / "runs")).items()
-    said = f"forecast {run} ends at {forecast.loss:.4f} [{forecast.low:.4f}, {forecast.high:.4f}]"
+    said = f"forecast {run}: {forecast.loss:.4f} [{forecast.low:.4f}, {forecast.high:.4f}]"
     assert said in status("late").out.splitlines()

@@ -62,7 +62,7 @@ def test_the_region_is_where_the_made_up_loss_rises_by_less_than_the_margin(resu
 def test_the_page_markdown_screen_and_json_hold_the_same_region(results: StudyResults, report: Any) -> None:
     assert results.region is not None
     sentence = results.region.sentence("GPT-3")
-    assert sentence.startswith(f"Within {MARGIN} nats of the best: lr 0.00")
+    assert sentence.startswith(f"Predicted within {MARGIN} nats of the best: lr 0.00")
     assert "Simplest: GPT-3's weight_decay and clip_mode with lr 0.00" in sentence
     pages = report(results)
     assert sentence in html.unescape(pages.html)

@@ -185,7 +185,7 @@ def test_the_audit_has_a_row_for_each_trial_that_would_have_been_stopped(gallery
 def test_the_errors_of_forecasts_stand_beside_what_does_not_know_the_schedule(gallery) -> None:
     found = foreseen(gallery("foresight"))
     rows = cells(forecast_errors(found))
-    assert list(rows) == ["15%", "30%", "50%", "70%"]
+    assert list(rows) == ["20%", "30%", "50%", "70%"]
     first = found.errors[0]
-    assert rows["15%"][:3] == [f"{miss:.4f}" for miss in (first.forecast, first.current, first.blind)]
-    assert rows["15%"][3] == f"{first.held} of {first.num_trials}"
+    assert rows["20%"][:3] == [f"{miss:.4f}" for miss in (first.forecast, first.current, first.blind)]
+    assert rows["20%"][3] == f"{first.held} of {first.num_trials}"

@@ -20,7 +20,7 @@ from scipy.stats import qmc
 from hpstudy.records import Outcome
 from hpstudy.search import Search, objective_values, sampling
 from hpstudy.search.space import decode, distributions, encode
-from hpstudy.study import Choices, FloatRange, OrderedChoices, Pruner
+from hpstudy.study import Choices, FloatRange, OrderedChoices, Pruner, Value
 from hpstudy.study.schema import MetricName, SamplerName
 from tests.helpers.search import (
     BASELINE,
@@ -326,3 +326,34 @@ def test_a_search_of_2000_trials_stays_small_and_fast(sampler: SamplerName, tmp_
     started = time.process_time()
     assert Search(toy_study(sampler, parallel=4, trials=2000), journal).num_asked == 2000
     assert time.process_time() - started < 10
+
+
+def test_no_point_of_a_small_space_is_tried_twice_before_all_are_tried(tmp_path: Path):
+    space = {"lr": OrderedChoices(values=(1e-3, 2e-3, 4e-3)), "clip_mode": Choices(values=("global", "none"))}
+    search = Search(toy_study("gp", trials=8, space=space), tmp_path / "journal")
+    tried = []
+    while (proposal := search.ask()) is not None or search.pending():
+        if proposal is None:
+            oldest = search.pending()[0]
+            search.tell(oldest.number, result(val_loss=3.0 + oldest.values["lr"]))
+        else:
+            tried.append(tuple(proposal.values.values()))
+    assert len(tried) == 8
+    assert len(set(tried[:6])) == 6
+
+
+def test_the_sampler_sees_a_stopped_trial_by_its_last_loss(tmp_path: Path):
+    """GP reads complete trials only, so that a stopped one would be proposed again and again."""
+
+    def after(loss: float) -> dict[str, Value]:
+        search = Search(toy_study("gp", trials=12), tmp_path / f"{loss}")
+        for number in range(10):
+            proposal = search.ask()
+            if number == 8:
+                search.report(number, 1, loss)
+                search.tell(number, result(Outcome.PRUNED, loss))
+            else:
+                search.tell(number, toy_result(proposal.values))
+        return search.ask().values
+
+    assert after(2.0) != after(8.0)
