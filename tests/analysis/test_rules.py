@@ -43,7 +43,8 @@ def test_the_closest_rule_is_named_with_its_distance_and_the_sizes_that_it_was_f
     results = build(RULES)
     assert (
         closest(results)
-        == "Of 2 rules trained to the end combined came closest: it lost 0.100 nats to the best trial, as number 2 of 5."
+        == "Of 2 rules trained to the end combined came closest: it lost 0.100 nats to the best trial, "
+        "as number 2 of 5."
     )
     assert closest_notes(results)[:2] == (
         "step-law was fitted to 60M to 1B weights and 2B to 100B tokens; here are 3.31k weights and 5.12k tokens.",
