@@ -265,7 +265,7 @@ def rules_table(results: StudyResults) -> Table | None:
             each.rule,
             each.run_id,
             MISSING if each.regret is None else f"{each.regret:.{digits}f}",
-            f"{each.rank} of {each.trials}",
+            "not complete" if each.regret is None else f"{each.rank} of {each.trials}",
             " ".join([*each.outside, *each.moved]) or MISSING,
             ", ".join(each.sources),
         )
