@@ -198,9 +198,8 @@ def _audited(results: StudyResults, found: Foresight, finished: Sequence[Curve])
         known = _known(results, finished, curve.number)
         for at in sorted(curve.losses):
             so_far = curve.until(at)
-            if found.decision(known, so_far, at) is Decision.AUDIT:
-                forecast = found.forecast(known, so_far, at)
-                assert forecast is not None
+            forecast = found.forecast(known, so_far, at)
+            if forecast is not None and found.decision(known, so_far, at, forecast) is Decision.AUDIT:
                 yield Audited(
                     run_id=trial_run_id("search", curve.number),
                     share=at / evals,

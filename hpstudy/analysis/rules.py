@@ -1,4 +1,4 @@
-"""How the trials that published rules proposed ended: their ranks in the search, and how near they came to its best.
+"""Results of the trials that published rules proposed: their rank in the search and their distance from its best.
 
 All of it is of one seed a trial, that of the search.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.numbers import listed, plain, short
 from hpstudy.analysis.results import StudyResults
+from hpstudy.records import trial_run_id
 from hpstudy.study import Choices, Study
 
 if TYPE_CHECKING:
@@ -48,29 +49,24 @@ class RuleRecord:
     lost: int  # trials that are not complete
 
 
-def rules_of(study: Study) -> dict[int, RuleTrial]:
-    """The trials that rules propose, by number."""
+def rules_of(study: Study) -> dict[str, RuleTrial]:
+    """The trials that rules propose, by their run's id."""
     if not study.budget.rules:
         return {}
     from hpstudy.search.rule_trials import rule_trials
 
-    return rule_trials(study)
+    return {trial_run_id("search", number): trial for number, trial in rule_trials(study).items()}
 
 
 def rule_names(study: Study) -> dict[str, str]:
     """The rule that proposed a run of the search, by the run's id."""
-    if not study.budget.rules:
-        return {}
-    from hpstudy.search.rule_trials import rule_runs
-
-    return dict(rule_runs(study))
+    return {run: trial.rule for run, trial in rules_of(study).items()}
 
 
 def rule_results(results: StudyResults) -> list[RuleResult]:
     """The rules' trials that ended, the best first."""
     study = results.study
-    proposed = dict(zip(rule_names(study), rules_of(study).values(), strict=True))
-    if not proposed:
+    if not (proposed := rules_of(study)):
         return []
     trials, ranked = results.trials, results.ranked()
     ended = [str(run) for run in trials.loc[(trials["phase"] == "search") & trials["outcome"].notna(), "run_id"]]

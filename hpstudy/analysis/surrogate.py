@@ -39,7 +39,7 @@ class Surrogate:
 
     def predict(self, points_MK: Array) -> Array:
         """The median predicted loss at each point, in nats."""
-        kernel_MN = self.amplitude * _matern(_squares(points_MK, self.points), self.lengths)[0]
+        kernel_MN = self.amplitude * matern(squares(points_MK, self.points), self.lengths)[0]
         return self._nats(self.mean + self.scale * (kernel_MN @ self.weights))
 
     @property
@@ -75,14 +75,14 @@ def fit(points_NK: Array, losses_N: Array) -> Surrogate:
     logs_N = np.log(losses_N + shift)
     mean, scale = float(logs_N.mean()), float(logs_N.std())
     targets_N, num_keys = (logs_N - mean) / scale, points_NK.shape[1]
-    squares_NNK = _squares(points_NK, points_NK)
+    squares_NNK = squares(points_NK, points_NK)
     centres = np.array([*[LENGTH] * num_keys, AMPLITUDE, NOISE])
     spreads = np.array([*[SPREADS[0]] * num_keys, *SPREADS[1:]])
 
     def loss(logs: Array) -> tuple[float, Array]:
         """The negative log posterior of the logs of lengths, amplitude and noise sd, and its gradient."""
         lengths_K, amplitude, noise = np.exp(logs[:-2]), np.exp(2 * logs[-2]), np.exp(2 * logs[-1])
-        matern_NN, slope_NN = _matern(squares_NNK, lengths_K)
+        matern_NN, slope_NN = matern(squares_NNK, lengths_K)
         factor = cho_factor(amplitude * matern_NN + (noise + JITTER) * np.eye(len(targets_N)), lower=True)
         inverse_NN = cho_solve(factor, np.eye(len(targets_N)))
         weights_N = inverse_NN @ targets_N
@@ -96,7 +96,7 @@ def fit(points_NK: Array, losses_N: Array) -> Surrogate:
     bounds = [(np.log(0.05), np.log(20.0))] * num_keys + [(-3.0, 3.0), (np.log(1e-3), 1.0)]
     logs = minimize(loss, centres, jac=True, method="L-BFGS-B", bounds=bounds).x
     lengths_K, amplitude, noise = np.exp(logs[:-2]), float(np.exp(2 * logs[-2])), float(np.exp(2 * logs[-1]))
-    kernel_NN = amplitude * _matern(squares_NNK, lengths_K)[0] + (noise + JITTER) * np.eye(len(targets_N))
+    kernel_NN = amplitude * matern(squares_NNK, lengths_K)[0] + (noise + JITTER) * np.eye(len(targets_N))
     inverse_NN = np.linalg.inv(kernel_NN)
     weights_N, precisions_N = inverse_NN @ targets_N, np.diag(inverse_NN)
     return Surrogate(
@@ -114,13 +114,16 @@ def fit(points_NK: Array, losses_N: Array) -> Surrogate:
     )
 
 
-def _squares(points_MK: Array, others_NK: Array) -> Array:
+def squares(points_MK: Array, others_NK: Array) -> Array:
     """Squared differences by coordinate, as M x N x K."""
     return np.square(points_MK[:, None] - others_NK[None])
 
 
-def _matern(squares_MNK: Array, lengths_K: Array) -> tuple[Array, Array]:
-    """The kernel of amplitude 1, and its derivative by the log of a length over that key's square / length**2."""
+def matern(squares_MNK: Array, lengths_K: Array) -> tuple[Array, Array]:
+    """The Matern 5/2 kernel of amplitude 1, and its derivative by the log of a length.
+
+    The derivative is over that key's square / length**2.
+    """
     root_MN = np.sqrt(5 * (squares_MNK / lengths_K**2).sum(axis=-1))
     decay_MN = np.exp(-root_MN)
     return (1 + root_MN + root_MN**2 / 3) * decay_MN, 5 / 3 * (1 + root_MN) * decay_MN

@@ -15,7 +15,7 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.report.curves import objective_column, spread
 from hpstudy.report.endings import ending, not_complete
 from hpstudy.report.scales import tick_text, ticks
-from hpstudy.report.search_figures import badness, shown_range, trial_names, value_text
+from hpstudy.report.search_figures import badness, shown_range, trial_namer, value_text
 from hpstudy.report.svg import tag
 
 WIDTH, HEIGHT, TOP, BOTTOM = 1176, 340, 34, 316  # pixels; lines run between TOP and BOTTOM
@@ -36,7 +36,7 @@ def parallel_coordinates(results: StudyResults, winner: str | None) -> Markup:
     rows = [*ranked.to_dict("records"), *not_complete(results).to_dict("records")]
     kept = {str(name) for name in spread([str(row["run_id"]) for row in rows], MOST_LINES)}
     places = np.linspace(LEFT, WIDTH - RIGHT, len(study.space) + 1)
-    lines, names = [], trial_names(results)
+    lines, named = [], trial_namer(results)
     for rank, row in enumerate(rows):
         if str(row["run_id"]) not in kept:
             continue
@@ -47,7 +47,7 @@ def parallel_coordinates(results: StudyResults, winner: str | None) -> Markup:
         strength = max(WEAKEST, (1 - rank / len(ranked)) ** 1.5) if kind == "trial" else 1.0
         result = value_text(row[column], column) if is_complete else ending(row)
         values = ", ".join(f"{key} {plain(row[key])}" for key in study.space)
-        title = tag("title", f"{names.get(row['run_id'], row['run_id'])}: {values}; {result}")
+        title = tag("title", f"{named(row['run_id'])}: {values}; {result}")
         points, run = _points(places, heights), str(row["run_id"])
         lines.append(tag("polyline", title, class_=kind, data_run=run, points=points, stroke_opacity=f"{strength:.2f}"))
     theirs = {key: getattr(study.baseline, key) for key in study.space}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
     """
     study = results.study
     column, complete = objective_column(study), results.ranked()
-    others, names = not_complete(results), trial_names(results)
+    others, named = not_complete(results), trial_namer(results)
     if not len(complete) + len(others):
         return
     limits = shown_range(complete[column], column)
@@ -63,7 +63,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
                     mode="markers",
                     marker={**style, "symbol": _symbols(values, limits, column)},
                     customdata=[
-                        [html.escape(names.get(str(run), str(run))), tick_text(value), value_text(true, column)]
+                        [html.escape(named(run)), tick_text(value), value_text(true, column)]
                         for run, value, true in zip(rows["run_id"], rows[key], values, strict=True)
                     ],
                     hovertemplate=f"%{{customdata[0]}}<br>{key} %{{customdata[1]}}: %{{customdata[2]}}<extra></extra>",
@@ -84,7 +84,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
                         "line": {"width": 1.6, "color": [MUTED if is_pruned else INK for is_pruned in pruned]},
                     },
                     customdata=[
-                        [html.escape(f"{names.get(row['run_id'], row['run_id'])}: {ending(row)}"), tick_text(row[key])]
+                        [html.escape(f"{named(row['run_id'])}: {ending(row)}"), tick_text(row[key])]
                         for row in others.to_dict("records")
                     ],
                     hovertemplate=f"%{{customdata[0]}}<br>{key} %{{customdata[1]}}<extra></extra>",
@@ -111,9 +111,10 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
         yield Figure(title=key, caption=RULES[key].doc, plot=plot, size="panel")
 
 
-def trial_names(results: StudyResults) -> dict[str, str]:
-    """`search-0005, step-law` for the runs that a published rule proposed, by their ids."""
-    return {run: f"{run}, {rule}" for run, rule in rule_names(results.study).items()}
+def trial_namer(results: StudyResults) -> Callable[[object], str]:
+    """Run id -> what a trial is called: its id, and the published rule that proposed it: `search-0005, step-law`."""
+    rules = rule_names(results.study)
+    return lambda run: f"{run}, {rules[str(run)]}" if str(run) in rules else str(run)
 
 
 def _symbols(values: np.ndarray, limits: tuple[float, float], column: str) -> list[str]:
@@ -191,10 +192,9 @@ def best_so_far(results: StudyResults) -> Figure:
     low, high = min([low, *baseline]), max([high, *baseline])
     pad = 0.08 * (high - low) or 0.01
     values = done[column].to_numpy("float64")
-    names, rules = trial_names(results), rule_names(study)
+    named, rules = trial_namer(results), rule_names(study)
     texts = [
-        [html.escape(names.get(str(run), str(run))), value_text(value, column)]
-        for run, value in zip(done["run_id"], values, strict=True)
+        [html.escape(named(run)), value_text(value, column)] for run, value in zip(done["run_id"], values, strict=True)
     ]
     plot.add_trace(
         go.Scatter(
@@ -211,7 +211,7 @@ def best_so_far(results: StudyResults) -> Figure:
             mode="markers",
             marker={"color": MUTED, "size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": MUTED}},
             customdata=[
-                html.escape(f"{names.get(row['run_id'], row['run_id'])}: {ending(row)}")
+                html.escape(f"{named(row['run_id'])}: {ending(row)}")
                 for row in others.to_dict("records")
             ],
             hovertemplate="%{customdata}<extra></extra>",

@@ -136,14 +136,16 @@ class Foresight:
         tested = range(max(LEAST_LEARNT, len(whole) - MOST_LEARNT), len(whole))
         return sum(self._hit(whole, index, at) for index in tested), len(tested)
 
-    def decision(self, finished: Sequence[Curve], trial: Curve, at: int) -> Decision:
-        """What becomes of `trial` after evaluation `at`, given the finished trials that it may know, in their order."""
+    def decision(self, finished: Sequence[Curve], trial: Curve, at: int, found: Forecast | None) -> Decision:
+        """What becomes of `trial` after evaluation `at`, given the finished trials that it may know, in their order.
+
+        `found` is its `forecast` there.
+        """
         whole = self._whole(finished)
         if not self.first <= at <= self.last:
             return Decision.GO_ON
         if len(whole) < LEAST_FINISHED:
             return Decision.WATCH
-        found = self.forecast(whole, trial, at)
         if found is None or found.chance_below(self.limit(whole)) >= MOST_CHANCE:
             return Decision.GO_ON
         hits, forecasts = self.coverage(whole, at)

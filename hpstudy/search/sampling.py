@@ -21,10 +21,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from hpstudy.search.journal import is_infeasible
 from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.space import Params, Space, distributions, encode
-from hpstudy.search.warm_start import FADED, Prior, PriorTrial, faded
+from hpstudy.search.warm_start import FADED, Prior, faded
 from hpstudy.spec import MAX_TRIALS
 from hpstudy.study import Choices, Sampler, Study, Value
-from hpstudy.study.schema import FORMAT_OF_SEARCH, Direction
+from hpstudy.study.schema import FORMAT_OF_SEARCH, LEARNING, Direction
 
 MEMORY = "memory"  # the constraint that a trial breaks when it runs out of memory
 FITS, EXCEEDS = -1.0, 1.0  # a constraint holds if it is at most 0
@@ -54,7 +54,7 @@ def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
 
 def proposer(study: Study, warm_start: Sequence[Prior], foreseen: Foreseen) -> SamplerView | Learner:
     """What proposes the trials after the first proposals, in the way of the study's format; warm as since format 4."""
-    learns = study.budget.sampler.name in ("tpe", "gp") and (study.format >= FORMAT_OF_SEARCH or bool(warm_start))
+    learns = study.budget.sampler.name in LEARNING and (study.format >= FORMAT_OF_SEARCH or bool(warm_start))
     return Learner(study, warm_start, foreseen) if learns else SamplerView(study)
 
 
@@ -76,6 +76,7 @@ class Learner:
         self._constrained = False
         self._best: list[FrozenTrial] = []  # of one objective the best first, of two the Pareto front
         self._latest: deque[FrozenTrial] = deque(maxlen=REMEMBERED)
+        self._forecasts: dict[int, float] = {}  # of stopped trials that were shown, by number
         self._points = _all_points(self._space)
 
     def propose(self, trials: Sequence[FrozenTrial], num_known: int) -> Params:
@@ -89,7 +90,7 @@ class Learner:
             return _sobol_point(sampler.seed, number, self._space)
         name = "tpe" if number >= GP_TRIALS else sampler.name
         view = _View(
-            [_running(trial) for trial in trials[num_known:]] + self._remembered() + earlier,
+            [*self._running(trials[num_known:]), *self._remembered(), *earlier],
             directions=self._study.directions,
             sampler=_sampler(sampler.model_copy(update={"name": name, "startup": 1}), number),
         )
@@ -113,12 +114,9 @@ class Learner:
         if not stopped and trial.state is not TrialState.COMPLETE:
             return
         self._num_results += 1
-        if stopped:  # gp would not see it
-            self._latest.append(_whole(trial, self._foreseen(trial)))
-            return
         self._latest.append(trial)
         self._constrained |= is_infeasible(trial)
-        if is_infeasible(trial):
+        if stopped or is_infeasible(trial):
             return
         self._own = [*self._own, trial.values[0]][:FADED]
         if len(self._study.directions) == 1:
@@ -139,16 +137,34 @@ class Learner:
     def _earlier(self) -> list[FrozenTrial]:
         """What other studies' trials still say, as trials behind all others."""
         found = [trial for prior in self._warm_start for trial in faded(prior, self._own)]
-        return [
-            _of_another(self._study, trial, MAX_TRIALS + place + 2, constrained=self._constrained)
-            for place, trial in enumerate(found)
-        ]
+        whole = (
+            create_trial(params=encode(self._study.space, t.values), distributions=self._space, value=t.loss)
+            for t in found
+        )
+        return [self._shown(trial, MAX_TRIALS + place) for place, trial in enumerate(whole, start=1)]
+
+    def _running(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Trials whose results are not known yet."""
+        return [self._shown(running_trial(self._study.space, trial.params), trial.number) for trial in trials]
 
     def _remembered(self) -> list[FrozenTrial]:
-        """The trials that the sampler learns from, in order."""
+        """The trials that the sampler learns from, in order. Stopped ones are shown as complete, or GP misses them."""
         trials = {trial.number: trial for trial in (*self._best, *self._latest)}
-        constrained = self._constrained
-        return [_ended(trials[number], constrained=constrained, number=number + 1) for number in sorted(trials)]
+        for trial in self._latest:
+            if trial.state is TrialState.PRUNED:
+                if trial.number not in self._forecasts:
+                    self._forecasts[trial.number] = self._foreseen(trial)
+                whole = trials[trial.number] = copy.copy(trial)
+                whole.state, whole.values = TrialState.COMPLETE, [self._forecasts[trial.number]]
+        return [self._shown(trials[number], number) for number in sorted(trials)]
+
+    def _shown(self, trial: FrozenTrial, number: int) -> FrozenTrial:
+        """A trial for a view, whose own has number 0. GP needs the constraint of all complete trials or of none."""
+        shown = copy.copy(trial)
+        shown.number = number + 1
+        if self._constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
+            shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
+        return shown
 
 
 def _all_points(space: dict[str, BaseDistribution]) -> list[tuple[Value, ...]] | None:
@@ -183,41 +199,6 @@ class _View(optuna.Study):
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         return [trial for trial in self._shown if states is None or trial.state in states]
-
-
-def _ended(trial: FrozenTrial, *, constrained: bool, number: int) -> FrozenTrial:
-    """A trial as it ended, for a view, whose own has number 0. GP needs the constraint of all complete ones or none."""
-    shown = copy.copy(trial)
-    shown.number = number
-    if constrained and trial.state is TrialState.COMPLETE and MEMORY not in trial.constraints:
-        shown.system_attrs = trial.system_attrs | create_trial(value=0.0, constraints={MEMORY: FITS}).system_attrs
-    return shown
-
-
-def _whole(trial: FrozenTrial, loss: float) -> FrozenTrial:
-    """A stopped trial as if it had reached `loss` at its end."""
-    shown = copy.copy(trial)
-    shown.state, shown.values = TrialState.COMPLETE, [loss]
-    return shown
-
-
-def _of_another(study: Study, trial: PriorTrial, number: int, *, constrained: bool) -> FrozenTrial:
-    """A trial of another study, for a view."""
-    shown = create_trial(
-        params=encode(study.space, trial.values),
-        distributions=distributions(study.space),
-        value=trial.loss,
-        constraints={MEMORY: FITS} if constrained else None,
-    )
-    shown.number = number
-    return shown
-
-
-def _running(trial: FrozenTrial) -> FrozenTrial:
-    """A trial whose result is not known yet, for a view."""
-    shown = create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
-    shown.number = trial.number + 1
-    return shown
 
 
 def _sobol_point(seed: int, number: int, space: dict[str, BaseDistribution]) -> Params:

@@ -129,6 +129,7 @@ class Search:
         self._pruner = TrialPruner(study.budget.pruner, study.spec.evals)
         self._foresight = foresight(study)
         self._curves: list[Curve] = []  # of finished trials
+        self._last_forecast: tuple[int, int, Forecast | None] = (-1, -1, None)  # trial, evaluation; asked for twice
         self._first = first_proposals(study)
         self.num_trials = num_trials(study, trials)
         self._reports = study.metrics == ("val/loss",)
@@ -179,7 +180,8 @@ class Search:
         trials = self._frozen()
         if self._foresight is not None:
             finished, curve = self._seen(trials, number, eval_index)
-            return self._foresight.decision(finished, curve, eval_index) is Decision.STOP
+            found = self.forecast(number, eval_index)
+            return self._foresight.decision(finished, curve, eval_index, found) is Decision.STOP
         known = trials[: self._study.budget.num_known(number)]
         so_far = {index: loss for index, loss in trials[number].intermediate_values.items() if index <= eval_index}
         return self._pruner.stops(known, so_far)
@@ -191,8 +193,10 @@ class Search:
         """
         if self._foresight is None:
             return None
-        finished, curve = self._seen(self._frozen(), number, eval_index)
-        return self._foresight.forecast(finished, curve, eval_index)
+        if self._last_forecast[:2] != (number, eval_index):
+            finished, curve = self._seen(self._frozen(), number, eval_index)
+            self._last_forecast = number, eval_index, self._foresight.forecast(finished, curve, eval_index)
+        return self._last_forecast[2]
 
     def tell(self, number: int, result: RunResult) -> None:
         """Records how a trial ended. Trials must be told in order of number; the caller holds early results back."""

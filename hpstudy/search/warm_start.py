@@ -93,8 +93,8 @@ def faded(prior: Prior, own: Sequence[float]) -> list[PriorTrial]:
 
     Each loss of its own takes a tenth of the other's trials away, evenly from the best to the worst. Another model or
     another number of tokens has other losses: they move by the difference of the two medians or, once there are
-    RANKED of its own, take the losses of the same ranks among these. Both were measured on recorded runs of two models
-    (tests/search/test_warm_start.py): trials that stay are worse than none in a longer search.
+    RANKED of its own, take the losses of the same ranks among these. On recorded runs of two models that helps
+    (tests/search/test_warm_start.py).
     """
     ordered = sorted(prior.trials, key=lambda trial: trial.loss)
     losses = np.array([trial.loss for trial in ordered])

@@ -13,6 +13,7 @@ from hpstudy.spec import MAX_STEPS, rank_sequences, ranks_named
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
+    LEARNING,
     MAX_INTEGER,
     RULE_KEYS,
     SEEDS_APART,
@@ -29,7 +30,6 @@ from hpstudy.study.study import AUTO, default_micro_batch
 LEAST_STEPS = 20  # of a run; half of them are warm-up then
 MAX_NAMED = 8  # micro-batches that one problem names
 MAX_GRID = 100_000  # points, which are listed before the first trial
-LEARNING = ("tpe", "gp")  # samplers that learn from trials
 BETAS = ("beta1", "beta2")
 NEED_TOKENS = ("step-law", "power-lines")  # rules
 BATCH_KEYS = frozenset({"batch_tokens", "batch_ramp_fraction", "batch_ramp_start"})

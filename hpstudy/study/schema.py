@@ -28,6 +28,7 @@ from hpstudy.study.hints import hint
 MetricName = Literal["val/loss", "train/tok_per_sec"]
 Direction = Literal["minimize", "maximize"]
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
+LEARNING: tuple[SamplerName, ...] = ("tpe", "gp")  # from trials
 PrunerName = Literal["none", "median", "successive_halving", "foresight"]
 Design = Literal["paired", "independent"]
 Opponent = Literal["tuned-lr", "batch"]

@@ -17,14 +17,15 @@ import pandas as pd
 
 from hpstudy.analysis.foreseen import SHARES, schedule_blind
 from hpstudy.hparams import HParams
-from hpstudy.records import Outcome, RunResult
+from hpstudy.records import Outcome
 from hpstudy.search import Search
 from hpstudy.search.foresight import LEAST_FINISHED, Curve, Foresight
 from hpstudy.study import Study
 from hpstudy.study.load import parse_study
 from tests.bench.grid import KEYS
+from tests.helpers.recorded import RECORDED
+from tests.helpers.search import result
 
-RECORDED = Path(__file__).parents[1] / "recorded" / "runs.parquet"
 TEXT = """
 question = "What does foresight save?"
 
@@ -121,15 +122,8 @@ def _train(search: Search, number: int, trial: Recorded) -> tuple[int, float]:
             outcome = Outcome.PRUNED
             break
     complete = outcome is Outcome.COMPLETE
-    search.tell(number, _result(outcome, trial.final if complete else trial.losses[last]))
+    search.tell(number, result(outcome, trial.final if complete else trial.losses[last]))
     return last, trial.final if complete else math.inf
-
-
-def _result(outcome: Outcome, loss: float) -> RunResult:
-    return RunResult(
-        outcome=outcome, steps=1, tokens=1, val_loss=loss, best_val_loss=loss, train_loss=loss, tok_per_sec=1.0,
-        train_seconds=1.0, clipped_share=0.0,
-    )  # fmt: skip
 
 
 def forecasts(

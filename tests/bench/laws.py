@@ -16,7 +16,7 @@ from hpstudy.hparams import GPT3
 from hpstudy.search.rules import PUBLISHED, Sizes
 from hpstudy.study.schema import RuleName
 from tests.bench.grid import MODELS
-from tests.bench.search import RECORDED
+from tests.helpers.recorded import RECORDED
 
 VOCABULARY, CONTEXT = 512, 128
 RULES: tuple[RuleName, ...] = ("step-law", "sqrt-batch", "batch-0.3")  # those that predict a learning rate

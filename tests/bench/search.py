@@ -27,24 +27,32 @@ import numpy as np
 import optuna
 import pandas as pd
 from numpy.typing import NDArray
+from optuna.trial import create_trial
 from scipy import stats
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from hpstudy.analysis.ranges import position
+from hpstudy.analysis.surrogate import matern, squares
 from hpstudy.hparams import RULES
-from hpstudy.records import Outcome, RunResult
 from hpstudy.search import Search
+from hpstudy.search.sampling import proposer
 from hpstudy.search.space import decode, distributions
 from hpstudy.study import Choices, Dimension, FloatRange, OrderedChoices, Study, Value, parse_study
 from tests.bench.rivals import Rival, rivals
+from tests.helpers.recorded import RECORDED
+from tests.helpers.search import result
 
-RECORDED = Path(__file__).parents[1] / "recorded" / "runs.parquet"
 KEYS = ("lr", "beta2", "weight_decay", "batch_tokens")
 GROUPS = ("grid", "larger")
 MARKS = (8, 16, 32, 64)  # trials after which the regret is shown
 SHIFT = 0.02  # nats below the lowest loss at which the model's logarithm has its zero
 FOLDS = 5
 CAP = 500  # rows from which the model's length scales are fitted
+MORE_KEYS = """
+beta1 = {{ low = 0.8, high = 0.98 }}
+beta2 = {{ low = 0.9, high = 0.999 }}
+weight_decay = {{ low = 1e-3, high = 1.0 }}"""
 Array = NDArray[np.float64]
 Values = Mapping[str, Value]
 
@@ -103,10 +111,9 @@ def strategies() -> Iterator[Strategy]:
     yield Strategy(name="hpstudy")
     yield Strategy(name="hpstudy, no rules", budget="rules = []")
     yield Strategy(name="hpstudy, format 3", format=3)
-    for startup in (5, 10, 16):
-        yield Strategy(name=f"hpstudy tpe {startup}", budget=f'sampler = {{ name = "tpe", startup = {startup} }}')
-    for startup in (5, 10):
-        yield Strategy(name=f"hpstudy gp {startup}", budget=f'sampler = {{ name = "gp", startup = {startup} }}')
+    for kind, startup in (("tpe", 5), ("tpe", 10), ("tpe", 16), ("gp", 10)):  # without rules, as is "hpstudy, no rules"
+        budget = f'rules = []\nsampler = {{ name = "{kind}", startup = {startup} }}'
+        yield Strategy(name=f"hpstudy {kind} {startup}", budget=budget)
     yield Strategy(name="random", sampler=partial(_new, optuna.samplers.RandomSampler))
     yield Strategy(name="Optuna TPE", sampler=partial(_new, optuna.samplers.TPESampler), ordered=False)
     yield Strategy(name="Optuna TPE, ordered", sampler=partial(_new, optuna.samplers.TPESampler))
@@ -146,12 +153,8 @@ class Smooth:
         return np.exp(heights) + self._floor
 
     def _kernel(self, one: Array, other: Array, scales: Array | None = None) -> Array:
-        """Matérn 5/2."""
         scales = self._scales if scales is None else scales
-        size, lengths = np.exp(scales[0]), np.exp(scales[1:-1])
-        squares = (((one[:, None] - other[None]) / lengths) ** 2).sum(axis=-1)
-        far = np.sqrt(5 * squares)
-        kernel: Array = size * (1 + far + far**2 / 3) * np.exp(-far)
+        kernel: Array = np.exp(scales[0]) * matern(squares(one, other), np.exp(scales[1:-1]))[0]
         return kernel
 
     def _noise(self, variance: Array, scales: Array | None = None) -> Array:
@@ -170,8 +173,8 @@ class Smooth:
 def recorded(rows: pd.DataFrame, name: str) -> Iterator[Problem]:
     """The recorded runs of a group as two problems: a grid, and the model of it. Prints how well the model predicts."""
     cells = rows.groupby(list(KEYS))["loss"].agg([list, "mean", "count", "std"]).reset_index()
-    ranges = {key: (float(cells[key].min()), float(cells[key].max())) for key in KEYS}
-    points = np.column_stack([_position(key, cells[key].to_numpy(float), *ranges[key]) for key in KEYS])
+    ranges = {key: _range(key, cells[key]) for key in KEYS}
+    points = np.array([_positions(ranges, cell) for cell in cells[list(KEYS)].to_dict("records")])
     noise = noise_of(cells)
     losses, spread = cells["mean"].to_numpy(), noise(cells["lr"].to_numpy()) / np.sqrt(cells["count"].to_numpy())
     smooth = Smooth(points, losses, spread)
@@ -196,12 +199,10 @@ def recorded(rows: pd.DataFrame, name: str) -> Iterator[Problem]:
         lowest=min(means.values()),
         **size,
     )
-    continuous: dict[str, Dimension] = {
-        key: FloatRange(low=ranges[key][0], high=ranges[key][1], scale=RULES[key].scale) for key in KEYS[:-1]
-    }
+    continuous: dict[str, Dimension] = {key: ranges[key] for key in KEYS[:-1]}
 
     def real(values: Values) -> float:
-        return float(smooth(np.array([[_position(key, float(values[key]), *ranges[key]) for key in KEYS]]))[0])
+        return float(smooth(np.array([_positions(ranges, values)]))[0])
 
     def scatter(values: Values) -> float:
         return float(noise(np.array([values["lr"]], float))[0])
@@ -251,11 +252,15 @@ def _held_out(name: str, points: Array, losses: Array, spread: Array) -> None:
     )
 
 
-def _position(key: str, value: Array | float, low: float, high: float) -> Array | float:
-    """Where values are in their range, from 0 to 1 on the key's own scale; batches are on a log scale."""
-    if RULES[key].scale == "log1m":
-        return (np.log1p(-np.asarray(value)) - math.log1p(-low)) / (math.log1p(-high) - math.log1p(-low))
-    return (np.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+def _range(key: str, values: pd.Series) -> FloatRange:
+    """From the least to the largest of some values, on the key's own scale; batches are on a log scale."""
+    scale = "log" if key == "batch_tokens" else RULES[key].scale
+    return FloatRange(low=float(values.min()), high=float(values.max()), scale=scale)
+
+
+def _positions(ranges: Mapping[str, FloatRange], values: Values) -> list[float]:
+    """Where the values of a point are in their ranges, from 0 to 1."""
+    return [position(ranges[key], values[key]) for key in KEYS]
 
 
 def _draw(values: Values, seed: int) -> np.random.Generator:
@@ -309,7 +314,7 @@ def _by_hpstudy(strategy: Strategy, problem: Problem, seed: int, trials: int, pa
         while (proposal := search.ask()) is not None or search.pending():
             if proposal is None:
                 oldest = search.pending()[0]
-                search.tell(oldest.number, _result(problem.seen(oldest.values, seed)))
+                search.tell(oldest.number, result(val_loss=problem.seen(oldest.values, seed)))
             else:
                 yield proposal.values
 
@@ -323,20 +328,6 @@ def _study(strategy: Strategy, problem: Problem, seed: int, trials: int, paralle
     sampler = study.budget.sampler.model_copy(update={"seed": seed})
     budget = study.budget.model_copy(update={"trials": trials, "parallel": parallel, "sampler": sampler})
     return replace(study, space=space, budget=budget)
-
-
-def _result(loss: float) -> RunResult:
-    return RunResult(
-        outcome=Outcome.COMPLETE,
-        steps=1,
-        tokens=1,
-        val_loss=loss,
-        best_val_loss=loss,
-        train_loss=loss,
-        tok_per_sec=1.0,
-        train_seconds=1.0,
-        clipped_share=0.0,
-    )
 
 
 def _by_optuna(strategy: Strategy, problem: Problem, seed: int, trials: int, parallel: int) -> Iterator[Values]:
@@ -367,6 +358,30 @@ def _by_rival(strategy: Strategy, problem: Problem, seed: int, trials: int, para
             yield running[-1][1]
 
 
+def proposal_seconds(trials: int, version: int) -> float:
+    """CPU seconds of one proposal of TPE of four keys after so many trials, in a study of this format."""
+    text = STUDY.replace("[budget]", f"{MORE_KEYS}\n[budget]").format(
+        format=version, budget='sampler = "tpe"', model="gpt-2x64", tokens=1_000_000
+    )
+    study = parse_study(text, name="bench", path=Path("bench.toml"))
+    space, draw = distributions(study.space), np.random.default_rng(0)
+    made = [
+        create_trial(
+            params={name: each.low * (each.high / each.low) ** draw.random() for name, each in space.items()},
+            distributions=space,
+            value=draw.random(),
+        )
+        for _ in range(trials)
+    ]
+    for number, trial in enumerate(made):
+        trial.number = number
+    proposing = proposer(study, (), lambda _: 0.0)
+    proposing.propose(made[:-1], trials - 4)
+    begun = time.process_time()
+    proposing.propose(made, trials - 3)
+    return time.process_time() - begun
+
+
 def _cell(found: Array) -> str:
     """The mean in mnat with its 95% interval, over searches."""
     half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)) if len(found) > 1 else 0
@@ -383,10 +398,16 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=4, help="trials proposed before the first has ended (4)")
     parser.add_argument("--only", help="names of strategies, with semicolons between them")
     parser.add_argument("--on", help="part of the names of problems")
+    parser.add_argument("--pace", type=int, metavar="N", help="only the seconds of a proposal of TPE after N trials")
     parser.add_argument("--quick", action="store_true", help="4 searches of 16 trials")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    if args.pace:
+        for version in (3, 4):
+            milliseconds = sorted(1e3 * proposal_seconds(args.pace, version) for _ in range(5))[2]
+            print(f"format {version}: {milliseconds:.0f} ms of CPU a proposal after {args.pace:,} trials")
+        return
     seeds, trials = (4, 16) if args.quick else (args.seeds, args.trials)
     if args.csv:
         problems = list(from_csv(args.csv))

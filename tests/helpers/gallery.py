@@ -25,6 +25,15 @@ tokens     = 300_000
 evals      = 10
 val_tokens = 8192
 """
+TWO_KEYS = """
+[hparams]
+batch_tokens        = 2048
+batch_ramp_fraction = 0.0
+
+[search]
+lr    = { low = 3e-4, high = 3e-2, scale = "log" }
+beta2 = { low = 0.9, high = 0.999, scale = "log1m" }
+"""
 GALLERY: dict[str, MadeUp] = {
     "decided": MadeUp(
         text=f"""
@@ -91,15 +100,7 @@ trials = 24
     "failures": MadeUp(
         text=f"""
 question = "Which learning rates does a tiny model bear?"
-{TRAINER}
-[hparams]
-batch_tokens        = 2048
-batch_ramp_fraction = 0.0
-
-[search]
-lr    = {{ low = 3e-4, high = 3e-2, scale = "log" }}
-beta2 = {{ low = 0.9, high = 0.999, scale = "log1m" }}
-
+{TRAINER}{TWO_KEYS}
 [budget]
 trials              = 12
 smaller_micro_batch = false
@@ -109,15 +110,7 @@ smaller_micro_batch = false
     "pruned": MadeUp(
         text=f"""
 question = "Are as good values found if bad trials are stopped early?"
-{TRAINER}
-[hparams]
-batch_tokens        = 2048
-batch_ramp_fraction = 0.0
-
-[search]
-lr    = {{ low = 3e-4, high = 3e-2, scale = "log" }}
-beta2 = {{ low = 0.9, high = 0.999, scale = "log1m" }}
-
+{TRAINER}{TWO_KEYS}
 [budget]
 trials = 24
 pruner = {{ name = "median", startup = 4, from_fraction = 0.2 }}
@@ -126,15 +119,7 @@ pruner = {{ name = "median", startup = 4, from_fraction = 0.2 }}
     "foresight": MadeUp(
         text=f"""
 question = "Are as good values found if trials are stopped by a forecast of their end?"
-{TRAINER}
-[hparams]
-batch_tokens        = 2048
-batch_ramp_fraction = 0.0
-
-[search]
-lr    = {{ low = 3e-4, high = 3e-2, scale = "log" }}
-beta2 = {{ low = 0.9, high = 0.999, scale = "log1m" }}
-
+{TRAINER}{TWO_KEYS}
 [budget]
 trials = 40
 pruner = "foresight"

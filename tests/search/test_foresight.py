@@ -45,6 +45,10 @@ def foresight(*, top: int = 1, margin: float = 0.0) -> Foresight:
     return Foresight(evals=EVALS, tokens=TOKENS, top=top, margin=margin)
 
 
+def decided(judge: Foresight, finished: Sequence[Curve], trial: Curve, at: int) -> Decision:
+    return judge.decision(finished, trial, at, judge.forecast(finished, trial, at))
+
+
 # The schedule
 
 
@@ -131,7 +135,7 @@ def test_nothing_is_forecast_from_fewer_than_five_whole_trials():
 
 def decisions(finished: Sequence[Curve], trial: Curve, **more: float) -> list[Decision]:
     judge = foresight(**more)
-    return [judge.decision(finished, trial.until(at), at) for at in range(1, EVALS + 1)]
+    return [decided(judge, finished, trial.until(at), at) for at in range(1, EVALS + 1)]
 
 
 def test_a_hopeless_trial_is_stopped_at_15_percent_and_never_earlier_or_at_its_end():
@@ -144,7 +148,7 @@ def test_a_hopeless_trial_is_stopped_at_15_percent_and_never_earlier_or_at_its_e
 def test_one_trial_in_ten_is_not_stopped_but_audited():
     finished = study_of(20)
     judge = foresight()
-    found = {n: judge.decision(finished, made_up(n, BAD).until(3), 3) for n in range(20, 40)}
+    found = {n: decided(judge, finished, made_up(n, BAD).until(3), 3) for n in range(20, 40)}
     assert [n for n, decision in found.items() if decision is Decision.AUDIT] == [29, 39]
     assert sum(decision is Decision.STOP for decision in found.values()) == 18
 
