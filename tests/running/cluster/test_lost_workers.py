@@ -118,8 +118,8 @@ def test_a_run_that_moves_to_another_kind_of_machine_begins_anew_and_names_it(
     driver = drive(ray_cluster, study, runs, output, 1)
     wait_for_step(runs, "search-0000", driver)
     first = RunStore(runs / "tiny").header("search-0000").kind
+    ray_cluster.kill("b")  # before the other is there, which takes longer than a fast machine trains
     ray_cluster.add("other", cpus=1, settings={"ATEN_CPU_CAPABILITY": "default"})
-    ray_cluster.kill("b")
     assert driver.wait(timeout=120) == 0, output.read_text()
     store = RunStore(runs / "tiny")
     assert store.header("search-0000").kind not in (None, first)
