@@ -86,13 +86,8 @@ def region(study: Study, trials: pd.DataFrame, best: HParams, margin: float) -> 
 
 
 def surrogate(study: Study, trials: pd.DataFrame) -> Surrogate | None:
-    """The model of the search's finished trials, or None if they are too few or do not predict each other.
-
-    A diverged trial counts as a uniform guess, a pruned one with its last loss, which is above its final one.
-    """
-    ended = (Outcome.COMPLETE.value, Outcome.DIVERGED.value, Outcome.PRUNED.value)
-    searched = trials[(trials["phase"] == "search") & trials["outcome"].isin(ended)].to_dict("records")
-    losses_N = np.array([_loss(study, row) for row in searched])
+    """The model of the search's finished trials, or None if they are too few or do not predict each other."""
+    searched, losses_N = ended_trials(study, trials)
     points_NK = np.array([coordinates(study.space, row) for row in searched])
     if not len(searched) or len(searched) < LEAST_TRIALS + 3 * points_NK.shape[1] or not np.ptp(losses_N):
         return None
@@ -103,6 +98,16 @@ def surrogate(study: Study, trials: pd.DataFrame) -> Surrogate | None:
         chosen = np.concatenate([chosen[:half], chosen[spread]])
     found = fit(points_NK[chosen], losses_N[chosen])
     return found if found.explained >= LEAST_EXPLAINED else None
+
+
+def ended_trials(study: Study, trials: pd.DataFrame) -> tuple[list[dict[Any, Any]], Array]:
+    """The search's trials that have a loss, as rows, and their losses in nats.
+
+    A diverged trial counts as a uniform guess, a pruned one with its last loss, which is above its final one.
+    """
+    ended = (Outcome.COMPLETE.value, Outcome.DIVERGED.value, Outcome.PRUNED.value)
+    searched = trials[(trials["phase"] == "search") & trials["outcome"].isin(ended)].to_dict("records")
+    return searched, np.array([_loss(study, row) for row in searched])
 
 
 def coordinates(space: Mapping[str, Dimension], values: Mapping[Any, Any]) -> list[float]:

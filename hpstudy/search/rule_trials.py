@@ -35,7 +35,7 @@ def rule_trials(study: Study) -> dict[int, RuleTrial]:
     out.
 
     With "auto" all rules are proposed, first the combined one, which is the best guess that the literature has for all
-    keys together. They are trials 1, 5, 9 and so on (0, 4, 8 if the space lacks the baseline), so that one trial in
+    keys together. They are trials 1, 5, 9 and so on (later after points that the file states, 0, 4, 8 if there is nothing before), so that one trial in
     four is a rule's however many there are, and the sampler learns of the best guess from the start. Rules that the
     file lists follow the baseline at once.
     """
@@ -45,6 +45,7 @@ def rule_trials(study: Study) -> dict[int, RuleTrial]:
     names: tuple[RuleName, ...] = tuple(RULE_KEYS) if study.budget.rules == "auto" else study.budget.rules
     baseline = study.baseline_proposal()
     proposed = [] if baseline is None else [baseline]
+    proposed += [point for point in study.budget.first if point not in proposed]
     first, found = len(proposed), dict[int, RuleTrial]()
     for name in names:
         trial = _rule_trial(study, name)

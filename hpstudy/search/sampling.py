@@ -43,6 +43,7 @@ def first_proposals(study: Study) -> dict[int, dict[str, Value]]:
     """
     baseline = study.baseline_proposal()
     first = [] if baseline is None else [baseline]
+    first += [point for point in study.budget.first if point not in first]
     if not study.is_grid:
         rules = {number: trial.values for number, trial in rule_trials(study).items()}
         return dict(enumerate(first)) | rules

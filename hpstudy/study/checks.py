@@ -314,6 +314,24 @@ def _warm_start(file: StudyFile) -> Iterator[str]:
         yield f"[budget] warm_start: must name each source once, but these are there twice: {', '.join(twice)}"
 
 
+def _first(file: StudyFile) -> Iterator[str]:
+    """Each point that is tried first must be one of the space."""
+    for number, point in enumerate(file.budget.first, start=1):
+        place = f"[budget] first: point {number}"
+        if point.keys() != file.search.keys():
+            yield f"{place}: must state every searched key and no other ({', '.join(file.search)}), but got {shown(point)}"
+            continue
+        for key, value in point.items():
+            table = file.search[key]
+            if isinstance(table, ChoicesTable):
+                if value not in table.choices:
+                    yield f"{place}: {key}: must be one of {shown(table.choices)}, but got {shown(value)}"
+            elif isinstance(value, bool | str) or not isinstance(value, int | float):
+                yield f"{place}: {key}: must be a number, but got {shown(value)}"
+            elif not table.low <= value <= table.high:
+                yield f"{place}: {key}: must lie in [{table.low:g}, {table.high:g}], its range, but got {value!r}"
+
+
 def _trials(file: StudyFile) -> Iterator[str]:
     if not file.search and (file.budget.trials or 1) > 1:
         yield f"[budget] trials: an empty [search] has one trial, the baseline, but got {file.budget.trials}"
@@ -420,6 +438,7 @@ _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rul
     (_objective, "objective"),
     (_pruner, "objective budget.pruner trainer.seconds"),
     (_warm_start, "objective budget.sampler budget.warm_start"),
+    (_first, "budget.first search"),
     (_trials, "budget.trials search"),
     (_grid, "budget.sampler search"),
     (_published, "budget.rules budget.sampler objective search trainer.seconds"),

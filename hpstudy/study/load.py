@@ -41,6 +41,7 @@ NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT_TRIALS = 16
 FIXED_SEEDS = 5  # if a study can have no race and states no seeds
 _NO_SAY_IN_SEEDS: Any = {
+    "part_of": True,
     "cluster": True,
     "wandb": True,
     "search": True,
@@ -69,16 +70,20 @@ def load_study(name_or_path: str, *, version: int | None = None) -> Study:
     A file that states no format has that of `version`, or the newest. Raises UserError with every problem of the file
     at once.
     """
-    path = _locate(name_or_path)
+    path = locate(name_or_path)
+    return parse_study(read_text(path), name=path.stem, path=path, version=version)
+
+
+def read_text(path: Path) -> str:
+    """The text of a study file. Raises UserError if it is too large, is no UTF-8 or cannot be read."""
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise UserError(f"{path}: must have at most {MAX_BYTES:,} bytes, but has {size:,}; it is no study file")
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: must be UTF-8, but byte {error.start} is not; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_study(text, name=path.stem, path=path, version=version)
 
 
 def list_studies() -> list[tuple[str, str]]:
@@ -126,7 +131,8 @@ def study_name(name_or_path: str) -> str:
     return name
 
 
-def _locate(name_or_path: str) -> Path:
+def locate(name_or_path: str) -> Path:
+    """The file of a study by name or path. Raises UserError if there is none."""
     name = study_name(name_or_path)
     if name_or_path.endswith(".toml"):
         paths = [Path(name_or_path)]
@@ -161,7 +167,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         spec=TrainerSpec(**trainer, ramp_multiple=math.lcm(*micro_batches) * file.trainer.ranks),
         space=space,
         metrics=tuple(file.objective.metric),
-        budget=budget.model_copy(update={"trials": trials}),
+        budget=budget.model_copy(update={"trials": trials, "first": tuple(_typed(point) for point in budget.first)}),
         confirm=_confirm(file),
         vocab_size=vocab_size(file.trainer.tokenizer),
         project=file.wandb.project,
@@ -170,6 +176,7 @@ def _resolve(file: StudyFile, *, name: str, path: Path) -> Study:
         warnings=(),
         yes=tuple(file.yes),
         also=tuple(dict.fromkeys(file.baseline.also)),
+        part_of=file.part_of,
         format=file.version,
     )
 

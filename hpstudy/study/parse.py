@@ -45,6 +45,11 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
         raise UserError(f"not valid TOML: {error}") from error
     except RecursionError as error:
         raise UserError(TOO_DEEP) from error
+    if "ladder" in data:
+        raise UserError(
+            "[ladder]: this file is a ladder of several studies; `hpstudy run` and `hpstudy ladder` take it, and the "
+            "other commands its rungs, such as NAME-2x64"
+        )
     if excesses := list(_excesses(data, ())):
         raise UserError(excesses)
     try:
@@ -66,6 +71,12 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     trainer = {"model": "gpt-2x64", **sound.get("trainer", {})}
     stand_in = {"question": "?", "search": {}, **sound, "trainer": trainer}
     return StudyFile.model_validate(stand_in), findings
+
+
+def sentences(error: ValidationError, section: str) -> list[str]:
+    """The errors of one table of the file, `section`, as sentences."""
+    found = error.errors(include_url=False)
+    return [_sentence({**each, "loc": (section, *each["loc"])}) for each in found]
 
 
 def _without_consequences(errors: list[ErrorDetails]) -> list[ErrorDetails]:

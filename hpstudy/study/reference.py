@@ -8,6 +8,7 @@ from typing import Any
 
 from hpstudy.hparams import GPT3, RULES
 from hpstudy.records import GLOSSARY
+from hpstudy.study import toml
 from hpstudy.study.schema import FORMAT, TABLES, StudyFile, Table
 
 TITLES = {
@@ -126,11 +127,7 @@ def _toml(value: object) -> str:
         return ""
     if isinstance(value, Table):
         return f'"{value.model_dump()["name"]}"'
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}" if value else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return toml.value(value)
 
 
 def _code(text: str) -> str:

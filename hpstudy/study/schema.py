@@ -57,6 +57,8 @@ MAX_INTEGER = 2**63 - 1  # TOML's own limit
 MAX_LISTED = 1000  # choices of a key, or seeds
 MAX_SECONDS = 1e9
 MAX_SOURCES = 100  # of a warm start
+MAX_FIRST = 100  # points that a study tries first
+MAX_RUNGS = 12  # of a ladder
 MAX_SHOWN = 200  # characters of a value in an error message
 SEEDS_APART = 1_000_000  # between a candidate's seed and the baseline's, with design = "independent"
 
@@ -282,6 +284,10 @@ class TrainerTable(Table):
         return num_ranks(self.gpus, self.processes)
 
 
+Shape = Annotated[ModelTable, BeforeValidator(_preset)]
+Tokens = Annotated[int, Field(ge=1, le=10**15)]
+
+
 class RangeTable(Table):
     """A continuous range."""
 
@@ -391,6 +397,11 @@ class Budget(Table):
         ["betas", "optuna:old.journal"],
         max_length=MAX_SOURCES,
     )
+    first: Annotated[tuple[dict[str, Any], ...], Field(max_length=MAX_FIRST), BeforeValidator(_tuple)] = _key(
+        (),
+        "points that are tried first, after the baseline: each states every searched key",
+        [{"beta1": 0.9, "beta2": 0.99}],
+    )
     smaller_micro_batch: bool = _key(
         True, "after out of memory, try again at a smaller micro-batch; the loss stays the same"
     )
@@ -444,6 +455,48 @@ class ClusterTable(Table):
     )
 
 
+class LadderTable(Table):
+    """The same study at several sizes. A file with this table is a ladder, and each of its rungs is a study."""
+
+    models: Annotated[list[Shape], Field(min_length=2, max_length=MAX_RUNGS)] | None = _key(
+        None,
+        "the rungs' models, from small to large, instead of [trainer] model; without it one model is trained on growing "
+        "budgets",
+        ["gpt-2x32", "gpt-2x64", "gpt-3x96"],
+    )
+    tokens: Annotated[list[Tokens], Field(max_length=MAX_RUNGS)] | None = _key(
+        None, "the rungs' budgets of one run, instead of [trainer] tokens", [200_000, 300_000, 500_000], unit="tokens"
+    )
+    tokens_per_parameter: Annotated[float, Field(gt=0, le=1e6)] | None = _key(
+        None, "budget of every size, in tokens for each parameter without embeddings, instead of tokens", 20
+    )
+    batch: Annotated[float, Field(gt=0, le=1)] | Literal["step-law"] | None = _key(
+        None,
+        "batch of every size, instead of [hparams] batch_tokens: a share of the run's tokens, or 0.58 tokens^0.571 "
+        "(arXiv:2503.04715); in either case the nearest power of two sequences",
+        "step-law",
+    )
+    trials: Annotated[list[Count], Field(max_length=MAX_RUNGS)] | Count | None = _key(
+        None, "trials of the rungs' searches, one number or one for each rung, instead of [budget] trials", [32, 24, 16]
+    )
+    check: Shape | None = _key(
+        None, "a larger model, which the fit does not see: there the prediction is compared with others", "gpt-4x128"
+    )
+    check_tokens: Tokens | None = _key(None, "budget of the check, if tokens lists the rungs'", 800_000, unit="tokens")
+    check_trials: Count = _key(8, "trials of the check's own search", le=MAX_TRIALS)
+    check_seeds: Annotated[int, Field(ge=LEAST_LOOK, le=MAX_LOOKS)] = _key(
+        LEAST_LOOK, "fresh seeds on which the check's sides are trained"
+    )
+    check_rules: Annotated[
+        tuple[RuleName, ...], Field(max_length=len(RULE_KEYS)), BeforeValidator(_tuple), BeforeValidator(_listed)
+    ] = _key((), "published rules that are sides of the check too", ["step-law"])
+    check_margin: Annotated[float, Field(gt=0)] = _key(0.01, "regret up to which the prediction has held", unit="nats")
+    target: Shape | None = _key(None, "the model that a study file is written for", "gpt-125m")
+    target_tokens: Tokens | None = _key(
+        None, "budget of the target, if tokens lists the rungs'", 2_500_000_000, unit="tokens"
+    )
+
+
 class WandbTable(Table):
     """Where runs go on Weights & Biases."""
 
@@ -466,6 +519,7 @@ class StudyFile(Table):
         "other defaults: seeds 101 to 105 and a margin of 0.01",
         FORMAT,
     )
+    part_of: Text | None = _key(None, "the ladder that this study is a part of; hpstudy writes it", "ladder")
     baseline: BaselineTable = BaselineTable()
     trainer: TrainerTable
     hparams: dict[str, Any] = {}  # checked key by key against hparams.RULES
@@ -494,6 +548,7 @@ TABLES: dict[str, type[Table]] = {
     "pruner": Pruner,
     "confirm": Confirm,
     "cluster": ClusterTable,
+    "ladder": LadderTable,
     "wandb": WandbTable,
 }
 """The tables within a file, by the last part of their place, in the order of the reference."""

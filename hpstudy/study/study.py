@@ -99,6 +99,7 @@ class Study:
     warnings: tuple[str, ...]  # what is legal but probably not meant
     yes: tuple[Yes, ...] = ()  # the answers that mean yes; empty: the verdict says neither yes nor no
     also: tuple[Opponent, ...] = ()
+    part_of: str | None = None  # the ladder whose rung or check it is
     format: int = FORMAT  # whose defaults the file has
     states_format: bool = True  # else the newest, or the one that the study began with
     derives_seeds: bool = False  # whether the file states no seeds, so that they follow from its name and values
@@ -188,13 +189,13 @@ class Study:
         fixed = derived | self.hparams
         also = self.also[0] if len(self.also) == 1 else self.also or None  # as versions wrote it that knew one
         spec = {key: value for key, value in asdict(self.spec).items() if key != "ramp_multiple"}
-        warm = self.budget.warm_start  # absent without one, as in versions that knew none
+        unknown = {key for key in ("warm_start", "first") if not getattr(self.budget, key)}  # to earlier versions
         sections: dict[str, Any] = {
             "baseline": {"name": self.baseline_name, "also": also, **fixed, **self.overrides},
             "trainer": spec,
             "hparams": {key: value for key, value in fixed.items() if key not in self.space},
             "objective": {metric: GOALS[metric] for metric in self.metrics},
-            "budget": self.budget.model_dump(exclude={"hang_seconds", *([] if warm else ["warm_start"])}),
+            "budget": self.budget.model_dump(exclude={"hang_seconds", *unknown}),
             "confirm": self.confirm.model_dump(),
         }
         search = {f"search.{key}": asdict(dimension) for key, dimension in self.space.items()}

@@ -1,0 +1,503 @@
+"""What a ladder has found: the optimum of every rung, laws through them, predictions, and the check of these.
+
+Searched values are fitted on their own scales: logs of a log scale, logs of 1 - value for betas. A key that is searched
+as a share or as a multiple of a rule (lr_over_rule) is fitted as such, and shown as the raw value too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hpstudy.analysis.numbers import interval_decimals, listed, short, with_sign
+from hpstudy.analysis.region import ended_trials
+from hpstudy.analysis.results import StudyResults, load
+from hpstudy.coordinates import RAW_KEY
+from hpstudy.errors import UserError
+from hpstudy.files import command
+from hpstudy.hparams import HParams
+from hpstudy.records import Outcome
+from hpstudy.search.rules import PUBLISHED
+from hpstudy.search.rule_trials import sizes as rule_sizes
+from hpstudy.spec import flops_per_token
+from hpstudy.statistics.difference import difference
+from hpstudy.statistics.race import BASELINE
+from hpstudy.statistics.scaling import Law, Optimum, boundary, law, optimum
+from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
+from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, Ladder, Size, parse_ladder
+from hpstudy.study.schema import RuleName
+from hpstudy.tracking.store import begun_studies
+
+FILE = "ladder.toml"  # in the ladder's folder: its file as it began
+LEVEL = 0.9  # of the intervals of optima and predictions
+SEARCH, GPT3_SIDE = "search", "gpt3"  # sides of the check
+UNSTABLE = 0.5  # of what training gains at a rung: a trial that gains less is beyond the boundary
+DIGITS = 4  # of a proposed value
+LEAST_RANGE = math.log(1.25)  # half width of the target's range of a log scale, at least
+Answer = Literal["holds", "fails", "undecided"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A value with its 90% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the interval holds a value."""
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        """`0.0021 [0.0017, 0.0026]`, with two digits."""
+        return f"{self.value:.2g} [{self.low:.2g}, {self.high:.2g}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A part of the ladder with a search of its own: a rung, or the check."""
+
+    size: Size
+    results: StudyResults
+    keys: tuple[str, ...]  # that laws are fitted for
+
+    @property
+    def study(self) -> Study:
+        """The study of the rung."""
+        return self.results.study
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial of the search has ended."""
+        searched = self.results.trials[self.results.trials["phase"] == "search"]
+        return bool(searched["outcome"].notna().sum() >= num_trials(self.study))
+
+    @cached_property
+    def optimum(self) -> Optimum | None:
+        """The best point by a surface through all trials; None if they are too few."""
+        rows, losses_N = ended_trials(self.study, self.results.trials)
+        space = self.study.space
+        if not rows:
+            return None
+        points_NK = np.array([[position(space[key], row[key]) for key in self.keys] for row in rows])
+        ends = np.array([_ends(space[key]) for key in self.keys])
+        noise = self.results.noise
+        return optimum(points_NK, losses_N, ends[:, 0], ends[:, 1], noise=noise.sd if noise else None)
+
+    @cached_property
+    def best(self) -> dict[str, Value]:
+        """The searched values of the best trial, the confirmed one if there is one; empty without a complete trial."""
+        found = self.results.tuned
+        if found is None:
+            return {}
+        return {key: self.study.value(found.hparams, key) for key in self.study.space}
+
+    def estimate(self, key: str) -> Estimate | None:
+        """The best value of a key as a raw value, such as lr of lr_over_rule, with its interval."""
+        found = self.optimum
+        if found is None:
+            return None
+        place = self.keys.index(key)
+        ends = np.quantile(found.draws[:, place], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        centre = found.centre[place]
+        low, high = min(ends[0], centre), max(ends[1], centre)
+        values = {k: value_at(self.study.space[k], float(c)) for k, c in zip(self.keys, found.centre, strict=True)}
+        return raw_estimate(self.study, {**self.best, **values}, key, (float(centre), float(low), float(high)))
+
+    @cached_property
+    def stable_lr(self) -> tuple[float, float, bool] | None:
+        """The log of the largest stable lr, its standard error, and whether an unstable trial bounds it."""
+        rows, losses_N = ended_trials(self.study, self.results.trials)
+        if "lr" not in {RAW_KEY.get(key, key) for key in self.study.space} or not rows:
+            return None
+        gain = math.log(self.study.vocab_size) - losses_N.min()
+        diverged = np.array([row["outcome"] == Outcome.DIVERGED.value for row in rows])
+        unstable_N = diverged | (losses_N > losses_N.min() + UNSTABLE * gain)
+        return boundary(np.log([float(row["lr"]) for row in rows]), unstable_N)
+
+    @property
+    def flops(self) -> float:
+        """Of one run."""
+        spec = self.study.spec
+        return float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * self.size.tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regret:
+    """A side of the check against its own search."""
+
+    side: str
+    hparams: HParams
+    loss: float | None  # mean over the seeds, nats; None if it has not ended on all of them
+    regret: float | None  # nats above the search's winner
+    low: float | None  # of the 95% interval
+    high: float | None
+    seeds: int
+
+    def __str__(self) -> str:
+        """`+0.012 [−0.003, +0.027]`."""
+        if self.regret is None or self.low is None or self.high is None:
+            return "not measured"
+        digits = interval_decimals(self.low, self.high)
+        ends = ", ".join(with_sign(end, digits) for end in (self.low, self.high))
+        return f"{with_sign(self.regret, digits)} [{ends}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderResults:
+    """All that a ladder has found so far."""
+
+    ladder: Ladder
+    runs: Path
+    rungs: tuple[Rung, ...]  # whose searches are finished, from small to large
+    check: Rung | None  # None until its search is finished
+    sides: Mapping[str, StudyResults]  # of the check, by the side's name
+
+    @property
+    def root(self) -> Path:
+        """The ladder's own folder."""
+        return self.runs / self.ladder.name
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The searched keys that laws are fitted for."""
+        return fitted_keys(self.rungs[0].study) if self.rungs else ()
+
+    @cached_property
+    def laws(self) -> dict[str, Law]:
+        """The law of each key's best value, on the key's scale."""
+        fitted = [rung for rung in self.rungs if rung.optimum is not None]
+        if not fitted:
+            return {}
+        sizes_RM = np.array([self._at(rung.size, len(fitted)) for rung in fitted])
+        found = {}
+        for place, key in enumerate(self.keys):
+            optima = [rung.optimum for rung in fitted if rung.optimum is not None]
+            means_R = np.array([each.centre[place] for each in optima])
+            errors_R = np.array([each.error[place] for each in optima])
+            found[key] = law(sizes_RM, means_R, errors_R)
+        return found
+
+    @cached_property
+    def boundary(self) -> Law | None:
+        """The law of the log of the largest stable lr; None if no rung bounds it."""
+        found = [(rung.size, at) for rung in self.rungs if (at := rung.stable_lr) is not None and at[2]]
+        if not found:
+            return None
+        sizes_RM = np.array([self._at(size, len(found)) for size, _ in found])
+        return law(sizes_RM, np.array([at[0] for _, at in found]), np.array([at[1] for _, at in found]))
+
+    def _at(self, size: Size, rungs: int) -> tuple[float, ...]:
+        """A size on the axes; of a single rung there is no axis."""
+        return self.ladder.coordinates(size) if rungs > 1 else ()
+
+    def interval(self, key: str, size: Size) -> tuple[float, float, float]:
+        """The predicted best value of a key at a size and its 90% interval, on the key's scale."""
+        fitted = sum(rung.optimum is not None for rung in self.rungs)
+        middle, low, high = self.laws[key].at(np.array(self._at(size, fitted)), LEVEL)
+        return float(middle), float(low), float(high)
+
+    def point(self, size: Size) -> dict[str, Value]:
+        """The predicted point at a size, within the searched ranges; of other keys the largest rung's best."""
+        largest = self.rungs[-1]
+        values: dict[str, Value] = dict(largest.best)
+        for key in self.laws:
+            dimension = largest.study.space[key]
+            values[key] = nearest(dimension, rounded(dimension, value_at(dimension, self.interval(key, size)[0])))
+        return values
+
+    def study_at(self, size: Size) -> Study:
+        """The study of a size."""
+        return self.ladder.study(self.ladder.rung_text(size), self.ladder.part(size.label))
+
+    def predicted(self, size: Size) -> HParams:
+        """The predicted hyperparameters at a size."""
+        return self.study_at(size).trial_hparams(self.point(size), size.tokens)
+
+    def estimate(self, key: str, size: Size) -> Estimate:
+        """The predicted best value of a key at a size as a raw value, such as lr of lr_over_rule."""
+        return raw_estimate(self.study_at(size), self.point(size), key, self.interval(key, size))
+
+    def largest_lr(self, size: Size) -> Estimate | None:
+        """The predicted largest stable lr at a size."""
+        if self.boundary is None:
+            return None
+        rungs = sum(rung.stable_lr is not None and rung.stable_lr[2] for rung in self.rungs)
+        ends = self.boundary.at(np.array(self._at(size, rungs)), LEVEL)
+        return Estimate(value=math.exp(ends[0]), low=math.exp(ends[1]), high=math.exp(ends[2]))
+
+    def range_at(self, key: str, size: Size) -> dict[str, float] | None:
+        """The range of a key for a search at a size: its interval, within the boundary. None for listed values."""
+        dimension = self.rungs[-1].study.space[key]
+        if not isinstance(dimension, FloatRange):
+            return None
+        middle, low, high = self.interval(key, size)
+        least = LEAST_RANGE if dimension.scale != "linear" else 0.05 * (dimension.high - dimension.low)
+        low, high = min(low, middle - least), max(high, middle + least)
+        values = sorted(value_at(dimension, end) for end in (low, high))
+        if RAW_KEY.get(key, key) == "lr" and (stable := self.largest_lr(size)) is not None:
+            share = values[1] / self.estimate(key, size).high if self.estimate(key, size).high else 1.0
+            values[1] = max(min(values[1], stable.value * share), float(self.point(size)[key]))
+        return {end: float(rounded(dimension, value)) for end, value in zip(("low", "high"), values, strict=True)}
+
+    def side_values(self, check: Size) -> dict[str, dict[str, Value]]:
+        """The raw values of each side of the check that searches nothing: predicted, copied, and published rules."""
+        study, smallest = self.study_at(check), self.rungs[0]
+        raw = [RAW_KEY.get(key, key) for key in study.space]
+        found: dict[str, HParams] = {PREDICTED: self.predicted(check)}
+        if smallest.results.tuned is not None:
+            found[COPIED] = smallest.results.tuned.hparams
+        values = {side: {key: _plain(getattr(hparams, key)) for key in raw} for side, hparams in found.items()}
+        for rule in self.ladder.table.check_rules:
+            values[rule] = rule_values(study, rule)
+        return values
+
+    def hparams_of(self, side: str) -> HParams:
+        """The hyperparameters that a side of the check trains with."""
+        assert self.check is not None
+        if side == SEARCH and self.check.results.tuned is not None:
+            return self.check.results.tuned.hparams
+        return self.sides[side].study.baseline if side in self.sides else self.check.study.baseline
+
+    @cached_property
+    def regrets(self) -> tuple[Regret, ...]:
+        """Each side of the check against its own search on the same fresh seeds; the search itself first."""
+        if self.check is None:
+            return ()
+        return tuple(self._regret(side) for side in (SEARCH, *self.sides, GPT3_SIDE))
+
+    def between(self, side: str, other: str) -> Regret:
+        """A side against another one instead of the search."""
+        return self._regret(side, other)
+
+    def _regret(self, side: str, other: str = SEARCH) -> Regret:
+        ours, theirs = self._losses(side), self._losses(other)
+        seeds = [seed for seed in ours if seed in theirs]
+        hparams = self.hparams_of(side)
+        if len(seeds) < 2:
+            return Regret(side=side, hparams=hparams, loss=None, regret=None, low=None, high=None, seeds=len(seeds))
+        pairs = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+        found = difference(*pairs, design="paired")
+        low, high = found.interval()
+        loss = float(np.mean(pairs[0]))
+        ends = (float(found.mean), float(low), float(high))
+        return Regret(
+            side=side, hparams=hparams, loss=loss, regret=ends[0], low=ends[1], high=ends[2], seeds=len(seeds)
+        )
+
+    def _losses(self, side: str) -> dict[int, float]:
+        """The losses of a side on fresh seeds, by seed."""
+        assert self.check is not None
+        results, name = self.check.results, BASELINE
+        if side == SEARCH:
+            names = [name for name in results.fresh.candidates if name != BASELINE]
+            name = names[0] if names else ""
+        elif side != GPT3_SIDE:
+            results = self.sides[side]
+        rows = results.fresh.full(name)
+        return {
+            int(seed): float(loss)
+            for seed, loss in zip(rows["seed"], rows["loss"], strict=True)
+            if not math.isnan(loss)
+        }
+
+    @property
+    def answer(self) -> Answer | None:
+        """Whether the prediction held at the check, by the margin that the file states; None before the check ends.
+
+        It holds if the interval of its regret ends below the margin, and fails if it begins above.
+        """
+        found = {each.side: each for each in self.regrets}.get(PREDICTED)
+        if found is None or found.low is None or found.high is None:
+            return None
+        margin = self.ladder.table.check_margin
+        return "holds" if found.high <= margin else "fails" if found.low > margin else "undecided"
+
+    def sentences(self) -> list[str]:
+        """The answer, then a sentence for each key of the check: prediction, measured optimum, whether they agree."""
+        found = [self.verdict] if self.regrets else []
+        if self.check is not None:
+            found += [self._agreement(key) for key in self.keys]
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """What the predicted and the copied values lose at the check."""
+        size, by_side = self.ladder.check, {each.side: each for each in self.regrets}
+        if size is None or PREDICTED not in by_side or by_side[PREDICTED].regret is None:
+            return "The check has not ended."
+        answers = {
+            "holds": "Yes: the prediction holds",
+            "fails": "No: the prediction fails",
+            "undecided": "Undecided: the prediction",
+        }
+        assert self.check is not None and self.answer is not None
+        margin = f"{self.ladder.table.check_margin:g}"
+        others = [f"{_named(side)} lose {each}" for side, each in by_side.items() if side not in (SEARCH, PREDICTED)]
+        trials = num_trials(self.check.study)
+        return (
+            f"{answers[self.answer]} at {size.label}: to a search of {trials} trials its values lose "
+            f"{by_side[PREDICTED]} nats (margin {margin}); {listed(others)}."
+        )
+
+    def _agreement(self, key: str) -> str:
+        assert self.check is not None and self.ladder.check is not None
+        name, ours = RAW_KEY.get(key, key), self.estimate(key, self.ladder.check)
+        measured = self.check.estimate(key)
+        if measured is None:
+            return f"Predicted {name} {ours}; the check's trials are too few to measure an optimum."
+        held = "inside" if ours.holds(measured.value) else "outside"
+        return f"Predicted {name} {ours} at {self.ladder.check.label}; the measured optimum, {measured}, lies {held}."
+
+    def not_transferred(self) -> Iterator[str]:
+        """A sentence for each key whose law bends, whose slope is unclear, or whose optimum lies at a range's end."""
+        for place, key in enumerate(self.keys):
+            name = RAW_KEY.get(key, key)
+            if key in self.laws and self.laws[key].bends:
+                yield f"{name}: a line is not enough for these rungs (p = {self.laws[key].bend:.2g})."
+            ends = [r.size.label for r in self.rungs if r.optimum is not None and not r.optimum.bent[place]]
+            if ends:
+                yield f"{name}: the trials of {listed(ends)} show no optimum inside the range."
+
+    def factors(self, size: Size) -> str:
+        """How far a size is beyond the largest rung: `3.4x in weights and 1.5x in tokens`."""
+        last = self.ladder.rungs[-1]
+        return f"{size.weights / last.weights:.2g}x in weights and {size.tokens / last.tokens:.2g}x in tokens"
+
+
+def _named(side: str) -> str:
+    return {
+        COPIED: "the smallest rung's values copied",
+        GPT3_SIDE: "GPT-3's",
+        PREDICTED: "the predicted",
+    }.get(side, f"{side}'s")
+
+
+def fitted_keys(study: Study) -> tuple[str, ...]:
+    """The searched keys whose values are numbers on a scale."""
+    return tuple(
+        key
+        for key, dimension in study.space.items()
+        if not isinstance(dimension, Choices) or all(isinstance(v, int | float) and v > 0 for v in dimension.values)
+    )
+
+
+def rule_values(study: Study, rule: RuleName) -> dict[str, Value]:
+    """What a published rule says of the keys that a study searches, as raw values beside its baseline's."""
+    raw = {RAW_KEY.get(key, key) for key in study.space}
+    predicted = PUBLISHED[rule].predict(rule_sizes(study), study.baseline)
+    return {key: _plain(value) for key, value in predicted.items() if key in raw}
+
+
+def position(dimension: Dimension, value: Value) -> float:
+    """A value on its dimension's scale: its log, the log of 1 - value, or itself on a linear scale."""
+    number = float(value)
+    if isinstance(dimension, FloatRange) and dimension.scale == "log1m":
+        return math.log(1 - number)
+    linear = isinstance(dimension, FloatRange) and dimension.scale == "linear"
+    return number if linear else math.log(number)
+
+
+def value_at(dimension: Dimension, place: float) -> float:
+    """The inverse of `position`."""
+    if isinstance(dimension, FloatRange) and dimension.scale == "log1m":
+        return 1 - math.exp(place)
+    linear = isinstance(dimension, FloatRange) and dimension.scale == "linear"
+    return place if linear else math.exp(place)
+
+
+def rounded(dimension: Dimension, value: float) -> float:
+    """A value with DIGITS digits; of a beta its distance to 1 has them."""
+    if isinstance(dimension, FloatRange) and dimension.scale == "log1m":
+        return float(f"{1 - float(f'{1 - value:.{DIGITS}g}'):.12g}")
+    return float(f"{value:.{DIGITS}g}")
+
+
+def nearest(dimension: Dimension, value: float) -> Value:
+    """The value of the dimension that is nearest on its scale."""
+    if not isinstance(dimension, Choices):
+        return dimension.nearest(value)
+    return min(dimension.values, key=lambda choice: abs(position(dimension, choice) - position(dimension, value)))
+
+
+def raw_estimate(study: Study, point: Mapping[str, Value], key: str, ends: tuple[float, float, float]) -> Estimate:
+    """A value and its interval, given on a key's scale, as raw values beside the other values of a point."""
+    raw, dimension, tokens = RAW_KEY.get(key, key), study.space[key], study.spec.tokens
+    values = [
+        float(getattr(study.trial_hparams({**point, key: _value(dimension, end)}, tokens), raw)) for end in ends
+    ]
+    return Estimate(value=values[0], low=min(values), high=max(values))
+
+
+def _value(dimension: Dimension, place: float) -> Value:
+    value = value_at(dimension, place)
+    return round(value) if isinstance(dimension, Choices) else value
+
+
+def _ends(dimension: Dimension) -> tuple[float, float]:
+    """The searched box on the dimension's scale, the lower end first."""
+    values = (dimension.low, dimension.high) if isinstance(dimension, FloatRange) else dimension.values
+    places = [position(dimension, value) for value in values]
+    return min(places), max(places)
+
+
+def _plain(value: Any) -> Value:
+    return value if isinstance(value, str | int) else float(f"{value:.6g}")
+
+
+def load_ladder_results(ladder: Ladder, runs: Path) -> LadderResults:
+    """What a ladder has found so far in the folder `runs`."""
+    begun = set(begun_studies(runs))
+
+    def rung(size: Size, label: str) -> Rung | None:
+        name = ladder.part(label)
+        if name not in begun:
+            return None
+        results = load(name, runs)
+        found = Rung(size=size, results=results, keys=fitted_keys(results.study))
+        return found if found.finished else None
+
+    rungs: list[Rung] = []
+    for size in ladder.rungs:
+        found = rung(size, size.label)
+        if found is None:
+            break
+        rungs.append(found)
+    check = rung(ladder.check, CHECK) if ladder.check is not None else None
+    names = {side: ladder.part(f"{CHECK}-{side}") for side in (PREDICTED, COPIED, *ladder.table.check_rules)}
+    sides = {side: load(name, runs) for side, name in names.items() if name in begun}
+    return LadderResults(ladder=ladder, runs=runs, rungs=tuple(rungs), check=check, sides=sides)
+
+
+def begun_ladder(name: str, runs: Path) -> LadderResults:
+    """The ladder that has begun under that name in the folder `runs`. Raises UserError if there is none."""
+    path = runs / name / FILE
+    if not path.exists():
+        raise UserError(f"{runs / name}: no ladder has begun there; start it with `{command('run', name, runs)}`")
+    return load_ladder_results(parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path), runs)
+
+
+def begun_ladders(runs: Path) -> list[str]:
+    """The names of the ladders that have begun in a folder, sorted."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{FILE}"))
+
+
+def gains(results: LadderResults) -> Iterator[tuple[Rung, Any]]:
+    """Each rung, the check included, with its verdict's contrast of winner and baseline, if there is one."""
+    for rung in (*results.rungs, *filter(None, [results.check])):
+        contrasts = rung.results.verdict().contrasts
+        yield rung, contrasts[0] if contrasts else None
+
+
+def described(size: Size) -> str:
+    """`2x64: 100k weights, 300k tokens`."""
+    return f"{size.label}: {short(size.weights)} weights, {short(size.tokens)} tokens"
+
+

@@ -1,0 +1,332 @@
+"""A ladder's file in TOML -> `Ladder`: its rungs, its check and its target, each of which is a study file of its own.
+
+A ladder is the same study at several sizes. Its file is a study's with a table [ladder] beside; the files of its parts
+follow from it and from what smaller rungs have found.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpstudy.errors import UserError
+from hpstudy.hparams import fitting_batch
+from hpstudy.spec import PRESETS, ModelShape
+from hpstudy.study import toml
+from hpstudy.study.load import NAME, load_study, locate, parse_study, read_text, study_name
+from hpstudy.study.parse import sentences
+from hpstudy.study.schema import FORMAT, LadderTable, ModelTable
+from hpstudy.study.study import Study, Value
+
+Point = Mapping[str, Value]
+"""Values of the searched keys."""
+
+TABLE = "ladder"
+CHECK, TARGET = "check", "target"  # parts, after the ladder's name
+PREDICTED, COPIED = "predicted", "copied"  # sides of the check, after that
+LEAST_RUNGS = 2
+_OF_SEARCHES = ("search", "baseline", "objective", "yes")  # what a study of given values leaves out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A model and the budget of one run: what differs between a ladder's parts."""
+
+    label: str  # such as "2x64" or "300k"
+    model: ModelShape
+    tokens: int
+    trials: int | None = None  # of its search; None: what [budget] says
+    batch_tokens: int | None = None  # None: what [hparams] says, or what is searched
+
+    @property
+    def weights(self) -> int:
+        """Parameters without token and position embeddings, the N of laws."""
+        return self.model.num_params(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """A ladder's file."""
+
+    name: str
+    path: Path
+    text: str
+    table: LadderTable
+    data: Mapping[str, Any]  # the rest of the file
+    rungs: tuple[Size, ...]  # from small to large
+    check: Size | None
+    target: Size | None
+
+    @property
+    def question(self) -> str:
+        """What it asks."""
+        return str(self.data["question"])
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What laws are fitted in: "N" (weights without embeddings), "D" (tokens of a run), or both.
+
+        D alone if all rungs have one model; both if D does not follow from N.
+        """
+        if len({size.weights for size in self.rungs}) == 1:
+            return ("D",)
+        budgets: dict[int, set[int]] = {}
+        for size in self.rungs:
+            budgets.setdefault(size.weights, set()).add(size.tokens)
+        return ("N", "D") if max(map(len, budgets.values())) > 1 else ("N",)
+
+    def coordinates(self, size: Size) -> tuple[float, ...]:
+        """The natural logs of a size on the axes."""
+        return tuple(math.log({"N": size.weights, "D": size.tokens}[axis]) for axis in self.axes)
+
+    def part(self, label: str) -> str:
+        """The name of the study that is a part of the ladder."""
+        return f"{self.name}-{label}"
+
+    def rung_text(self, size: Size, first: Sequence[Point] = (), heading: Sequence[str] = ()) -> str:
+        """The file of the study at a size, which tries the points `first` before others."""
+        data = self._at(size)
+        if first:
+            data["budget"] = {**data.get("budget", {}), "first": [dict(point) for point in first]}
+        return toml.document(data, heading or [f"Rung {size.label} of the ladder {self.name}, written by hpstudy."])
+
+    def check_text(self, size: Size, seeds: Sequence[int]) -> str:
+        """The file of the check's own search, confirmed on these seeds."""
+        data = self._at(size)
+        data["confirm"] = self._confirm(seeds)
+        return toml.document(data, [f"The search at {size.label}, the check of the ladder {self.name}."])
+
+    def side_text(self, size: Size, side: str, values: Point, seeds: Sequence[int]) -> str:
+        """The file of a study that trains given raw values at a size on these seeds and searches nothing."""
+        data = {key: item for key, item in self._at(size).items() if key not in _OF_SEARCHES}
+        data["question"] = f"What loss do the {side} values reach at {size.label}?"
+        data["hparams"] = {**data.get("hparams", {}), **values}
+        kept = {key: item for key, item in data.get("budget", {}).items() if key in ("hang_seconds", "parallel")}
+        data |= {"budget": kept, "search": {}, "confirm": self._confirm(seeds)}
+        return toml.document(data, [f"The {side} values at {size.label}, a side of the check of {self.name}."])
+
+    def target_text(
+        self, size: Size, first: Point, ranges: Mapping[str, Mapping[str, float]], heading: Sequence[str]
+    ) -> str:
+        """The file of the target's study: the predicted point first, within these ranges; other keys as they were."""
+        data = {key: item for key, item in self._at(size).items() if key != "part_of"}
+        data["search"] = {**data["search"], **ranges}
+        data["budget"] = {**data.get("budget", {}), "first": [dict(first)]}
+        return toml.document(data, heading)
+
+    def study(self, text: str, name: str) -> Study:
+        """The study that the text of a part states."""
+        return parse_study(text, name=name, path=self.path)
+
+    def _at(self, size: Size) -> dict[str, Any]:
+        """The file's tables at a size."""
+        data: dict[str, Any] = {"format": FORMAT, "part_of": self.name} | dict(self.data)
+        shape = {"layers": size.model.layers, "heads": size.model.heads, "width": size.model.width}
+        data["trainer"] = {"model": shape, **data["trainer"], "tokens": size.tokens}
+        if self.table.models is not None:
+            data["trainer"]["model"] = shape
+        if size.trials is not None:
+            data["budget"] = {**data.get("budget", {}), "trials": size.trials}
+        if size.batch_tokens is not None:
+            data["hparams"] = {**data.get("hparams", {}), "batch_tokens": size.batch_tokens}
+        return data
+
+    def _confirm(self, seeds: Sequence[int]) -> dict[str, Any]:
+        kept = {key: item for key, item in self.data.get("confirm", {}).items() if key == "margin"}
+        return {**kept, "seeds": list(seeds)}
+
+
+def is_ladder(name_or_path: str) -> bool:
+    """Whether the study file of that name or path has a table [ladder]. False if there is no such file."""
+    with suppress(UserError, tomllib.TOMLDecodeError):
+        return TABLE in tomllib.loads(read_text(locate(name_or_path)))
+    return False
+
+
+def load_ladder(name_or_path: str) -> Ladder:
+    """Reads and validates a ladder by name, or a path to its file. Raises UserError with its problems at once."""
+    path = locate(name_or_path)
+    return parse_ladder(read_text(path), name=study_name(name_or_path), path=path)
+
+
+def parse_ladder(text: str, *, name: str, path: Path) -> Ladder:
+    """The ladder that a file's text states. Raises UserError with its problems, those of every part included."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    try:
+        table = LadderTable.model_validate(data.pop(TABLE, {}))
+    except ValidationError as error:
+        raise UserError(f"{path}: {sentence}" for sentence in sentences(error, TABLE)) from error
+    if problems := list(_problems(table, data)):
+        raise UserError(f"{path}: [ladder] {problem}" for problem in problems)
+    context = data["trainer"].get("context", 1024)
+    ladder = Ladder(
+        name=name,
+        path=path,
+        text=text,
+        table=table,
+        data=data,
+        rungs=_rungs(table, data, context),
+        check=_beyond(table, data, context, CHECK),
+        target=_beyond(table, data, context, TARGET),
+    )
+    found = [*_unusable(ladder), *_problems_of_parts(ladder)]
+    if found:
+        raise UserError(f"{path}: {problem}" for problem in dict.fromkeys(found))
+    return ladder
+
+
+def _problems(table: LadderTable, data: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong between the keys of [ladder], and between those and the rest of the file."""
+    sections = {
+        key: item for key in ("trainer", "budget", "hparams", "search") if isinstance(item := data.get(key), dict)
+    }
+    trainer, budget, hparams = (sections.get(key, {}) for key in ("trainer", "budget", "hparams"))
+    if "trainer" not in sections:
+        yield "the file needs a table [trainer] too; it holds what all rungs share, such as context"
+        return
+    if not sections.get("search"):
+        yield "the file needs keys in [search]: a ladder fits how their best values change with size"
+    if table.models is None and table.tokens is None:
+        yield 'models: or tokens must list the rungs, as in `models = ["gpt-2x32", "gpt-2x64", "gpt-3x96"]`'
+    if (table.tokens is None) == (table.tokens_per_parameter is None):
+        yield "tokens: exactly one of tokens and tokens_per_parameter must be given; it is the budget of each rung"
+    if table.models is None and table.tokens_per_parameter is not None:
+        yield "tokens_per_parameter: needs models; of one model list the budgets, as in `tokens = [300_000, 600_000]`"
+    if table.models is not None and "model" in trainer:
+        yield "models: also [trainer] model; the rungs' models are listed here, so remove that"
+    if table.models is None and "model" not in trainer:
+        yield "models: missing, and so is [trainer] model; list models here, or state the one that all rungs have there"
+    yield from (f"tokens: also [trainer] {key}; remove that" for key in ("tokens", "seconds") if key in trainer)
+    rungs = len(table.models or table.tokens or ())
+    for key, listed in (("tokens", table.tokens), ("trials", table.trials)):
+        if isinstance(listed, list) and len(listed) != rungs:
+            yield f"{key}: must have one number for each of the {rungs} rungs, but has {len(listed)}"
+    if rungs < LEAST_RUNGS:
+        yield f"tokens: a ladder has at least {LEAST_RUNGS} rungs, but got {rungs}"
+    if table.trials is not None and "trials" in budget:
+        yield "trials: also [budget] trials; remove one of them"
+    if table.batch is not None and ("batch_tokens" in hparams or "batch_tokens" in sections.get("search", {})):
+        yield "batch: batch_tokens is also stated elsewhere; remove one of them"
+    for part in (CHECK, TARGET):
+        model, tokens = getattr(table, part), getattr(table, f"{part}_tokens")
+        if model is not None and table.models is None:
+            yield f"{part}: all rungs have the same model, so state {part}_tokens alone"
+        if model is None and table.models is not None and tokens is not None:
+            yield f"{part}_tokens: needs {part}, the model that is trained on so many tokens"
+        if model is not None and table.tokens is not None and tokens is None:
+            yield f"{part}_tokens: missing; tokens lists the rungs' budgets, so state that of the {part} too"
+        if tokens is not None and table.tokens_per_parameter is not None:
+            yield f"{part}_tokens: also tokens_per_parameter; remove one of them"
+
+
+def _rungs(table: LadderTable, data: Mapping[str, Any], context: int) -> tuple[Size, ...]:
+    listed: Sequence[ModelTable | None] = table.models or [None] * len(table.tokens or ())
+    sizes = []
+    for place, model in enumerate(listed):
+        tokens = table.tokens[place] if table.tokens else None
+        trials = table.trials[place] if isinstance(table.trials, list) else table.trials
+        sizes.append((_shape(model, data), tokens, trials))
+    repeated = len({shape for shape, _, _ in sizes}) < len(sizes)
+    made = [_size(table, context, shape, tokens, trials) for shape, tokens, trials in sizes]
+    if repeated:
+        one_model = table.models is None
+        made = [
+            _relabelled(size, _count(size.tokens) if one_model else f"{size.label}-{_count(size.tokens)}")
+            for size in made
+        ]
+    return tuple(made)
+
+
+def _beyond(table: LadderTable, data: Mapping[str, Any], context: int, part: str) -> Size | None:
+    """The size of the check or the target; None if the file has none."""
+    model, tokens = getattr(table, part), getattr(table, f"{part}_tokens")
+    if model is None and tokens is None:
+        return None
+    trials = table.check_trials if part == CHECK else None
+    size = _size(table, context, _shape(model, data), tokens, trials)
+    return _relabelled(size, _count(size.tokens)) if model is None else size
+
+
+def _size(table: LadderTable, context: int, shape: ModelShape, tokens: int | None, trials: int | None) -> Size:
+    budget = tokens or math.ceil((table.tokens_per_parameter or 0) * shape.num_params(0, 0))
+    batch = None
+    if table.batch == "step-law":
+        batch = fitting_batch(budget, context)
+    elif table.batch is not None:
+        batch = context << max(round(math.log2(table.batch * budget / context)), 0)
+    return Size(label=label_of(shape), model=shape, tokens=budget, trials=trials, batch_tokens=batch)
+
+
+def _relabelled(size: Size, label: str) -> Size:
+    return Size(label=label, model=size.model, tokens=size.tokens, trials=size.trials, batch_tokens=size.batch_tokens)
+
+
+def _shape(model: ModelTable | None, data: Mapping[str, Any]) -> ModelShape:
+    """A listed model, or the one of [trainer]."""
+    if model is None:
+        stated = data["trainer"]["model"]
+        if isinstance(stated, str):
+            return PRESETS.get(stated, PRESETS["gpt-2x64"])  # an unknown name is a problem of each rung
+        return ModelShape(**stated)
+    return ModelShape(layers=model.layers, heads=model.heads, width=model.width)
+
+
+def label_of(shape: ModelShape) -> str:
+    """`125m` for GPT-3's sizes, else layers x width, as in `2x64`."""
+    named = (name.removeprefix("gpt-") for name, preset in PRESETS.items() if preset == shape)
+    return next(named, f"{shape.layers}x{shape.width}")
+
+
+def _count(tokens: int) -> str:
+    """A budget for a name: `300k` or `1500k`."""
+    return f"{tokens // 1000}k" if tokens % 1000 == 0 else str(tokens)
+
+
+def _unusable(ladder: Ladder) -> Iterator[str]:
+    """Sizes that are not in order, and names that are too long."""
+    order = [(size.weights, size.tokens) for size in ladder.rungs]
+    if order != sorted(set(order)):
+        listed = ", ".join(size.label for size in ladder.rungs)
+        yield f"[ladder] models: must differ and go from small to large, but got {listed}"
+    largest = max(order)
+    for part, size in ((CHECK, ladder.check), (TARGET, ladder.target)):
+        if size is not None and (size.weights < largest[0] or (size.weights, size.tokens) <= largest):
+            yield f"[ladder] {part}: must be larger than the largest rung, {ladder.rungs[-1].label}, but is {size.label}"
+    longest = max((ladder.part(f"{CHECK}-decay-to-zero"), *map(ladder.part, (r.label for r in ladder.rungs))), key=len)
+    if not NAME.fullmatch(longest):
+        yield f"{longest}: the name of a part is too long for a study; give the ladder a shorter name"
+
+
+def _problems_of_parts(ladder: Ladder) -> Iterator[str]:
+    """The problems of every part's file, without its path."""
+    for size in (*ladder.rungs, *filter(None, (ladder.check, ladder.target))):
+        try:
+            study = ladder.study(ladder.rung_text(size), ladder.part(size.label))
+        except UserError as error:
+            yield from (problem.removeprefix(f"{ladder.path}: ") for problem in error.problems)
+        else:
+            if study.metrics != ("val/loss",):
+                yield f"[objective] metric: a ladder is about val/loss alone, but got {', '.join(study.metrics)}"
+
+
+def write_part(folder: Path, name: str, text: str) -> Path:
+    """Writes a part's file into the ladder's folder, unless it is there, and returns its path."""
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def part_study(path: Path) -> Study:
+    """The study of a part's file."""
+    return load_study(str(path))
