@@ -18,6 +18,7 @@ import numpy as np
 from hpstudy.analysis.numbers import interval_decimals, listed, short, with_sign
 from hpstudy.analysis.region import ended_trials
 from hpstudy.analysis.results import StudyResults, load
+from hpstudy.coordinates import batch_of
 from hpstudy.errors import UserError
 from hpstudy.files import command
 from hpstudy.hparams import RAW_KEY, HParams
@@ -30,7 +31,7 @@ from hpstudy.statistics.race import BASELINE
 from hpstudy.statistics.scaling import Boundary, Law, Optimum, boundary, law, optimum
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
 from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, Ladder, Size, parse_ladder
-from hpstudy.study.schema import RuleName
+from hpstudy.study.schema import COMBINED, RuleName
 from hpstudy.tracking.store import begun_studies
 
 FILE = "ladder.toml"  # in the ladder's folder: its file as it began
@@ -119,7 +120,8 @@ class Rung:
         gain = math.log(self.study.vocab_size) - losses_N.min()
         diverged = np.array([row["outcome"] == Outcome.DIVERGED.value for row in rows])
         unstable_N = diverged | (losses_N > losses_N.min() + UNSTABLE * gain)
-        return boundary(np.log([float(row["lr"]) for row in rows]), unstable_N)
+        lr_N = np.array([float(row["lr"]) for row in rows])
+        return boundary(np.log(lr_N), unstable_N & (lr_N > lr_N[losses_N.argmin()]))
 
     @property
     def flops(self) -> float:
@@ -237,6 +239,7 @@ class LadderResults:
         if RAW_KEY.get(key, key) == "lr" and (stable := self.largest_lr(size)) is not None:
             share = values[1] / self.estimate(key, size).high if self.estimate(key, size).high else 1.0
             values[1] = max(min(values[1], stable.value * share), float(self.point(size)[key]))
+        values = [min(max(value, dimension.low), dimension.high) for value in values]
         return {end: float(rounded(dimension, value)) for end, value in zip(("low", "high"), values, strict=True)}
 
     def side_values(self, check: Size) -> dict[str, dict[str, Value]]:
@@ -385,9 +388,14 @@ def fitted_keys(study: Study) -> tuple[str, ...]:
 
 def rule_values(study: Study, rule: RuleName) -> dict[str, Value]:
     """What a published rule says of the keys that a study searches, as raw values beside its baseline's."""
-    raw = {RAW_KEY.get(key, key) for key in study.space}
-    predicted = PUBLISHED[rule].predict(rule_sizes(study), study.baseline)
-    return {key: _plain(value) for key, value in predicted.items() if key in raw}
+    raw, values, size = raw_keys(list(study.space)), dict[str, Value](), study.size()
+    for part in COMBINED if rule == "combined" else (rule,):
+        hparams = study.trial_hparams(values, study.spec.tokens)
+        predicted = PUBLISHED[part].predict(rule_sizes(study), hparams)
+        values |= {key: _plain(value) for key, value in predicted.items() if key in raw}
+        if "batch_tokens" in values:
+            values["batch_tokens"] = batch_of(float(values["batch_tokens"]) / size.tokens, size)
+    return values
 
 
 def raw_keys(keys: Sequence[str]) -> list[str]:

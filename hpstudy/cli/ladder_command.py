@@ -211,7 +211,7 @@ def _price(found: LadderResults, target: Size) -> str:
     speed = float(last.results.trials["tok_per_sec"].median())
     rate = speed * last.flops / last.size.tokens
     device = str(last.results.environment.get("device_name") or last.results.environment.get("device"))
-    here = f"{duration(flops / rate)} here ({device}, at the {short(rate)}FLOP/s of {last.size.label})"
+    here = f"{duration(flops / rate)} here ({device}, at the {rate / 1e9:.3g} GFLOP/s of {last.size.label})"
     return (
         f"One run takes {flops:.2g} FLOPs: about {here}, or {duration(flops / (H100_FLOPS * H100_MFU))} on an H100 at "
         f"{H100_MFU:.0%} MFU."

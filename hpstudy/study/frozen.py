@@ -176,9 +176,12 @@ def _frozen_format(root: Path) -> int | None:
 
 
 def seeds_of_others(study: Study, runs: Path) -> Iterator[str]:
-    """A warning for each other study in the folder `runs` that has trained on seeds of this one."""
+    """A warning for each other study in the folder `runs` that has trained on seeds of this one.
+
+    The parts of a ladder may share seeds: they have other models, or are sides of one comparison.
+    """
     for path in sorted(runs.glob(f"*/{STUDY_VALUES}")):
-        if path.parent.name == study.name:
+        if path.parent.name == study.name or (study.part_of and path.parent.name.startswith(f"{study.part_of}-")):
             continue
         with suppress(HpstudyError):  # another study's damage is not this one's
             seeds = (read_json(path, json_object) or {}).get("confirm.seeds")
