@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from hpstudy.analysis.answers import SPEED
 from hpstudy.analysis.in_short import found_name, in_short, opponent
+from hpstudy.analysis.ladder import (
+    LadderResults,
+    begun_ladder,
+    begun_ladders,
+    optima_table,
+    parts,
+    regrets_table,
+)
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import plain
 from hpstudy.analysis.results import StudyResults, best_by_loss
@@ -54,13 +63,47 @@ class LoadedStudy(StudyResults):
         return "\n".join(parts)
 
 
-def load(name: str, runs: str | Path = "runs") -> LoadedStudy:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LoadedLadder(LadderResults):
+    """A ladder: `.studies` by name, `.optima` and `.losses` as tables, `.laws`, and `.predicted(size)`."""
+
+    @property
+    def studies(self) -> dict[str, LoadedStudy]:
+        """Each part that has begun, by the name of its study."""
+        return {part: _loaded(part, self.runs) for part in parts(self.ladder.name, self.runs)}
+
+    @property
+    def optima(self) -> pd.DataFrame:
+        """The best values of every rung, the check and the predictions; see `analysis.ladder.optima_table`."""
+        return optima_table(self)
+
+    @property
+    def losses(self) -> pd.DataFrame:
+        """The sides of the check with their regrets; see `analysis.ladder.regrets_table`."""
+        return regrets_table(self)
+
+    def __repr__(self) -> str:
+        from hpstudy.report.ladder import ladder_screen
+
+        return ladder_screen(self, 80)
+
+
+def load(name: str, runs: str | Path = "runs") -> LoadedStudy | LoadedLadder:
     """A study's runs for pandas: `.trials`, `.steps`, `.verdict()`, `.confirmed`, `.noise`, `.halflives`, `.best`.
 
-    `name` is a study in the folder `runs`, or "wandb:ENTITY/PROJECT/STUDY" for the same tables from W&B.
+    `name` is a study in the folder `runs`, or "wandb:ENTITY/PROJECT/STUDY" for the same tables from W&B. Of a ladder
+    it has `.rungs`, `.studies`, `.optima`, `.losses` and `.laws`.
     Raises UserError for an unknown study, MachineError if W&B's rows are not complete.
     """
-    results = load_results(name, Path(runs).absolute())  # a notebook's folder is rarely the one of a shell
+    folder = Path(runs).absolute()  # a notebook's folder is rarely the one of a shell
+    if name in begun_ladders(folder):
+        found = begun_ladder(name, folder)
+        return LoadedLadder(**{field.name: getattr(found, field.name) for field in fields(found)})
+    return _loaded(name, folder)
+
+
+def _loaded(name: str, runs: Path) -> LoadedStudy:
+    results = load_results(name, runs)
     return LoadedStudy(frames=results.frames, store=results.store)
 
 

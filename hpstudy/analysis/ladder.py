@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from hpstudy.analysis.numbers import interval_decimals, listed, short, with_sign
 from hpstudy.analysis.region import ended_trials
@@ -30,7 +31,7 @@ from hpstudy.statistics.difference import difference
 from hpstudy.statistics.race import BASELINE
 from hpstudy.statistics.scaling import Boundary, Law, Optimum, boundary, law, optimum
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
-from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, Ladder, Size, parse_ladder
+from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, parse_ladder
 from hpstudy.study.schema import COMBINED, RuleName
 from hpstudy.tracking.store import begun_studies
 
@@ -492,6 +493,55 @@ def begun_ladder(name: str, runs: Path) -> LadderResults:
 def begun_ladders(runs: Path) -> list[str]:
     """The names of the ladders that have begun in a folder, sorted."""
     return sorted(path.parent.name for path in runs.glob(f"*/{FILE}"))
+
+
+def parts(name: str, runs: Path) -> list[str]:
+    """The studies that have begun of the ladder of that name in the folder `runs`; of a study its name alone."""
+    if name not in begun_ladders(runs):
+        return [name]
+    path = runs / name / FILE
+    ladder, begun = parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path), set(begun_studies(runs))
+    sides = (CHECK, *(f"{CHECK}-{side}" for side in (PREDICTED, COPIED, *ladder.table.check_rules)))
+    named = [ladder.part(label) for label in (*(size.label for size in ladder.rungs), *sides)]
+    return [each for each in named if each in begun]
+
+
+def optima_table(results: LadderResults) -> pd.DataFrame:
+    """A row for each rung and the check, and a prediction for each size beyond them: the raw values with intervals.
+
+    Columns: study, part ("rung", "check", "predicted check", "predicted target"), weights, tokens, key, value, low, high.
+    """
+    ladder, rows = results.ladder, list[dict[str, Any]]()
+
+    def add(part: str, name: str, size: Size, estimates: Mapping[str, Estimate | None]) -> None:
+        for key, found in estimates.items():
+            ends = {"value": found.value, "low": found.low, "high": found.high} if found else {}
+            rows.append(
+                {"study": name, "part": part, "weights": size.weights, "tokens": size.tokens, "key": raw_keys([key])[0]}
+                | ends
+            )
+
+    for rung in (*results.rungs, *filter(None, [results.check])):
+        part = "check" if rung is results.check else "rung"
+        add(part, rung.results.name, rung.size, {key: rung.estimate(key) for key in rung.keys})
+    for part, size in ((CHECK, ladder.check), (TARGET, ladder.target)):
+        if size is not None and results.laws:
+            add(f"predicted {part}", ladder.part(part), size, {k: results.estimate(k, size) for k in results.laws})
+    columns = ["study", "part", "weights", "tokens", "key", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def regrets_table(results: LadderResults) -> pd.DataFrame:
+    """The sides of the check: side, loss, regret with its 95% interval (nats), seeds, and the searched raw values."""
+    keys = raw_keys(results.keys)
+    return pd.DataFrame(
+        [
+            {"side": r.side, "loss": r.loss, "regret": r.regret, "low": r.low, "high": r.high, "seeds": r.seeds}
+            | {key: getattr(r.hparams, key) for key in keys}
+            for r in results.regrets
+        ],
+        columns=["side", "loss", "regret", "low", "high", "seeds", *keys],
+    )
 
 
 def gains(results: LadderResults) -> Iterator[tuple[Rung, Any]]:

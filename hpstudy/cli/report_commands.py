@@ -14,12 +14,13 @@ from hpstudy.analysis.dashboard import study_note, trial_attributes
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import load as load_frames
+from hpstudy.analysis.ladder import begun_ladder, begun_ladders, optima_table, parts, regrets_table
 from hpstudy.analysis.overview import overview
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.cli.common import err, out, print_json, say
 from hpstudy.cli.layout import Column, as_table, say_table, widest
 from hpstudy.errors import HpstudyError, UserError
-from hpstudy.files import command
+from hpstudy.files import command, write_atomic
 from hpstudy.search import JOURNAL, Search
 from hpstudy.search.dashboard import serve
 from hpstudy.search.importance import importances
@@ -36,6 +37,11 @@ MAX_STEM = 200  # characters of a file's name
 
 def report(name: str, runs: Path, *, figures: bool = False, as_json: bool = False) -> None:
     """Writes the report of a study as far as it is, and prints the path of the page."""
+    if study_name(name) in begun_ladders(runs):
+        from hpstudy.cli import ladder_command
+
+        ladder_command.show(name, runs, as_json=as_json)
+        return
     results = loaded(study_name(name), runs)
     page = report_page(results, figures=figures)
     if as_json:
@@ -55,12 +61,18 @@ def report_page(results: StudyResults, *, figures: bool = False) -> Path:
 
 
 def export(name: str, runs: Path, fmt: Format) -> None:
-    """Writes the tables and prints their paths."""
+    """Writes the tables and prints their paths; of a ladder those of its parts and, as CSV, its optima and regrets."""
     study = study_name(name)
-    frames = load_frames(study, runs=runs)
-    _warn(*frames.problems)
-    for path in write_tables(frames, runs / study / "export", fmt):
-        out().print(str(path), soft_wrap=True)
+    for part in parts(study, runs):
+        frames = load_frames(part, runs=runs)
+        _warn(*frames.problems)
+        for path in write_tables(frames, runs / part / "export", fmt):
+            out().print(str(path), soft_wrap=True)
+    if study in begun_ladders(runs):
+        found, folder = begun_ladder(study, runs), runs / study / "export"
+        for stem, table in (("optima", optima_table(found)), ("regrets", regrets_table(found))):
+            write_atomic(folder / f"{stem}.csv", table.to_csv(index=False))
+            out().print(str(folder / f"{stem}.csv"), soft_wrap=True)
 
 
 def compare(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
@@ -175,10 +187,10 @@ def _warn(*problems: str) -> None:
 
 
 def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
-    """Each study once. Raises UserError with the problems of all names."""
+    """Each study once, and each part of a ladder. Raises UserError with the problems of all names."""
     found: dict[str, StudyResults] = {}
     problems: list[str] = []
-    for name in names:
+    for name in [part for name in names for part in _parts(name, runs)]:
         try:
             results = loaded(study_name(name), runs)
             found[results.study.name] = results
@@ -187,6 +199,12 @@ def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
     if problems:
         raise UserError(dict.fromkeys(problems))  # a name given twice has its problems once
     return list(found.values())
+
+
+def _parts(name: str, runs: Path) -> list[str]:
+    """The parts of a ladder, or the name as it was given."""
+    stem = Path(name).stem if name.endswith(".toml") else name
+    return parts(stem, runs) if stem in begun_ladders(runs) else [name]
 
 
 def readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:

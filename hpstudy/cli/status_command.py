@@ -14,6 +14,7 @@ from rich.table import Table
 from hpstudy.analysis.answers import by_speed
 from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.in_short import in_a_word, opponent, shared_digits
+from hpstudy.analysis.ladder import begun_ladder, begun_ladders
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, short
 from hpstudy.analysis.overview import overview, unknown
@@ -36,7 +37,9 @@ MOST_WORKERS = 16  # with a row each; more are counted by node
 
 def status(name: str | None, runs: Path, *, as_json: bool = False) -> None:
     """One line per study, or one study's phases, answer and next step."""
-    if name is not None:
+    if name is not None and study_name(name) in begun_ladders(runs):
+        _ladder(study_name(name), runs, as_json=as_json)
+    elif name is not None:
         results = loaded(study_name(name), runs)
         if as_json:
             print_json(overview(results))
@@ -50,8 +53,20 @@ def status(name: str | None, runs: Path, *, as_json: bool = False) -> None:
 
 def _names(runs: Path) -> tuple[list[str], dict[str, str]]:
     """(the studies that have begun, name -> question of the others that can be run by name)."""
-    begun = begun_studies(runs)
-    return begun, {name: question for name, question in list_studies() if name not in begun}
+    begun, ladders = begun_studies(runs), begun_ladders(runs)
+    return begun, {name: question for name, question in list_studies() if name not in (*begun, *ladders)}
+
+
+def _ladder(name: str, runs: Path, *, as_json: bool) -> None:
+    """Prints what a ladder has found so far, and writes nothing."""
+    from hpstudy.cli.ladder_command import as_values
+    from hpstudy.report.ladder import ladder_screen
+
+    found = begun_ladder(name, runs)
+    if as_json:
+        print_json(as_values(found, None))
+    else:
+        out().print(ladder_screen(found, out().width), soft_wrap=True, end="")
 
 
 def _start(name: str, runs: Path) -> str:
@@ -92,6 +107,8 @@ def _print_studies(console: Console, runs: Path) -> None:
         shown = widest(list(_layouts(lines)), console.width)
         console.print(as_table(shown))
         console.print("best and baseline: val loss in nats, or tokens per second", style="dim")
+        for ladder in begun_ladders(runs):
+            console.print(f"{ladder}: a ladder; `{command('status', ladder, runs)}` shows its rungs", soft_wrap=True)
         if all(column.heading != "command" for column in shown):
             for line in lines:
                 console.print(f"{line.name}: {line.command}", soft_wrap=True)

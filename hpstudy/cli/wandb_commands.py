@@ -29,9 +29,16 @@ def sync(name: str, runs: Path, verify: bool) -> None:
 
     The runs of a winner get a tag that says so.
     """
-    from hpstudy.analysis.results import load  # pandas takes half a second to import
+    from hpstudy.analysis.ladder import parts  # pandas takes half a second to import
 
-    store = RunStore(runs / study_name(name))
+    for part in parts(study_name(name), runs):
+        _sync(part, runs, verify)
+
+
+def _sync(name: str, runs: Path, verify: bool) -> None:
+    from hpstudy.analysis.results import load
+
+    store = RunStore(runs / name)
     study = load_frozen(store.root)
     require_login()
     failures: list[str] = []
@@ -51,9 +58,16 @@ def sync(name: str, runs: Path, verify: bool) -> None:
 
 def workspace(name: str, runs: Path, save: bool) -> None:
     """Prints the views' JSON without any network, or saves them and prints their addresses."""
-    from hpstudy.analysis.results import load  # pandas takes half a second to import
+    from hpstudy.analysis.ladder import parts  # pandas takes half a second to import
 
-    loaded = load(study_name(name), runs)
+    for part in parts(study_name(name), runs):
+        _workspace(part, runs, save)
+
+
+def _workspace(name: str, runs: Path, save: bool) -> None:
+    from hpstudy.analysis.results import load
+
+    loaded = load(name, runs)
     study = loaded.study
     if save:
         require_login("--save: ")

@@ -292,9 +292,10 @@ class WandbSink:
         return run
 
     def _tags(self, run: Run) -> list[str]:
-        """The phase, and "baseline" for runs of its values. The outcome joins them at the end."""
+        """The phase, "baseline" for runs of its values, and a rung's ladder. The outcome joins them at the end."""
         is_baseline = run.run_id == self._baseline or run.candidate == BASELINE
-        return list(dict.fromkeys([run.phase, *([BASELINE] if is_baseline else [])]))
+        ladder = [f"ladder:{self._extra['ladder']}"] if "ladder" in self._extra else []
+        return list(dict.fromkeys([run.phase, *([BASELINE] if is_baseline else []), *ladder]))
 
     def _rule(self, run: Run) -> dict[str, str]:
         """The published rule that proposed the run, if one did."""
