@@ -20,9 +20,9 @@ Flags = NDArray[np.bool_]
 MISFIT = 0.4  # a surface misses a loss by this share of the loss's distance to the best
 CURVATURE = 2.5  # prior mean of a key's curvature, in distances of the median trial to the best per half box squared
 LEAST_NOISE = 0.003  # nats, if seeds or residuals show less
-LEAST_SHARE = 0.1  # of a draw's precision that the trials add to the box's: holds the error of a flat surface finite
+LEAST_SHARE = 0.1  # of the box's variance that trials take away at the least: a flat surface's error stays finite
 CLOUD, SWEEPS = 256, 20  # starting points of a minimization, and its passes over the keys
-BEYOND = 1 / np.sqrt(3)  # half boxes: the least error of a centre at an end of the box, as the optimum may lie beyond
+BEYOND = 0.2  # half boxes: the least error of a centre at an end of the box, as the optimum may lie beyond
 SURE = 0.9  # that a key's surface curves upward, by the trials alone, and that its draws lie inside of the box
 BEND_LEVEL = 0.1  # false alarms of the check for a bend
 LEVEL = 0.9  # of an interval
@@ -67,7 +67,8 @@ def optimum(
     Each draw weighs the trials anew (Rubin 1981, "The Bayesian bootstrap"), adds seed noise to the losses, and moves
     the prior's means by its standard deviations. The box keeps the draws of a flat surface together; as each rung
     has the same box, the error takes that out: 1/error^2 = 1/(of the draws)^2 - 1/(of an even spread in the box)^2.
-    No error is below that of a grid with as many values of the key as the trials have.
+    No error is below that of a grid with as many values of the key as the trials have, and none below BEYOND half
+    boxes if the centre is at an end of the box: the optimum may lie outside.
     """
     num_trials, num_keys = points_NK.shape
     best = float(losses_N.min())

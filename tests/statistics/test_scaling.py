@@ -50,7 +50,7 @@ def test_a_key_whose_loss_falls_to_an_end_of_the_box_is_not_bent():
     assert found is not None
     assert found.bent.tolist() == [True, False]
     assert found.centre[1] == LOW[1]
-    assert found.error[1] > 0.9  # it may lie beyond
+    assert found.error[1] > 0.3  # it may lie beyond
 
 
 def test_a_flat_key_is_seldom_called_bent_and_has_an_error_of_half_a_box():
