@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
+from scipy.linalg import block_diag
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -19,11 +20,13 @@ Flags = NDArray[np.bool_]
 MISFIT = 0.4  # a surface misses a loss by this share of the loss's distance to the best
 CURVATURE = 2.5  # prior mean of a key's curvature, in distances of the median trial to the best per half box squared
 LEAST_NOISE = 0.003  # nats, if seeds or residuals show less
-LEAST_SHARE = 0.1  # of a draw's precision that the trials add to the box's: holds the error of a flat surface finite
+LEAST_SHARE = 0.1  # of the box's variance that trials take away at the least: a flat surface's error stays finite
 CLOUD, SWEEPS = 256, 20  # starting points of a minimization, and its passes over the keys
-INSIDE = 0.9  # share of a key's draws that must curve upward and lie inside of the box
+BEYOND = 0.2  # half boxes: the least error of a centre at an end of the box, as the optimum may lie beyond
+SURE = 0.9  # that a key's surface curves upward, by the trials alone, and that its draws lie inside of the box
 BEND_LEVEL = 0.1  # false alarms of the check for a bend
 LEVEL = 0.9  # of an interval
+TOGETHER = 0.01  # sizes that differ from a common course by less than this share vary together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ def optimum(
     Each draw weighs the trials anew (Rubin 1981, "The Bayesian bootstrap"), adds seed noise to the losses, and moves
     the prior's means by its standard deviations. The box keeps the draws of a flat surface together; as each rung
     has the same box, the error takes that out: 1/error^2 = 1/(of the draws)^2 - 1/(of an even spread in the box)^2.
+    No error is below that of a grid with as many values of the key as the trials have, and none below BEYOND half
+    boxes if the centre is at an end of the box: the optimum may lie outside.
     """
     num_trials, num_keys = points_NK.shape
     best = float(losses_N.min())
@@ -103,12 +108,18 @@ def optimum(
     apart_K = np.array([2 / len(np.unique(values_N)) for values_N in points_NK.T])  # trials of one key, in half boxes
     variance_K = np.maximum(variance_K, apart_K**2 / 12)
     error_K = np.sqrt(variance_K / np.maximum(1 - 3 * variance_K, LEAST_SHARE))
-    curved_RK = (drawn_RP[:, 1 + num_keys : 1 + 2 * num_keys] > 0) & (np.abs(draws_RK) < 1)
+    error_K = np.where(np.abs(centre_K) == 1, np.maximum(error_K, BEYOND), error_K)
+
+    # What the trials alone say of the curvatures: the draws less the prior's mean, CURVATURE, and precision, 1.
+    curvatures_RK = drawn_RP[:, 1 + num_keys : 1 + 2 * num_keys] / median
+    precision_K = 1 / curvatures_RK.var(axis=0)
+    evidence_K = (curvatures_RK.mean(axis=0) * precision_K - CURVATURE) / np.sqrt(np.maximum(precision_K - 1, 0.1))
+    inside_K = (np.abs(draws_RK) < 1).mean(axis=0) >= SURE
     return Optimum(
         centre=middle_K + half_K * centre_K,
         draws=middle_K + half_K * draws_RK,
         error=half_K * error_K,
-        bent=curved_RK.mean(axis=0) >= INSIDE,
+        bent=inside_K & (evidence_K > special.ndtri(SURE)),
         loss=best + float(_features(centre_K[None])[0] @ surface_P),
         curvature=surface_P[1 + num_keys : 1 + 2 * num_keys] / half_K**2,
     )
@@ -188,38 +199,37 @@ def law(sizes_RM: Array, means_R: Array, errors_R: Array) -> Law:
     """
     weights_R = errors_R**-2
     centre_M = np.average(sizes_RM, axis=0, weights=weights_R)
-    design_RP = np.column_stack([np.ones(len(means_R)), sizes_RM - centre_M])
-    rank = _rank(design_RP)
-    free = len(means_R) - rank
-    _, covariance, misfit = _least_squares(design_RP, means_R, errors_R)
+    _, spreads, axes = np.linalg.svd(sizes_RM - centre_M, full_matrices=False)
+    axes_MA = axes[spreads > TOGETHER * spreads.max(initial=1.0)].T
+    along_RA = (sizes_RM - centre_M) @ axes_MA
+    line_RP = np.column_stack([np.ones(len(means_R)), along_RA])
+    free = len(means_R) - line_RP.shape[1]
+    _, covariance_PP, misfit = _least_squares(line_RP, means_R, errors_R)
     scatter = 0.0
-    if free:
-        leverage = np.trace(covariance @ (design_RP.T * weights_R**2) @ design_RP)
+    if free > 0:
+        leverage = np.trace(covariance_PP @ (line_RP.T * weights_R**2) @ line_RP)
         scatter = float(np.sqrt(max(0.0, misfit - free) / (weights_R.sum() - leverage)))
-    coefficients, covariance, left = _least_squares(design_RP, means_R, np.hypot(errors_R, scatter))
+    coefficients_P, covariance_PP, left = _least_squares(line_RP, means_R, np.hypot(errors_R, scatter))
 
-    # The scatter would hide a bend, so the squares of the sizes are tested against the rungs' errors alone.
-    bowed_RP = np.column_stack([design_RP, design_RP[:, 1:] ** 2])
-    added = _rank(bowed_RP) - rank
-    _, _, bowed = _least_squares(bowed_RP, means_R, errors_R)
+    # The scatter would hide a bend, so squares along the axes are tested against the rungs' errors alone.
+    added = min(along_RA.shape[1], free)
+    _, _, bowed = _least_squares(np.column_stack([line_RP, along_RA[:, :added] ** 2]), means_R, errors_R)
+
+    turn = block_diag(np.eye(1), axes_MA)  # from the axes to the sizes
     return Law(
         centre=centre_M,
-        coefficients=coefficients,
-        covariance=covariance * max(1.0, left / max(free, 1)),
+        coefficients=turn @ coefficients_P,
+        covariance=turn @ covariance_PP @ turn.T * max(1.0, left / max(free, 1)),
         scatter=scatter,
         df=max(free, 1),
-        bend=float(special.chdtrc(added, max(misfit - bowed, 0.0))) if added else None,
+        bend=float(special.chdtrc(added, max(misfit - bowed, 0.0))) if added > 0 else None,
     )
-
-
-def _rank(design_RP: Array) -> int:
-    return int(np.linalg.matrix_rank(design_RP, tol=1e-6 * len(design_RP)))
 
 
 def _least_squares(design_RP: Array, means_R: Array, errors_R: Array) -> tuple[Array, Array, float]:
     """Coefficients, their covariance, and the sum of squared residuals in units of the errors."""
     scaled_RP, scaled_R = design_RP / errors_R[:, None], means_R / errors_R
-    inverse_PR = np.linalg.pinv(scaled_RP, rcond=1e-6)
+    inverse_PR = np.linalg.pinv(scaled_RP)
     coefficients_P = inverse_PR @ scaled_R
     return coefficients_P, inverse_PR @ inverse_PR.T, float(np.square(scaled_R - scaled_RP @ coefficients_P).sum())
 

@@ -91,7 +91,7 @@ def simulate(rng: np.random.Generator, bend: float = 0.0) -> Ladder:
     for age, optimum_K, gap, num_trials in zip(ages_R, optima_RK, gaps_R, TRIALS, strict=True):
         uniform_NK = rng.random((num_trials, num_keys))
         if sobol:
-            uniform_NK = qmc.Sobol(num_keys, rng=rng).random(32)[:num_trials]
+            uniform_NK = qmc.Sobol(num_keys, rng=rng).random(64)[:num_trials]
         points_NK = HALF * (2 * uniform_NK - 1)
         away_NK = points_NK - optimum_K
         lr_N = away_NK[:, 0] - by_batch * away_NK[:, 1]
