@@ -26,7 +26,7 @@ JOINT = {
 
 def study(rules: Any = "auto", search: dict[str, Any] | None = None, **edits: Any) -> Study:
     space = JOINT if search is None else search
-    hparams = {} if "batch_tokens" in space else {"batch_tokens": 4096}
+    hparams = {} if {"batch_tokens", "batch_fraction"} & set(space) else {"batch_tokens": 4096}
     overrides = {"batch_tokens": 4096}
     tables = {"format": 4, "budget__rules": rules, "search": space, "hparams": hparams}
     return parse(text(**tables, baseline={"overrides": overrides}, **edits))
@@ -159,7 +159,7 @@ def test_rules_speak_about_coordinates_in_place_of_what_they_stand_for() -> None
         }
     )
     assert names(found) == {
-        0: "combined", 4: "step-law", 8: "half-life", 12: "power-lines", 16: "sqrt-batch", 20: "batch-0.3",
+        0: "combined", 4: "step-law", 8: "half-life", 12: "power-lines", 16: "sqrt-batch",
     }  # fmt: skip
     trial = rule_trials(found)[0]
     tau = 1.08 * (600_000 / sizes(found).all_weights) ** -0.527
