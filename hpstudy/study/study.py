@@ -176,13 +176,13 @@ class Study:
         if key not in COORDINATES:
             value: Value = getattr(hparams, key)
             return value
-        size, dimension = self.size(tokens), self.space.get(key)
+        size, dimension, raw = self.size(tokens), self.space.get(key), raw_key(key)
         found = coordinate(key, hparams, size)
         if isinstance(dimension, FloatRange):
             return dimension.nearest(found) if dimension.contains(found) else found
         for choice in dimension.values if dimension else ():
-            is_batch = key == "batch_fraction" and batch_of(float(choice), size) == hparams.batch_tokens
-            if is_batch or math.isclose(found, float(choice), rel_tol=RANGE_TOLERANCE):
+            gives_it = raw_values({**asdict(hparams), key: choice}, size)[raw] == getattr(hparams, raw)
+            if gives_it or math.isclose(found, float(choice), rel_tol=RANGE_TOLERANCE):
                 return choice
         return found
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from hpstudy.hparams import RAW_KEY, raw_key
 from hpstudy.study.schema import RULE_KEYS
 
 Tables = dict[str, Any]
@@ -35,17 +36,23 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "batch_ramp_fraction": st.floats(1e-6, 1.0),
     "batch_ramp_start": st.floats(1e-6, 1.0),
 }
+COORDINATES = {
+    "lr_over_rule": st.floats(1e-3, 1e3),
+    "beta1_halflife": st.floats(1e-2, 1.0),
+    "beta2_halflife": st.floats(1e-2, 1.0),
+    "weight_decay_timescale": st.floats(1e-3, 1e3),
+}
 SAMPLERS = st.sampled_from(["tpe", "gp", "random", "qmc"])
 PRUNERS = st.sampled_from(["none", "median", "successive_halving"])
 
 
 def dimension(key: str) -> st.SearchStrategy[Tables]:
     """Choices of a key, or a range if its values are continuous."""
-    values = VALUES[key]
+    values = (VALUES | COORDINATES)[key]
     choices = st.lists(values, min_size=2, max_size=4, unique=True).map(lambda found: {"choices": found})
     if key in ("clip_mode", "micro_batch"):
         return choices
-    scales = st.sampled_from(["linear", "log", *(["log1m"] if key.startswith("beta") else [])])
+    scales = st.sampled_from(["linear", "log", *(["log1m"] if key in ("beta1", "beta2") else [])])
     ends = st.tuples(values, values).filter(lambda pair: pair[0] != pair[1]).map(sorted)
     return choices | st.builds(
         lambda pair, more: {"low": pair[0], "high": pair[1], **more}, ends, optional(scale=scales)
@@ -76,7 +83,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         trainer |= draw(st.just({}) | st.sampled_from(["gpus", "processes"]).map(lambda key: {key: 2}))
 
     searched = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, max_size=4))
-    search = {key: draw(dimension(key)) for key in searched}
+    converted = {RAW_KEY[key]: key for key in COORDINATES} if "tokens" in budget and draw(st.booleans()) else {}
+    search = {key: draw(dimension(key)) for key in (converted.get(raw, raw) for raw in searched)}
     fixed = {key: values for key, values in VALUES.items() if key not in searched}
     overrides: Tables = {"warmup_fraction": 0.1} if "seconds" in budget and "warmup_fraction" in searched else {}
     hparams = {"batch_tokens": batch} | draw(optional(**fixed))
@@ -86,7 +94,7 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     grid = bool(search) and all("choices" in found for found in search.values()) and draw(st.booleans())
     pruners = PRUNERS if metric == "val/loss" else st.just("none")
     listed = metric == "val/loss" and not grid and "tokens" in budget
-    rules = [name for name, keys in RULE_KEYS.items() if set(keys) & set(search)] if listed else []
+    rules = [name for name, keys in RULE_KEYS.items() if set(keys) & set(map(raw_key, search))] if listed else []
     if metric == "val/loss" and "seconds" not in budget:
         pruners |= st.just("foresight")
     more = {
@@ -109,7 +117,8 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
         design=st.just("paired") if races else st.sampled_from(["paired", "independent"]),
         speedup=st.booleans(),
     )
-    opponents = ["tuned-lr"] * bool(set(search) - {"lr"}) + ["batch"] * any(key.startswith("batch_") for key in search)
+    raw = set(map(raw_key, search))
+    opponents = ["tuned-lr"] * bool(raw - {"lr"}) + ["batch"] * any(key.startswith("batch_") for key in search)
     also = optional(also=st.sampled_from([*opponents, opponents])) if opponents else st.just({})
     answers = (
         st.just("faster") if metric == "train/tok_per_sec" else st.sampled_from(["better", ["equivalent", "worse"]])

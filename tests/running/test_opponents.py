@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from hpstudy.coordinates import step_law_lr
 from hpstudy.records import Run
 from hpstudy.running.opponents import batch_control, tuned_lr
-from hpstudy.study import Choices
+from hpstudy.study import Choices, FloatRange
 
 LR = "lr = { low = 1e-4, high = 3e-2"
 BOTH = '[objective]\nmetric = ["val/loss", "train/tok_per_sec"]'
@@ -67,3 +68,12 @@ def test_the_batch_control_is_the_baseline_with_the_winners_batch_and_ramp_and_n
 def test_a_winner_at_the_baselines_batch_needs_no_control(tiny):
     study = tiny(replace=BATCHES, more="[baseline]\nalso = 'batch'\noverrides = { batch_tokens = 256 }")
     assert batch_control(study, winner(study)) is None
+
+
+def test_the_opponent_of_a_search_of_lr_over_rule_has_the_same_range_in_raw_values(tiny):
+    study = tiny(replace={LR: "lr_over_rule = { low = 0.1, high = 2", "format = 1": "format = 4"})
+    law = step_law_lr(study.spec.model.num_weights, 5120)
+    tuned = tuned_lr(study)
+    assert tuned.space == {"lr": FloatRange(low=0.1 * law, high=2 * law, scale="log")}
+    listed = tuned_lr(replace(study, space={"lr_over_rule": Choices(values=(0.5, 1.0))}))
+    assert listed.space == {"lr": Choices(values=(0.5 * law, law))}

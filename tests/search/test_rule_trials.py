@@ -26,7 +26,7 @@ JOINT = {
 
 def study(rules: Any = "auto", search: dict[str, Any] | None = None, **edits: Any) -> Study:
     space = JOINT if search is None else search
-    hparams = {} if "batch_tokens" in space else {"batch_tokens": 4096}
+    hparams = {} if {"batch_tokens", "batch_fraction"} & set(space) else {"batch_tokens": 4096}
     overrides = {"batch_tokens": 4096}
     tables = {"format": 4, "budget__rules": rules, "search": space, "hparams": hparams}
     return parse(text(**tables, baseline={"overrides": overrides}, **edits))
@@ -147,3 +147,28 @@ def test_a_study_that_states_no_rules_has_none_before_format_4() -> None:
         assert parse(text(format=version, **search)).budget.rules == rules
     assert rule_trials(parse(text(format=3, **search))) == {}
     assert rule_trials(toy_study(metrics=(LOSS, SPEED))) == rule_trials(toy_study()) == {}
+
+
+def test_rules_speak_about_coordinates_in_place_of_what_they_stand_for() -> None:
+    found = study(
+        search={
+            "lr_over_rule": {"low": 0.1, "high": 10},
+            "beta2_halflife": {"low": 1e-3, "high": 1},
+            "weight_decay_timescale": {"low": 1e-3, "high": 1},
+            "batch_fraction": {"low": 1e-3, "high": 0.1},
+        }
+    )
+    assert names(found) == {
+        0: "combined", 4: "step-law", 8: "half-life", 12: "power-lines", 16: "sqrt-batch",
+    }  # fmt: skip
+    trial = rule_trials(found)[0]
+    tau = 1.08 * (600_000 / sizes(found).all_weights) ** -0.527
+    assert trial.values == pytest.approx(
+        {
+            "lr_over_rule": 1.0,
+            "beta2_halflife": 0.1,  # half_life's tenth of a short run
+            "weight_decay_timescale": tau,
+            "batch_fraction": 0.58 * 600_000**0.571 / 600_000,
+        }
+    )
+    assert trial.moved == {}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpstudy.hparams import GPT3, RULES
-from hpstudy.study import Choices, FloatRange, changed_keys
+from hpstudy.hparams import GPT3, RULES, halflife_tokens
+from hpstudy.study import Choices, FloatRange, Study, Value, changed_keys
 from tests.helpers.study_files import illegal_values, parse, text
 
 
@@ -221,3 +221,68 @@ def test_trials_and_baseline_of_any_valid_study_are_legal(edits: dict[str, Any])
     ends = {key: dimension.low for key, dimension in study.space.items() if isinstance(dimension, FloatRange)}
     assert illegal_values(study.trial_hparams(dict(ends), study.spec.tokens)) == []
     assert changed_keys(study.resolved(), parse(text(**edits)).resolved()) == []
+
+
+# Coordinates
+
+SCALE_FREE = {
+    "lr_over_rule": {"low": 0.1, "high": 10},
+    "beta2_halflife": {"choices": [0.01, 0.1]},
+    "weight_decay_timescale": {"low": 0.1, "high": 10},
+    "batch_fraction": {"low": 0.005, "high": 0.05},
+}
+
+
+def scale_free(**edits: Any) -> Study:
+    return parse(
+        text(format=4, search=SCALE_FREE, hparams={}, baseline__overrides={"batch_tokens": 4096}, **edits),
+    )
+
+
+def test_a_proposal_in_coordinates_becomes_hyperparameters_of_the_run() -> None:
+    study = scale_free()
+    proposal: dict[str, Value] = {
+        "lr_over_rule": 2.0,
+        "beta2_halflife": 0.1,
+        "weight_decay_timescale": 0.5,
+        "batch_fraction": 0.0066,  # 3960 tokens
+    }
+    found = study.trial_hparams(proposal, 600_000)
+    assert (found.batch_tokens, found.micro_batch) == (4096, 16)
+    assert found.lr == pytest.approx(2 * 1.79 * study.spec.model.num_weights**-0.713 * 600_000**0.307)
+    assert halflife_tokens(found.beta2, 4096) == pytest.approx(60_000)
+    assert 4096 / (found.lr * found.weight_decay) == pytest.approx(300_000)
+    values = {key: study.value(found, key) for key in study.space}
+    assert values == pytest.approx(proposal | {"batch_fraction": 4096 / 600_000})
+    assert values["beta2_halflife"] == 0.1  # a choice, exactly
+    assert study.coordinates(found, 600_000) == values
+    assert study.raw(proposal) == {key: getattr(found, key) for key in ("lr", "beta2", "weight_decay", "batch_tokens")}
+
+
+def test_the_same_coordinates_are_the_same_shares_of_a_shorter_run() -> None:
+    study = scale_free()
+    full = study.trial_hparams({key: getattr(dim, "high", 0.1) for key, dim in study.space.items()}, 600_000)
+    values = {key: study.value(full, key, 600_000) for key in study.space}
+    shorter = study.trial_hparams(values, 300_000)
+    assert shorter.batch_tokens == full.batch_tokens // 2
+    assert {key: study.value(shorter, key, 300_000) for key in study.space} == pytest.approx(values)
+
+
+def test_the_baseline_is_no_trial_of_a_search_in_coordinates() -> None:
+    study = parse(text(format=4, search__beta2_halflife={"low": 1e-3, "high": 1}))
+    assert study.baseline_proposal() is None
+    assert study.baseline_run_id == "baseline-s0"
+    assert study.warnings[0] == (
+        "[search] beta2_halflife: no trial can have the baseline's value to the last digit, so the baseline runs as "
+        "phase `baseline` only and is not trial 0"
+    )
+
+
+def test_a_coordinate_leaves_no_value_of_its_hyperparameter_in_what_a_study_resolves_to() -> None:
+    resolved = scale_free().resolved()
+    assert "hparams.beta2" not in resolved
+    assert resolved["search.lr_over_rule"] == {"low": 0.1, "high": 10.0, "scale": "log"}
+
+
+def test_the_largest_batch_is_that_of_the_largest_fraction() -> None:
+    assert scale_free().largest_batch_tokens == 2**15  # 0.05 of 600,000 tokens is 30,000
