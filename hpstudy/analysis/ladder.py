@@ -509,7 +509,7 @@ def parts(name: str, runs: Path) -> list[str]:
 def optima_table(results: LadderResults) -> pd.DataFrame:
     """A row for each rung and the check, and a prediction for each size beyond them: the raw values with intervals.
 
-    Columns: study, part ("rung", "check", "predicted check", "predicted target"), weights, tokens, key, value, low, high.
+    Columns: study, part (rung, check, predicted check or predicted target), weights, tokens, key, value, low, high.
     """
     ladder, rows = results.ladder, list[dict[str, Any]]()
 

@@ -190,7 +190,7 @@ def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
     """Each study once, and each part of a ladder. Raises UserError with the problems of all names."""
     found: dict[str, StudyResults] = {}
     problems: list[str] = []
-    for name in [part for name in names for part in _parts(name, runs)]:
+    for name in [part for given in names for part in _parts(given, runs)]:
         try:
             results = loaded(study_name(name), runs)
             found[results.study.name] = results

@@ -93,4 +93,5 @@ def study_config(study: Study) -> dict[str, Any]:
         "context": spec.context,
         "precision": spec.precision,
         "threads": spec.threads,
+        **({"ladder": study.part_of} if study.part_of else {}),
     }
