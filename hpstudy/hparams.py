@@ -130,6 +130,61 @@ class HParams:
 
 RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in fields(HParams)}
 
+COORDINATES: dict[str, Rule] = {
+    "lr_over_rule": Rule(
+        kind=float,
+        unit="of Step Law's lr",
+        doc="peak learning rate over Step Law's, 1.79 N^-0.713 D^0.307 for N weights without embeddings and a run of D "
+        "tokens (arXiv:2503.04715)",
+        low_open=True,
+        scale="log",
+    ),
+    "beta1_halflife": Rule(
+        kind=float, unit="of the run's tokens", doc="half-life of the gradient average", low_open=True, scale="log"
+    ),
+    "beta2_halflife": Rule(
+        kind=float,
+        unit="of the run's tokens",
+        doc="half-life of the squared-gradient average",
+        low_open=True,
+        scale="log",
+    ),
+    "weight_decay_timescale": Rule(
+        kind=float,
+        unit="of the run's tokens",
+        doc="batch_tokens / (lr x weight_decay), after which weight decay at the peak lr has shrunk a weight to 1/e",
+        low_open=True,
+        scale="log",
+    ),
+    "batch_fraction": Rule(
+        kind=float,
+        unit="of the run's tokens",
+        doc="one step's batch, rounded to context x ranks x a power of two, the nearest on a log scale",
+        low_open=True,
+        high=1,
+        scale="log",
+    ),
+}
+"""What [search] may vary in place of a raw key, alike for models and runs of any size; see hpstudy.coordinates."""
+
+RAW_KEY = {
+    "lr_over_rule": "lr",
+    "beta1_halflife": "beta1",
+    "beta2_halflife": "beta2",
+    "weight_decay_timescale": "weight_decay",
+    "batch_fraction": "batch_tokens",
+}
+"""Coordinate -> the hyperparameter that it stands for."""
+
+SEARCHABLE: dict[str, Rule] = {**RULES, **COORDINATES}
+"""The keys that [search] knows."""
+
+
+def raw_key(key: str) -> str:
+    """The hyperparameter that a key of [search] stands for: itself, unless it is a coordinate."""
+    return RAW_KEY.get(key, key)
+
+
 # GPT-3 Small: Brown et al. 2020, arXiv:2005.14165, Table 2.1, section 2.3 and appendix B. The three fractions are
 # 375M, 260B and 4B tokens of the paper's 300B; the ramp starts at 32k of 2^19 tokens. The paper states no
 # micro-batch: 16 is a starting point that changes speed, not learning.

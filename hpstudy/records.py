@@ -92,7 +92,7 @@ class RunHeader:
     run: Run
     study: str
     wandb_id: str
-    derived: dict[str, float]  # half-lives in tokens, decay timescale in steps
+    derived: dict[str, float]  # half-lives in tokens, decay timescale in steps, searched coordinates
     num_params: int
     started: str  # ISO 8601, UTC
     kind: str | None = None  # of the machine that began it; versions before 0.4 wrote none

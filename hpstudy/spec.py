@@ -26,6 +26,11 @@ class ModelShape:
         block = 12 * c * c + 13 * c  # qkv 3c²+3c, projection c²+c, mlp 8c²+5c, two LayerNorms 4c
         return vocab_size * c + context * c + self.layers * block + 2 * c
 
+    @property
+    def num_weights(self) -> int:
+        """Parameters without token and position embeddings."""
+        return self.num_params(0, 0)
+
 
 PRESETS: dict[str, ModelShape] = {
     # small models for CPUs, named layers x width: a step of 2x64 takes milliseconds on one core

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from hpstudy.analysis.frames import STEPS_COLUMNS, TRIALS_COLUMNS, StudyFrames
+from hpstudy.analysis.frames import COORDINATE_COLUMNS, STEPS_COLUMNS, TRIALS_COLUMNS, StudyFrames
 from hpstudy.errors import MachineError
 
 Format = Literal["parquet", "csv"]
@@ -25,7 +25,7 @@ def export(frames: StudyFrames, directory: Path, fmt: Format) -> list[Path]:
     metadata. In CSV, text that a spreadsheet would run as a formula gets a leading apostrophe.
     Raises MachineError if the folder cannot be written.
     """
-    tables = (("trials", frames.trials, TRIALS_COLUMNS), ("steps", frames.steps, STEPS_COLUMNS))
+    tables = (("trials", frames.trials, TRIALS_COLUMNS | COORDINATE_COLUMNS), ("steps", frames.steps, STEPS_COLUMNS))
     paths = [directory / f"{stem}.{fmt}" for stem, _, _ in tables]
     try:
         directory.mkdir(parents=True, exist_ok=True)

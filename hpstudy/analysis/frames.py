@@ -16,8 +16,9 @@ import pyarrow.json as pj
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.files import RUNS, command
-from hpstudy.hparams import RULES
+from hpstudy.hparams import COORDINATES, RULES
 from hpstudy.records import GLOSSARY, PHASES, Outcome, StepRecord
+from hpstudy.study.frozen import STUDY_VALUES
 from hpstudy.tracking.store import RunStore, RunView, begun_studies
 from hpstudy.tracking.wandb_read import FetchedRun, fetch_runs
 
@@ -61,6 +62,9 @@ TRIALS_COLUMNS: dict[str, str] = {
 }
 """Column -> what it holds, for `StudyFrames.trials`: one row per run of any phase."""
 
+COORDINATE_COLUMNS: dict[str, str] = {key: _described(rule.doc, rule.unit) for key, rule in COORDINATES.items()}
+"""Column -> what it holds, of those that `StudyFrames.trials` has besides if the study searches these coordinates."""
+
 STEPS_COLUMNS: dict[str, str] = {
     **_RUN_COLUMNS,
     **{m.name: _described(m.doc, m.unit) for m in GLOSSARY.values()},
@@ -102,7 +106,7 @@ class StudyFrames:
     """The tables of one study. `trials` is read at once, `steps` on first use."""
 
     name: str
-    trials: pd.DataFrame  # TRIALS_COLUMNS
+    trials: pd.DataFrame  # TRIALS_COLUMNS, and last the searched of COORDINATE_COLUMNS
     read_steps: Callable[[], pd.DataFrame]
     runs: Path = RUNS  # the folder of run stores, for the commands that sentences name
     problems: tuple[str, ...] = ()  # what was left out of the tables, and the remedy
@@ -121,16 +125,18 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     sources: list[RunView] | list[FetchedRun]
     if name.startswith(WANDB_PREFIX):
         sources, strange = fetch_runs(name.removeprefix(WANDB_PREFIX))
+        searched = {key for source in sources for key in source.header.derived}
     else:
         if name not in (known := begun_studies(Path(runs))):
             there = f"begun are {', '.join(known)}" if known else f"`{command('run', 'NAME', Path(runs))}` begins one"
             raise UserError(f'{runs}: no study "{name}" has begun in this folder{did_you_mean(name, known)}; {there}')
         store = RunStore(Path(runs) / name)
         sources = store.runs()
+        searched = {key.split(".")[1] for key in store.read_json(STUDY_VALUES) or {} if key.startswith("search.")}
         strange = [
             f"{folder}: is not the run that its header names; left alone" for folder in store.strange_folders(sources)
         ]
-    trials = _trials(sources)
+    trials = _trials(sources, [key for key in COORDINATES if key in searched])
     heads = trials[list(_RUN_COLUMNS)]  # a copy, so that changes to `trials` do not reach it
     problems = [source.damage for source in sources if source.damage]
     return StudyFrames(
@@ -142,10 +148,10 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     )
 
 
-def _trials(sources: Sequence[Source]) -> pd.DataFrame:
-    frame = pd.DataFrame(map(_trial_row, sources), columns=list(TRIALS_COLUMNS))
+def _trials(sources: Sequence[Source], coordinates: Sequence[str]) -> pd.DataFrame:
+    frame = pd.DataFrame(map(_trial_row, sources), columns=[*TRIALS_COLUMNS, *coordinates])
     run_ids = pd.CategoricalDtype([s.header.run.run_id for s in sources])
-    return frame.astype(_TRIALS_DTYPES | {"run_id": run_ids})
+    return frame.astype(_TRIALS_DTYPES | dict.fromkeys(coordinates, "float64") | {"run_id": run_ids})
 
 
 def _trial_row(source: Source) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
 from hpstudy.analysis.numbers import decimals, interval_decimals, listed
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import Stage, State
+from hpstudy.hparams import raw_key
 from hpstudy.records import Outcome, trial_phase
 from hpstudy.statistics.race import Answer
 from hpstudy.study import Study
@@ -31,7 +32,7 @@ class InShort:
 def opponent(study: Study) -> str:
     """How tables name the baseline: GPT-3 if it has GPT-3's value of every searched key, else baseline."""
     own = {departure.key for departure in departures(study)} | {"micro_batch"}  # GPT-3's paper states none
-    return "baseline" if own & set(study.space) else "GPT-3"
+    return "baseline" if own & set(map(raw_key, study.space)) else "GPT-3"
 
 
 def found_name(results: StudyResults) -> str:

@@ -37,7 +37,8 @@ OVERVIEW: dict[str, str] = {
     "difference": "of val loss, tuned minus baseline (nats): `value`, `low`, `high` (95%), `p`, `margin`; or null",
     "speed": "tokens per second, tuned over baseline: `ratio`, `low`, `high`, `p`; null if speed is no objective",
     "values": "per searched key: `key`, `baseline`, `tuned`, `ratio`; of betas and weight decay also "
-    "`measure` (half-life or timescale), its `unit`, `baseline_measure` and `tuned_measure`",
+    "`measure` (half-life or timescale), its `unit`, `baseline_measure` and `tuned_measure`; of coordinates the "
+    "`measure` is the hyperparameter that they stand for",
     "rules": "per published rule whose trial ended, the best first: `rule`, `run_id`, `val_loss`, `regret` (nats above "
     "the best trial; null unless complete), `rank` of so many `trials`, `sources`, and sentences on what was `moved` "
     "into the range and on sizes `outside` of those that it was fitted to",
@@ -129,7 +130,7 @@ def _difference(c: Contrast | None) -> dict[str, Any] | None:
 def _region(results: StudyResults) -> dict[str, Any] | None:
     if (found := results.region) is None:
         return None
-    space, baseline = results.study.space, asdict(results.study.baseline)
+    study, space = results.study, results.study.space
     keys = [
         {"key": each.key, "everything": each.everything}
         | (
@@ -139,7 +140,7 @@ def _region(results: StudyResults) -> dict[str, Any] | None:
         )
         for each in found.keys
     ]
-    simplest = {key: baseline[key] for key in found.kept} | dict(found.others)
+    simplest = {key: study.value(study.baseline, key) for key in found.kept} | dict(found.others)
     return {"margin": found.margin, "keys": keys, "simplest": simplest}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hpstudy.analysis.numbers import plain
-from hpstudy.hparams import RULES, HParams, unused
+from hpstudy.hparams import SEARCHABLE, HParams, unused
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value
 
 NEAR = 0.05  # of the range
@@ -55,7 +55,7 @@ def at_ends(study: Study, best: HParams) -> Iterator[AtEnd]:
 
     Keys that have no effect beside the trial's other values are left out.
     """
-    values: Mapping[str, Value] = {key: getattr(best, key) for key in study.space.keys() - unused(best)}
+    values: Mapping[str, Value] = {key: study.value(best, key) for key in study.space.keys() - unused(best)}
     for key, dimension in study.space.items():
         if isinstance(dimension, Choices) or key not in values:
             continue
@@ -97,7 +97,7 @@ def _wider(study: Study, key: str, dimension: FloatRange, upper: bool) -> FloatR
         case _:
             end = float(f"{moved:.2g}")
     end = float(f"{end:.12g}")
-    rule = RULES[key]
+    rule = SEARCHABLE[key]
     if not rule.allows(end):
         end = rule.high if upper else rule.low
     end = _within_schedule(study, key, end)

@@ -73,7 +73,7 @@ def region(study: Study, trials: pd.DataFrame, best: HParams, margin: float) -> 
     if study.metrics != ("val/loss",) or (found := surrogate(study, trials)) is None:
         return None
     keys = [key for key in study.space if key not in unused(best)]
-    values: dict[str, Value] = {key: getattr(best, key) for key in study.space}
+    values: dict[str, Value] = {key: study.value(best, key) for key in study.space}
     around = _Around(study, found, values, max(margin, found.error))
     kept, others = around.simplest(keys)
     return Region(
@@ -164,11 +164,12 @@ class _Around:
 
         Each time, the key that costs least takes the baseline's value, until the next is beyond the margin.
         """
-        baseline, space = self._study.baseline, self._study.space
+        space = self._study.space
+        baseline = {key: self._study.value(self._study.baseline, key) for key in keys}
         values, kept = dict(self._values), set[str]()
-        open_keys = [key for key in keys if space[key].contains(getattr(baseline, key))]
+        open_keys = [key for key in keys if space[key].contains(baseline[key])]
         while open_keys:
-            tried = [values | {key: getattr(baseline, key)} for key in open_keys]
+            tried = [values | {key: baseline[key]} for key in open_keys]
             losses = self._losses(tried)
             least = int(np.argmin(losses))
             if losses[least] > self._most:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpstudy.analysis.numbers import plain, short
-from hpstudy.hparams import MEASURES, RULES, HParams, derived, unused
+from hpstudy.hparams import COORDINATES, MEASURES, RULES, SEARCHABLE, HParams, derived, raw_key, unused
 from hpstudy.study import Study, Value
 
 
@@ -20,14 +21,19 @@ class Change:
     baseline: Value
     tuned: Value
     ratio: float | None  # tuned over baseline; None for text and for a baseline of 0
-    measure: str = ""  # half-life or timescale
+    measure: str = ""  # half-life or timescale; of a coordinate the hyperparameter that it stands for
     unit: str = ""  # of the measure
     baseline_measure: float | None = None
     tuned_measure: float | None = None
 
     @property
     def effect(self) -> str:
-        """`half-life 13.5k → 7.94k tokens` of a beta, else the ratio: `×4.5`, `÷8`; empty for text."""
+        """What a change means beside the values; empty for text.
+
+        `half-life 13.5k → 7.94k tokens` of a beta, `lr 0.0006 → 0.0031` of a coordinate, else the ratio: `×4.5`, `÷8`.
+        """
+        if self.key in COORDINATES and self.baseline_measure is not None and self.tuned_measure is not None:
+            return f"{self.measure} {plain(self.baseline_measure)} → {plain(self.tuned_measure)}"
         if self.key in ("beta1", "beta2") and self.baseline_measure and self.tuned_measure:
             return f"{self.measure} {short(self.baseline_measure)} → {short(self.tuned_measure)} {self.unit}"
         if not self.ratio:
@@ -55,8 +61,12 @@ class Tuned:
         return {change.key: change.tuned for change in self.changes}
 
     def as_toml(self, study: Study) -> str:
-        """The [hparams] of a study file that trains with these values: what the study fixes, then what was found."""
-        values = {**study.hparams, **self.values}
+        """The [hparams] of a study file that trains with these values: what the study fixes, then what was found.
+
+        Coordinates are stated as the hyperparameters that they stand for.
+        """
+        found = {raw_key(key): getattr(self.hparams, raw_key(key)) for key in self.values}
+        values = {**study.hparams, **found}
         return "\n".join(["[hparams]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]) + "\n"
 
 
@@ -66,7 +76,7 @@ def tuned(study: Study, run_id: str, row: Mapping[Any, Any], *, confirmed: bool)
     The baseline's warm-up and the half-lives are those of a run of the study's budget.
     """
     ours, theirs = hparams_of(row), study.baseline
-    return Tuned(run_id=run_id, confirmed=confirmed, hparams=ours, changes=tuple(_changes(study.space, ours, theirs)))
+    return Tuned(run_id=run_id, confirmed=confirmed, hparams=ours, changes=tuple(_changes(study, ours, theirs)))
 
 
 def hparams_of(row: Mapping[Any, Any]) -> HParams:
@@ -75,13 +85,16 @@ def hparams_of(row: Mapping[Any, Any]) -> HParams:
     return HParams(**values)
 
 
-def _changes(space: Mapping[str, object], ours: HParams, theirs: HParams) -> Iterator[Change]:
-    now, before = (asdict(side) | derived(side) for side in (ours, theirs))
-    for key in space:
+def _changes(study: Study, ours: HParams, theirs: HParams) -> Iterator[Change]:
+    searched: list[dict[str, Any]] = [{key: study.value(side, key) for key in study.space} for side in (ours, theirs)]
+    now, before = (asdict(s) | derived(s) | own for s, own in zip((ours, theirs), searched, strict=True))
+    for key in study.space:
         if key in unused(ours):
             continue
-        is_number = RULES[key].kind is not str and before[key] != 0
+        is_number = SEARCHABLE[key].kind is not str and 0 < abs(before[key]) < math.inf
         name, measure, unit = MEASURES.get(key, ("", "", ""))
+        if key in COORDINATES:
+            name = measure = raw_key(key)
         yield Change(
             key=key,
             baseline=before[key],

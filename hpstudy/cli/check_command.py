@@ -14,6 +14,7 @@ from hpstudy.analysis.numbers import duration
 from hpstudy.cli.common import out, print_json, say
 from hpstudy.cli.layout import Column, as_table, say_fact
 from hpstudy.data.corpus import check_size, corpus_of
+from hpstudy.hparams import raw_key
 from hpstudy.records import Phase
 from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import planned
@@ -142,7 +143,7 @@ def _print_space(console: Console, study: Study) -> None:
     console.print(f"{study.name}: {study.question}", style="bold")
     rows = []
     for key, dimension in study.space.items():
-        value = plain(getattr(study.baseline, key))
+        value = plain(study.value(study.baseline, key))
         if isinstance(dimension, Choices):
             rows.append((key, "choices", ", ".join(map(plain, dimension.values)), value))
         else:
@@ -203,7 +204,7 @@ def _print_rules(console: Console, found: _Checked) -> None:
 
     study, lines = found.study, list[str]()
     for number, trial in found.rules.items():
-        keys = [key for key in trial.values if any(key in rule.keys for rule in trial.used)]
+        keys = [key for key in trial.values if any(raw_key(key) in rule.keys for rule in trial.used)]
         values = ", ".join(f"{key} {plain(trial.values[key])}" for key in keys)
         lines += [f"trial {number}, {trial.rule}: {values}", *(f"  {sentence}" for sentence in moved(study, trial))]
     lines += dict.fromkeys(sentence for trial in found.rules.values() for sentence in outside(study, trial))
@@ -223,7 +224,7 @@ def _as_json(found: _Checked) -> dict[str, Any]:
         "study": study.name,
         "question": study.question,
         "space": [
-            {"key": key, "baseline": baseline[key]}
+            {"key": key, "baseline": study.value(study.baseline, key)}
             | ({"choices": list(d.values)} if isinstance(d, Choices) else asdict(d))
             for key, d in study.space.items()
         ],

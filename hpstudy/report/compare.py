@@ -17,6 +17,7 @@ from hpstudy.analysis.answers import Contrast, Verdict, by_speed, deciding
 from hpstudy.analysis.numbers import plain, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.files import write_atomic
+from hpstudy.hparams import COORDINATES
 from hpstudy.report.curve_figures import loss_curves
 from hpstudy.report.curves import ShownRuns, evaluated, shown_runs
 from hpstudy.report.html import render
@@ -115,10 +116,12 @@ def values(findings: Sequence[Finding]) -> Table:
 
 def _value(found: Finding, key: str) -> str:
     """`0.1 → 0.5`: the baseline's value and the winner's. `(0.1)` if the study does not search the key."""
-    baseline = plain(getattr(found.study.baseline, key))
-    tuned = found.results.tuned
-    if key not in found.study.space or tuned is None:
-        ours = plain(getattr(tuned.hparams, key)) if tuned else baseline
+    study, tuned = found.study, found.results.tuned
+    if key in COORDINATES and study.spec.tokens is None:
+        return "-"  # a budget in seconds has no shares of tokens
+    baseline = plain(study.value(study.baseline, key))
+    if key not in study.space or tuned is None:
+        ours = plain(study.value(tuned.hparams, key)) if tuned else baseline
         return f"({ours})"
     if key not in tuned.values:
         return "no effect"

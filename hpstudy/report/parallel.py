@@ -50,7 +50,7 @@ def parallel_coordinates(results: StudyResults, winner: str | None) -> Markup:
         title = tag("title", f"{named(row['run_id'])}: {values}; {result}")
         points, run = _points(places, heights), str(row["run_id"])
         lines.append(tag("polyline", title, class_=kind, data_run=run, points=points, stroke_opacity=f"{strength:.2f}"))
-    theirs = {key: getattr(study.baseline, key) for key in study.space}
+    theirs = {key: study.value(study.baseline, key) for key in study.space}
     baseline = []
     if all(study.space[key].contains(value) for key, value in theirs.items()):
         heights = [position(study.space[key], value) for key, value in theirs.items()]

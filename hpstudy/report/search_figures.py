@@ -16,7 +16,7 @@ from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ranges import position
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.rules import rule_names
-from hpstudy.hparams import RULES
+from hpstudy.hparams import SEARCHABLE
 from hpstudy.records import Outcome
 from hpstudy.report.curves import objective_column
 from hpstudy.report.endings import ending, not_complete
@@ -96,8 +96,8 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
                 x=1, y=edge, xref="paper", xanchor="right", yshift=12 if column == "val_loss" else -12,
                 text=f"{num_beyond} {side}", showarrow=False, font={"size": 11.5, "color": MUTED},
             )  # fmt: skip
-        if dimension.contains(getattr(study.baseline, key)):
-            at = position(dimension, getattr(study.baseline, key))
+        if dimension.contains(theirs := study.value(study.baseline, key)):
+            at = position(dimension, theirs)
             plot.add_vline(x=at, line={"color": INK, "width": 1.4, "dash": "dash"})
         marks = ticks(dimension, most=5)
         plot.update_xaxes(
@@ -108,7 +108,7 @@ def hyperparameter_panels(results: StudyResults, winner: str | None) -> Iterator
         )
         pad = 0.08 * (limits[1] - limits[0]) or 0.01
         plot.update_yaxes(range=[limits[0] - pad, limits[1] + 1.4 * pad])
-        yield Figure(title=key, caption=RULES[key].doc, plot=plot, size="panel")
+        yield Figure(title=key, caption=SEARCHABLE[key].doc, plot=plot, size="panel")
 
 
 def trial_namer(results: StudyResults) -> Callable[[object], str]:

@@ -26,7 +26,7 @@ def strip(results: StudyResults, key: str, winner: str | None) -> Markup:
     dimension, complete = study.space[key], results.ranked()
     limits = shown_range(complete[column], column)
     drawn = [tag("line", class_="axis", x1=EDGE, x2=WIDTH - EDGE, y1=HEIGHT - 1, y2=HEIGHT - 1)]
-    if dimension.contains(value := getattr(study.baseline, key)):
+    if dimension.contains(value := study.value(study.baseline, key)):
         x = _across(dimension, value)
         drawn.append(tag("line", class_="baseline", x1=x, x2=x, y1=0, y2=HEIGHT - 2))
     for row in not_complete(results).to_dict("records"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hpstudy.errors import MachineError
@@ -188,7 +190,14 @@ class ActiveRun:
                 path.unlink()
 
 
-def header_of(run: Run, store: RunStore, study: str, num_params: int, kind: str) -> RunHeader:
+def header_of(
+    run: Run,
+    store: RunStore,
+    study: str,
+    num_params: int,
+    kind: str,
+    coordinates: Mapping[str, float] = MappingProxyType({}),
+) -> RunHeader:
     """The header of a run that begins now, or the one that it began with, unless that was on another `kind` of machine.
 
     Raises MachineError if the run began with other values. Its micro-batch may differ: it changes no loss, and becomes
@@ -208,7 +217,7 @@ def header_of(run: Run, store: RunStore, study: str, num_params: int, kind: str)
         run=run,
         study=study,
         wandb_id=new_wandb_id(study, run.run_id),
-        derived=derived(run.hparams),
+        derived={**derived(run.hparams), **coordinates},
         num_params=num_params,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         kind=kind,

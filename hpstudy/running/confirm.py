@@ -169,7 +169,7 @@ def _shorter(study: Study, full: Run, fraction: float) -> Run:
     assert full.of is not None
     batch = full.hparams.batch_tokens
     tokens = max(int(full.tokens * fraction) // batch, 1) * batch
-    values = {key: getattr(full.hparams, key) for key in study.space}
+    values = {key: study.value(full.hparams, key, full.tokens) for key in study.space}
     return replace(
         full,
         run_id=confirm_run_id(full.of, full.seed, fraction),

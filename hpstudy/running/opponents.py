@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hpstudy.coordinates import step_law_lr
 from hpstudy.records import Run, trial_run_id
-from hpstudy.study import Choices, FloatRange, Sampler, Study
+from hpstudy.study import Choices, Dimension, FloatRange, Sampler, Study
 from hpstudy.study.checks import BATCH_KEYS
 
 TUNED_LR_JOURNAL = "tuned-lr.journal"
@@ -18,10 +19,10 @@ BELOW, ABOVE = 10, 50  # range of the baseline's lr; small models need far more 
 def tuned_lr(study: Study) -> Study:
     """The study with the same baseline that searches only lr, for val/loss.
 
-    Its range is the study's own if that searches lr, else a log scale from 1/10 to 50 times the baseline's lr.
+    Its range is the study's own if that searches lr or lr_over_rule, else a log scale from 1/10 to 50 times the
+    baseline's lr.
     """
-    lr = study.baseline.lr
-    dimension = study.space.get("lr", FloatRange(low=lr / BELOW, high=lr * ABOVE, scale="log"))
+    dimension = _lr_dimension(study)
     baseline = {**study.hparams, **study.overrides}
     own = {"lr": baseline.pop("lr")} if "lr" in baseline else {}
     budget = study.budget
@@ -35,6 +36,18 @@ def tuned_lr(study: Study) -> Study:
         metrics=("val/loss",),
         budget=budget,
     )
+
+
+def _lr_dimension(study: Study) -> Dimension:
+    """The lr that tuned-lr searches, in raw values."""
+    lr, over_rule = study.baseline.lr, study.space.get("lr_over_rule")
+    if over_rule is None:
+        return study.space.get("lr", FloatRange(low=lr / BELOW, high=lr * ABOVE, scale="log"))
+    size = study.size()
+    rule = step_law_lr(size.weights, size.tokens)
+    if isinstance(over_rule, Choices):
+        return replace(over_rule, values=tuple(float(value) * rule for value in over_rule.values))
+    return replace(over_rule, low=over_rule.low * rule, high=over_rule.high * rule)
 
 
 def batch_control(study: Study, winner: Run) -> Run | None:

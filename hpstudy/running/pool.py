@@ -270,7 +270,14 @@ class WorkerPool:
     def _activate(self, worker: Worker, run: Run, deaths: int, furthest: int) -> ActiveRun:
         """Opens a run in the sinks."""
         active = ActiveRun(
-            header_of(run, self._store, self._study.name, self._num_params, kind_of(self._ready[worker].environment)),
+            header_of(
+                run,
+                self._store,
+                self._study.name,
+                self._num_params,
+                kind_of(self._ready[worker].environment),
+                self._study.coordinates(run.hparams, run.tokens),
+            ),
             self._store,
             self._wandb,
             self._progress,

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from hpstudy.errors import HpstudyError, UserError, did_you_mean
 from hpstudy.files import to_json
-from hpstudy.hparams import RULES
-from hpstudy.records import Outcome, Run, RunResult
+from hpstudy.hparams import COORDINATES, RULES, SEARCHABLE, raw_key
+from hpstudy.records import Outcome, RunHeader, RunResult
 from hpstudy.search.warm_start import Prior, PriorTrial, optuna_trials
 from hpstudy.study import Study, Value, load_frozen
 from hpstudy.study.frozen import ENVIRONMENT
@@ -89,30 +89,38 @@ def _trials(study: Study, source: str, runs: Path) -> list[PriorTrial]:
         return optuna_trials(Path(source.removeprefix(OPTUNA)))
     if source.startswith(WANDB):
         fetched, _ = fetch_runs(source.removeprefix(WANDB))
-        ended = [(each.header.run, each.result) for each in fetched]
-        searched = [run.hparams for run, _ in ended if run.phase == "search"]
-        varied = [key for key in RULES if len({getattr(values, key) for values in searched}) > 1]
-        return _finished(varied, ended)
+        ended = [(each.header, each.result) for each in fetched]
+        searched = [header for header, _ in ended if header.run.phase == "search"]
+        varied = [key for key in RULES if len({getattr(header.run.hparams, key) for header in searched}) > 1]
+        converted = [key for key in COORDINATES if any(key in header.derived for header in searched)]
+        raw = {raw_key(key) for key in converted}
+        return _finished([*converted, *(key for key in varied if key not in raw)], ended)
     if source == study.name:
         raise UserError(f'"{source}" is this study itself; leave it out')
     if source not in (known := begun_studies(runs)):
         there = f"begun are {', '.join(known)}" if known else "none has begun there; run one first, or leave it out"
         raise UserError(f'no study "{source}" has begun in {runs}{did_you_mean(source, known)}; {there}')
     store = RunStore(runs / source)
-    return _finished(list(load_frozen(store.root).space), [(view.header.run, view.result) for view in store.runs()])
+    return _finished(list(load_frozen(store.root).space), [(view.header, view.result) for view in store.runs()])
 
 
-def _finished(keys: Sequence[str], runs: Iterable[tuple[Run, RunResult | None]]) -> list[PriorTrial]:
+def _finished(keys: Sequence[str], runs: Iterable[tuple[RunHeader, RunResult | None]]) -> list[PriorTrial]:
     """The trials of a search that have a loss. A diverged one counts as the worst of them."""
-    ended = [(run, result) for run, result in runs if run.phase == "search" and result is not None]
+    ended = [(header, result) for header, result in runs if header.run.phase == "search" and result is not None]
     losses = [result.val_loss for _, result in ended if result.outcome is Outcome.COMPLETE]
     measured = [loss for loss in losses if loss is not None]
     found = []
-    for run, result in ended if measured else []:
+    for header, result in ended if measured else []:
         loss = max(measured) if result.outcome is Outcome.DIVERGED else result.val_loss
         if result.outcome in (Outcome.COMPLETE, Outcome.DIVERGED) and loss is not None:
-            found.append(PriorTrial(values={key: getattr(run.hparams, key) for key in keys}, loss=loss))
+            found.append(PriorTrial(values={key: _value(header, key) for key in keys}, loss=loss))
     return found
+
+
+def _value(header: RunHeader, key: str) -> Value:
+    """A run's value of a searched key; a coordinate as its own study has it, of that model and budget."""
+    value: Value = header.derived[key] if key in COORDINATES else getattr(header.run.hparams, key)
+    return value
 
 
 def _of_source(study: Study, source: str, trials: Sequence[PriorTrial]) -> Gathered:
@@ -140,10 +148,10 @@ def _inside(study: Study, trial: PriorTrial) -> PriorTrial | None:
     values: dict[str, Value] = {}
     for key, dimension in study.space.items():
         value = trial.values[key]
-        if isinstance(value, str) is not (RULES[key].kind is str) or not dimension.contains(value):
+        if isinstance(value, str) is not (SEARCHABLE[key].kind is str) or not dimension.contains(value):
             return None
         exact = dimension.nearest(value)
-        values[key] = exact if isinstance(exact, str) else RULES[key].kind(exact)
+        values[key] = exact if isinstance(exact, str) else SEARCHABLE[key].kind(exact)
     return PriorTrial(values=values, loss=trial.loss)
 
 

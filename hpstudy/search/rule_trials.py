@@ -6,9 +6,11 @@ They follow from the study file alone, and not from how many trials the search h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
 
-from hpstudy.hparams import RULES
+from hpstudy.hparams import SEARCHABLE, HParams, raw_key
 from hpstudy.records import trial_run_id
 from hpstudy.search.rules import PUBLISHED, PublishedRule, Sizes
 from hpstudy.study import Choices, Dimension, Study, Value
@@ -64,9 +66,7 @@ def sizes(study: Study) -> Sizes:
     """The numbers of a study that rules take."""
     model, context = study.spec.model, study.spec.context
     whole = model.num_params(study.vocab_size, context)
-    return Sizes(
-        weights=whole - (study.vocab_size + context) * model.width, all_weights=whole, tokens=study.spec.tokens
-    )
+    return Sizes(weights=model.num_weights, all_weights=whole, tokens=study.spec.tokens)
 
 
 def _rule_trial(study: Study, name: RuleName) -> RuleTrial:
@@ -74,8 +74,8 @@ def _rule_trial(study: Study, name: RuleName) -> RuleTrial:
     values, moved, used = _start(study), dict[str, float](), list[PublishedRule]()
     for part in COMBINED if name == "combined" else (name,):
         rule = PUBLISHED[part]
-        predicted = rule.predict(sizes(study), study.trial_hparams(values, study.spec.tokens))
-        own = {key: value for key, value in predicted.items() if key in study.space}
+        hparams = study.trial_hparams(values, study.spec.tokens)
+        own = _in_space(study, hparams, rule.predict(sizes(study), hparams))
         used += [rule] if own else []
         for key, value in own.items():
             values[key] = _nearest(key, study.space[key], value)
@@ -84,10 +84,21 @@ def _rule_trial(study: Study, name: RuleName) -> RuleTrial:
     return RuleTrial(rule=used[0].name if len(used) == 1 else name, values=values, moved=moved, used=tuple(used))
 
 
+def _in_space(study: Study, hparams: HParams, predicted: dict[str, float]) -> dict[str, float]:
+    """The predictions for searched keys, and as coordinates if these are searched in their place."""
+    found = dict[str, float]()
+    for raw, prediction in predicted.items():
+        for key in study.space:
+            if raw_key(key) == raw:
+                changed: dict[str, Any] = {raw: prediction}
+                found[key] = prediction if key == raw else float(study.value(replace(hparams, **changed), key))
+    return found
+
+
 def _start(study: Study) -> dict[str, Value]:
     """The point of the space nearest to the baseline."""
     baseline = study.baseline
-    return {key: _nearest(key, dimension, getattr(baseline, key)) for key, dimension in study.space.items()}
+    return {key: _nearest(key, dimension, study.value(baseline, key)) for key, dimension in study.space.items()}
 
 
 def _nearest(key: str, dimension: Dimension, value: Value) -> Value:
@@ -96,12 +107,12 @@ def _nearest(key: str, dimension: Dimension, value: Value) -> Value:
         return dimension.nearest(value)
     if dimension.contains(value) or isinstance(value, str):
         return value if dimension.contains(value) else dimension.values[0]
-    from_one = RULES[key].scale == "log1m"
+    from_one = SEARCHABLE[key].scale == "log1m"
 
     def size(number: Value) -> float:
         return 1 - float(number) if from_one else float(number)
 
-    wanted = size(value)
+    wanted = min(size(value), sys.float_info.max)  # a timescale without weight decay is infinite
     if min(wanted, *map(size, dimension.values)) > 0:
         return min(dimension.values, key=lambda choice: abs(math.log(size(choice) / wanted)))
     return min(dimension.values, key=lambda choice: abs(size(choice) - wanted))

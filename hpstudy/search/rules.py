@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hpstudy.coordinates import step_law_lr
 from hpstudy.hparams import GPT3, HParams, halflife_tokens
 from hpstudy.study.schema import RULE_KEYS, RuleName
 
@@ -58,7 +59,7 @@ def step_law(sizes: Sizes, _hparams: HParams) -> dict[str, float]:
     if sizes.tokens is None:
         return {}
     return {
-        "lr": 1.79 * sizes.weights**-0.713 * sizes.tokens**0.307,
+        "lr": step_law_lr(sizes.weights, sizes.tokens),
         "batch_tokens": 0.58 * sizes.tokens**0.571,
     }
 

@@ -220,7 +220,7 @@ class Search:
         values = decode(self._study.space, trial.params)
         wrong = [
             f"{key} is {value!r} in it and {there!r} there"
-            for key, value in values.items()
+            for key, value in self._study.raw(values).items()
             if not _is_same(value, there := getattr(hparams, key))
         ]
         if trial.state.is_finished() and result is not None and not _agrees(self._study, trial, result):

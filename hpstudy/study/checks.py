@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
-from hpstudy.hparams import GPT3, RULES, fitting_batch
-from hpstudy.spec import MAX_STEPS, rank_sequences, ranks_named
+from hpstudy.coordinates import RunSize, batch_of, raw_values
+from hpstudy.hparams import COORDINATES, GPT3, RULES, SEARCHABLE, fitting_batch, raw_key
+from hpstudy.spec import MAX_STEPS, ModelShape, rank_sequences, ranks_named
 from hpstudy.study.parse import Finding
 from hpstudy.study.schema import (
     GOALS,
@@ -39,7 +41,7 @@ BATCH_KEYS = frozenset({"batch_tokens", "batch_ramp_fraction", "batch_ramp_start
 class Batch:
     """A batch that a trial or the baseline may have."""
 
-    place: str  # in the file
+    place: str  # in the file, with the key
     stated: set[int] = field(default_factory=set)  # its micro-batches that the file states
     micro_batches: set[int] = field(default_factory=set)  # all, those that it takes by default included
 
@@ -52,20 +54,44 @@ def batches(file: StudyFile) -> dict[int, Batch]:
     found: dict[int, Batch] = {}
 
     def add(place: str, batch: int, stated: Iterable[int]) -> None:
-        entry = found.setdefault(batch, Batch(place=f"{place} batch_tokens"))
+        entry = found.setdefault(batch, Batch(place=place))
         entry.stated.update(stated)
         default = default_micro_batch(rank_sequences(batch, file.trainer.context, file.trainer.ranks))
         entry.micro_batches.update(stated or (default,))
 
     stated = "micro_batch" in file.search or file.hparams.get("micro_batch", AUTO) != AUTO
-    for batch in _values(file, "batch_tokens"):
-        place = "[search]" if "batch_tokens" in file.search else "[hparams]"
-        add(place, batch, _values(file, "micro_batch") if stated else ())
+    key = "batch_fraction" if "batch_fraction" in file.search else "batch_tokens"
+    for batch in _fraction_batches(file) if key == "batch_fraction" else _values(file, key):
+        place = "[search]" if key in file.search else "[hparams]"
+        add(f"{place} {key}", batch, _values(file, "micro_batch") if stated else ())
     own = {"micro_batch": AUTO, **file.hparams, **file.baseline.overrides}
     micro_batch = own["micro_batch"]
     sizes = () if micro_batch == AUTO else (micro_batch,)
-    add("[baseline] overrides:", own.get("batch_tokens", GPT3.batch_tokens), sizes)
+    add("[baseline] overrides: batch_tokens", own.get("batch_tokens", GPT3.batch_tokens), sizes)
     return found
+
+
+def _fraction_batches(file: StudyFile) -> list[int]:
+    """Every batch that a searched batch_fraction makes; those at the shorter budgets of a speed-up too."""
+    size = _run_size(file)
+    if size is None:
+        return []
+    dimension, ends = file.search["batch_fraction"], _values(file, "batch_fraction")
+    made = {batch_of(fraction, size) for fraction in ends}
+    if isinstance(dimension, RangeTable):
+        made = {min(made) << power for power in range((max(made) // min(made)).bit_length())}
+    if file.confirm.speedup:
+        made |= {max(batch // 2, size.batch_unit) for batch in made}
+    return sorted(made)
+
+
+def _run_size(file: StudyFile) -> RunSize | None:
+    """The sizes that coordinates take; None without a budget in tokens."""
+    trainer = file.trainer
+    if trainer.tokens is None:
+        return None
+    shape = ModelShape(**trainer.model.model_dump())
+    return RunSize(weights=shape.num_weights, tokens=trainer.tokens, batch_unit=trainer.context * trainer.ranks)
 
 
 def problems(file: StudyFile, shape: list[Finding]) -> list[str]:
@@ -102,8 +128,13 @@ def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
         for key, value in table.items():
             if section == "hparams" and key == "micro_batch" and value == AUTO:
                 continue
-            if key not in RULES:
-                yield f"{section}.{key}", place + _unknown(key)
+            if key in COORDINATES:
+                yield (
+                    f"{section}.{key}",
+                    f"{place}{key}: is for [search] alone; state {raw_key(key)}, for which it stands",
+                )
+            elif key not in RULES:
+                yield f"{section}.{key}", place + _unknown(key, RULES)
             elif problem := RULES[key].problem(value):
                 yield f"{section}.{key}", f"{place}{key}: {problem}"
 
@@ -111,22 +142,25 @@ def _hyperparameters(file: StudyFile) -> Iterator[Finding]:
 def _dimensions(file: StudyFile) -> Iterator[Finding]:
     """Checks each dimension of [search]."""
     for key, dimension in file.search.items():
-        if key not in RULES:
-            yield f"search.{key}", f"[search] {_unknown(key)}"
+        if key not in SEARCHABLE:
+            yield f"search.{key}", f"[search] {_unknown(key, SEARCHABLE)}"
             continue
         if key in file.hparams:
             yield f"search.{key}", f"[search] {key}: also in [hparams]; a key is searched or fixed, remove one of them"
+        for place, table in (("in [hparams]", file.hparams), ("searched", file.search)):
+            if key in COORDINATES and (raw := raw_key(key)) in table:
+                yield f"search.{key}", f"[search] {key}: stands for {raw}, which is also {place}; remove one of them"
         sentences = _choices(key, dimension) if isinstance(dimension, ChoicesTable) else _range(file, key, dimension)
         for sentence in sentences:
             yield f"search.{key}", f"[search] {key}: {sentence}"
 
 
-def _unknown(key: str) -> str:
-    return f'unknown key "{key}"' + (nearest(key, RULES) or f"; known are {', '.join(RULES)}")
+def _unknown(key: str, known: Iterable[str]) -> str:
+    return f'unknown key "{key}"' + (nearest(key, known) or f"; known are {', '.join(known)}")
 
 
 def _range(file: StudyFile, key: str, dimension: RangeTable) -> Iterator[str]:
-    low, high, rule = dimension.low, dimension.high, RULES[key]
+    low, high, rule = dimension.low, dimension.high, SEARCHABLE[key]
     scale = dimension.scale or natural_scale(key, file.version)
     if rule.kind is not float:
         example = '["global", "none"]' if rule.kind is str else "[8, 16, 32]"
@@ -146,7 +180,7 @@ def _range(file: StudyFile, key: str, dimension: RangeTable) -> Iterator[str]:
 
 def _choices(key: str, dimension: ChoicesTable) -> Iterator[str]:
     values = dimension.choices
-    bad = [problem for value in values if (problem := RULES[key].problem(value))]
+    bad = [problem for value in values if (problem := SEARCHABLE[key].problem(value))]
     yield from (f"choices {problem}" for problem in bad)
     if not bad and (len(set(values)) < len(values) or len(values) < 2):
         yield f"choices must be at least two different values, but got {shown(values)}"
@@ -166,6 +200,39 @@ def _run_budget(file: StudyFile) -> Iterator[str]:
     if (tokens is None) == (seconds is None):
         got = "neither" if tokens is None else f"tokens={tokens} and seconds={seconds:g}"
         yield f"[trainer] tokens: a run's budget is stated in tokens or in seconds, exactly one, but got {got}"
+
+
+def _coordinates(file: StudyFile) -> Iterator[str]:
+    """Coordinates need a budget in tokens, and must stand for legal values in the whole space."""
+    searched, size = [key for key in file.search if key in COORDINATES], _run_size(file)
+    if size is None:
+        if searched and file.trainer.seconds is not None:
+            yield (
+                f"[search] {', '.join(searched)}: a coordinate takes the tokens of a run, but [trainer] states "
+                f"seconds; state tokens, or search {', '.join(map(raw_key, searched))}"
+            )
+        return
+    dimension = file.search.get("batch_fraction")
+    if isinstance(dimension, ChoicesTable):
+        made = {choice: batch_of(choice, size) for choice in dimension.choices}
+        if len(set(made.values())) < len(made):
+            listed = ", ".join(f"{choice:g} is {batch}" for choice, batch in made.items())
+            yield (
+                "[search] batch_fraction: choices must be different batches after rounding to context x ranks x a "
+                f"power of two, but {listed} tokens; take them further apart"
+            )
+    keys = list(dict.fromkeys([*searched, *(key for key in ("lr", "batch_tokens") if key in file.search)]))
+    fixed = {"lr": file.hparams.get("lr", GPT3.lr), "batch_tokens": file.hparams.get("batch_tokens", GPT3.batch_tokens)}
+    illegal = dict[str, str]()
+    for corner in product(*([min(ends), max(ends)] for ends in (_values(file, key) for key in keys))):
+        try:
+            raw = raw_values({**fixed, **dict(zip(keys, corner, strict=True))}, size)
+        except OverflowError:
+            yield f"[search] {', '.join(searched)}: stand for values beyond all numbers; narrow the ranges"
+            return
+        illegal |= {key: p for key in searched if (p := RULES[raw_key(key)].problem(raw[raw_key(key)]))}
+    for key, problem in illegal.items():
+        yield f"[search] {key}: stands for {raw_key(key)}, which {problem}, at an end of the ranges; narrow them"
 
 
 def _warmup_in_seconds(file: StudyFile) -> Iterator[str]:
@@ -243,7 +310,11 @@ def _steps(file: StudyFile) -> Iterator[str]:
         place = found.place
         if tokens is not None and tokens < batch:
             table = file.search if place.startswith("[search]") else {**file.hparams, **file.baseline.overrides}
-            got, remedy = (f"{batch}", "take") if "batch_tokens" in table else (f"GPT-3's {batch}", "state it,")
+            got, remedy = (
+                (f"{batch}", "take")
+                if "batch_tokens" in table or "batch_fraction" in place
+                else (f"GPT-3's {batch}", "state it,")
+            )
             unit = context * file.trainer.ranks * math.lcm(*found.stated)
             yield (
                 f"{place}: a run must hold at least one step, but got {got} > [trainer] tokens={tokens}; {remedy} e.g. "
@@ -360,7 +431,7 @@ def _published(file: StudyFile) -> Iterator[str]:
     for name in dict.fromkeys(rules):
         if rules.count(name) > 1:
             yield f'[budget] rules: "{name}" is listed twice; list it once'
-        if not set(RULE_KEYS[name]) & set(file.search):
+        if not set(RULE_KEYS[name]) & set(map(raw_key, file.search)):
             keys = ", ".join(RULE_KEYS[name])
             yield f'[budget] rules: "{name}" speaks about {keys}, but [search] has none of them; leave it out'
         elif name in NEED_TOKENS and file.trainer.seconds is not None:
@@ -410,22 +481,24 @@ def _yes(file: StudyFile) -> Iterator[str]:
 
 
 def _opponents(file: StudyFile) -> Iterator[str]:
-    if "batch" in file.baseline.also and not BATCH_KEYS & set(file.search):
+    if "batch" in file.baseline.also and not BATCH_KEYS & set(map(raw_key, file.search)):
         keys = ", ".join(sorted(BATCH_KEYS))
         yield f'[baseline] also: "batch" needs a search of the batch, but [search] has none of {keys}'
-    if "tuned-lr" in file.baseline.also and set(file.search) <= {"lr"}:
+    if "tuned-lr" in file.baseline.also and set(map(raw_key, file.search)) <= {"lr"}:
         what = "only lr" if file.search else "nothing"
         yield f'[baseline] also: "tuned-lr" needs a search of more than lr, but [search] tunes {what}'
 
 
 _RANKS = "trainer.gpus trainer.processes"
 _BATCH = (
-    f"trainer.context {_RANKS} hparams.batch_tokens hparams.micro_batch search.batch_tokens search.micro_batch baseline"
+    f"trainer.context {_RANKS} hparams.batch_tokens hparams.micro_batch search.batch_tokens "
+    "search.batch_fraction search.micro_batch baseline"
 )
 _FRACTIONS = "hparams.warmup_fraction hparams.decay_fraction search.warmup_fraction search.decay_fraction baseline"
 _RULES: tuple[tuple[Callable[[StudyFile], Iterator[str]], str], ...] = (  # (rule between keys, the keys it reads)
     (_auto_micro_batch, "hparams.micro_batch baseline"),
     (_run_budget, "trainer.tokens trainer.seconds"),
+    (_coordinates, f"trainer.tokens trainer.seconds trainer.model trainer.context {_RANKS} hparams search"),
     (_warmup_in_seconds, "trainer.seconds search.warmup_fraction baseline"),
     (_model, "trainer.model"),
     (_validation, "trainer.val_tokens trainer.context"),

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from hpstudy.hparams import GPT3, RULES, Rule
+from hpstudy.hparams import COORDINATES, GPT3, RULES, SEARCHABLE, Rule, raw_key
 from hpstudy.spec import PRESETS
 from hpstudy.study.schema import CORPUS_KINDS, MAX_LISTED, StudyFile
 from hpstudy.study.study import AUTO
@@ -40,7 +40,7 @@ def study_schema() -> dict[str, Any]:
     }
     schema["properties"]["search"] = {
         "description": "what varies",
-        **_table({key: _dimension(key, rule, search["scale"]) for key, rule in RULES.items()}),
+        **_table({key: _dimension(key, rule, search["scale"]) for key, rule in SEARCHABLE.items()}),
     }
     return {"$schema": DRAFT, "title": "hpstudy study file", **schema}
 
@@ -89,9 +89,12 @@ def _table(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _doc(key: str) -> str:
-    """A hyperparameter's meaning, unit and GPT-3's value."""
-    rule, value = RULES[key], getattr(GPT3, key)
+    """The meaning of a key of [search], its unit, and GPT-3's value or the key that it stands for."""
+    rule = SEARCHABLE[key]
     unit = f" ({rule.unit})" if rule.unit else ""
+    if key in COORDINATES:
+        return f"{rule.doc}{unit}; stands for {raw_key(key)}"
+    value = getattr(GPT3, key)
     return f"{rule.doc}{unit}; GPT-3: {value if isinstance(value, str) else f'{value:.4g}'}"
 
 

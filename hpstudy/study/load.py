@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
-from hpstudy.hparams import RULES
+from hpstudy.hparams import COORDINATES, SEARCHABLE
 from hpstudy.spec import (
     ModelShape,
     TrainerSpec,
@@ -237,14 +237,14 @@ def _dimension(key: str, table: RangeTable | ChoicesTable, version: int) -> Dime
     if isinstance(table, RangeTable):
         scale = table.scale or natural_scale(key, version)
         return FloatRange(low=float(table.low), high=float(table.high), scale=scale)
-    is_ordered = version >= FORMAT_OF_SEARCH and RULES[key].kind is not str
+    is_ordered = version >= FORMAT_OF_SEARCH and SEARCHABLE[key].kind is not str
     kind = OrderedChoices if is_ordered else Choices
     return kind(values=tuple(_typed({key: value})[key] for value in table.choices))
 
 
 def _typed(values: Mapping[str, Value]) -> dict[str, Value]:
     """Turns whole numbers into floats where a key's values are floats, so that `1` and `1.0` are one value."""
-    return {key: float(value) if RULES[key].kind is float else value for key, value in values.items()}
+    return {key: float(value) if SEARCHABLE[key].kind is float else value for key, value in values.items()}
 
 
 def _warnings(study: Study) -> Iterator[str]:
@@ -255,8 +255,9 @@ def _warnings(study: Study) -> Iterator[str]:
             "for both metrics, or with a budget in seconds"
         )
     if outside := study.baseline_outside():
+        value = "value to the last digit" if COORDINATES.keys() & set(outside) else "value"
         yield (
-            f"[search] {', '.join(outside)}: no trial can have the baseline's value, so the baseline runs as phase "
+            f"[search] {', '.join(outside)}: no trial can have the baseline's {value}, so the baseline runs as phase "
             "`baseline` only and is not trial 0"
         )
     if study.budget.pack != 1:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpstudy.hparams import GPT3, RULES
+from hpstudy.hparams import COORDINATES, GPT3, RULES, raw_key
 from hpstudy.records import GLOSSARY
 from hpstudy.study import toml
 from hpstudy.study.schema import FORMAT, TABLES, StudyFile, Table
@@ -22,6 +22,14 @@ DERIVED_DEFAULTS = {
     "warmup_fraction": "GPT-3's 0.00125, at least 10 steps and 1%",
     "micro_batch": "largest divisor of the batch up to 16",
 }
+EXAMPLES: dict[str, dict[str, float]] = {  # of coordinates
+    "lr_over_rule": {"low": 0.1, "high": 10},
+    "beta1_halflife": {"low": 1e-3, "high": 0.1},
+    "beta2_halflife": {"low": 1e-3, "high": 0.3},
+    "weight_decay_timescale": {"low": 0.03, "high": 30},
+    "batch_fraction": {"low": 1e-3, "high": 0.02},
+}
+COORDINATES_TITLE = "[search]: scale-free coordinates"
 HEADER = ("key", "type", "unit", "default", "meaning", "example")
 INTRO = """\
 # Study files: every key
@@ -47,6 +55,9 @@ def reference_markdown() -> str:
                 f"{_HPARAMS}\n",
                 _table((*HEADER[:4], "scale of a range", *HEADER[4:]), _hyperparameters()),
             ]
+        if name == "model":
+            header = ("key", "type", "unit", "in place of", "scale of a range", "meaning", "example")
+            parts += [f"## {COORDINATES_TITLE}\n", f"{_COORDINATES}\n", _table(header, _coordinates())]
     parts += ["## Metrics\n", f"{_METRICS}\n", _table(("metric", "unit", "meaning"), _metrics())]
     return "\n".join(parts)
 
@@ -56,6 +67,11 @@ Each key is fixed in `[hparams]`, or varies in `[search]`, or is GPT-3's. Whole 
 a list, all others as a list or a range. A range without `scale` has the key's own scale below: `log1m` is the log of
 1 - value, and `log` needs `low` above 0, so that a `weight_decay` from 0 must state `scale = "linear"`. `[hparams]
 micro_batch = "auto"` measures the fastest size on the device."""
+_COORDINATES = """\
+In place of a hyperparameter `[search]` may vary one of these, so that one range suits models and runs of any size: give
+one of each pair, and `[trainer] tokens`. Runs are trained and recorded with the hyperparameters that follow, and the
+tables have both. Shares are of the run's own tokens, also of the shorter runs of `[confirm] speedup`. Conversions
+round, so the baseline is never trial 0 of such a study."""
 _METRICS = "The names in `steps.jsonl`, on W&B, and in the table `steps`. Steps without an evaluation lack its metrics."
 
 
@@ -82,6 +98,12 @@ def _hyperparameters() -> Iterator[tuple[str, ...]]:
         default = DERIVED_DEFAULTS.get(key) or _code(_toml(shown))
         scale = rule.scale if rule.kind is float else ""
         yield _code(key), legal, rule.unit, default, _code(scale), rule.doc, _code(f"{key} = {_toml(shown)}")
+
+
+def _coordinates() -> Iterator[tuple[str, ...]]:
+    for key, rule in COORDINATES.items():
+        example = _code(f"{key} = {_toml(EXAMPLES[key])}")
+        yield _code(key), f"number in {rule}", rule.unit, _code(raw_key(key)), _code(rule.scale), rule.doc, example
 
 
 def _metrics() -> Iterator[tuple[str, ...]]:

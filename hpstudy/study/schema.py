@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
-from hpstudy.hparams import RULES, Scale
+from hpstudy.hparams import RULES, SEARCHABLE, Scale
 from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, corpus_hint, num_ranks, vocab_size
 from hpstudy.study.hints import hint
 
@@ -309,7 +309,7 @@ class ChoicesTable(Table):
 
 def natural_scale(key: str, version: int) -> Scale:
     """The scale of a range of `key` that states none, in a file of format `version`."""
-    return RULES[key].scale if version >= 3 else "linear"
+    return SEARCHABLE[key].scale if version >= 3 else "linear"
 
 
 DimensionTable = Annotated[

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpstudy.hparams import GPT3, RULES, HParams, Scale, scaled_warmup_fraction
+from hpstudy.coordinates import RunSize, batch_of, coordinate, raw_values
+from hpstudy.hparams import COORDINATES, GPT3, RULES, HParams, Scale, raw_key, scaled_warmup_fraction
 from hpstudy.records import baseline_run_id
 from hpstudy.spec import TrainerSpec
 from hpstudy.study.schema import (
@@ -148,6 +149,9 @@ class Study:
         """Tokens of the largest batch that any run may have."""
         searched, fixed = self.space.get("batch_tokens"), self.hparams.get("batch_tokens", GPT3.batch_tokens)
         batches = searched.values if isinstance(searched, Choices) else (fixed,)
+        if (shares := self.space.get("batch_fraction")) is not None:
+            most = max(map(float, shares.values)) if isinstance(shares, Choices) else shares.high
+            batches = (batch_of(most, self.size()),)
         return max(self.baseline.batch_tokens, *(int(batch) for batch in batches))
 
     @property
@@ -155,12 +159,50 @@ class Study:
         """The run that the search is compared with: trial 0, or a run of its own if the space cannot hold it."""
         return "search-0000" if self.baseline_proposal() is not None else baseline_run_id(self.spec.seed)
 
+    def size(self, tokens: int | None = None) -> RunSize:
+        """The sizes that coordinates take, of a run of `tokens` tokens, or of the full budget."""
+        budget = self.spec.tokens if tokens is None else tokens
+        assert budget is not None, "checks.py refuses coordinates with a budget in seconds"
+        return RunSize(
+            weights=self.spec.model.num_weights, tokens=budget, batch_unit=self.spec.context * self.spec.ranks
+        )
+
+    def value(self, hparams: HParams, key: str, tokens: int | None = None) -> Value:
+        """What a key of the space is worth for the hyperparameters of a run of `tokens` tokens, or the full budget.
+
+        A coordinate that was converted from a choice or an end of its range is exactly that again, in spite of
+        rounding.
+        """
+        if key not in COORDINATES:
+            value: Value = getattr(hparams, key)
+            return value
+        size, dimension = self.size(tokens), self.space.get(key)
+        found = coordinate(key, hparams, size)
+        if isinstance(dimension, FloatRange):
+            return dimension.nearest(found) if dimension.contains(found) else found
+        for choice in dimension.values if dimension else ():
+            is_batch = key == "batch_fraction" and batch_of(float(choice), size) == hparams.batch_tokens
+            if is_batch or math.isclose(found, float(choice), rel_tol=RANGE_TOLERANCE):
+                return choice
+        return found
+
+    def raw(self, proposal: Mapping[str, Value], tokens: int | None = None) -> dict[str, Value]:
+        """A proposal's values by the hyperparameters that they stand for, of a run of `tokens` or the full budget."""
+        if not COORDINATES.keys() & proposal.keys():
+            return dict(proposal)
+        values = raw_values({**asdict(GPT3), **self.hparams, **proposal}, self.size(tokens))
+        return {raw_key(key): values[raw_key(key)] for key in proposal}
+
+    def coordinates(self, hparams: HParams, tokens: int) -> dict[str, float]:
+        """The searched coordinates of the hyperparameters of a run of `tokens` tokens."""
+        return {key: float(self.value(hparams, key, tokens)) for key in self.space if key in COORDINATES}
+
     def trial_hparams(self, proposal: dict[str, Value], tokens: int | None) -> HParams:
-        """GPT-3's values, overlaid with [hparams] and then a proposal.
+        """GPT-3's values, overlaid with [hparams] and then a proposal, whose coordinates are shares of this run.
 
         Warm-up is scaled to a run of `tokens` tokens unless the file or the proposal states it.
         """
-        return self._over_gpt3({**self.hparams, **proposal}, tokens)
+        return self._over_gpt3({**self.hparams, **self.raw(proposal, tokens)}, tokens)
 
     def baseline_hparams(self, tokens: int | None) -> HParams:
         """GPT-3's values, overlaid with [hparams] and then [baseline] overrides; warm-up as in `trial_hparams`."""
@@ -174,7 +216,9 @@ class Study:
         return {key: dimension.nearest(getattr(baseline, key)) for key, dimension in self.space.items()}
 
     def baseline_outside(self) -> list[str]:
-        """The keys whose baseline value no trial can have."""
+        """The keys whose baseline value no trial can have exactly: coordinates, because conversions round, and others."""
+        if converted := [key for key in self.space if key in COORDINATES]:
+            return converted
         baseline = self.baseline
         trial = self.trial_hparams({key: getattr(baseline, key) for key in self.space}, self.spec.tokens)
         outside = [key for key, dimension in self.space.items() if not dimension.contains(getattr(baseline, key))]
@@ -186,14 +230,14 @@ class Study:
         A warm-up or micro-batch of None is derived from the run's size.
         """
         derived: dict[str, Value | None] = {**asdict(GPT3), "warmup_fraction": None, "micro_batch": None}
-        fixed = derived | self.hparams
+        fixed, searched = derived | self.hparams, {raw_key(key) for key in self.space}
         also = self.also[0] if len(self.also) == 1 else self.also or None  # as versions wrote it that knew one
         spec = {key: value for key, value in asdict(self.spec).items() if key != "ramp_multiple"}
         unknown = {key for key in ("warm_start", "first") if not getattr(self.budget, key)}  # to earlier versions
         sections: dict[str, Any] = {
             "baseline": {"name": self.baseline_name, "also": also, **fixed, **self.overrides},
             "trainer": spec,
-            "hparams": {key: value for key, value in fixed.items() if key not in self.space},
+            "hparams": {key: value for key, value in fixed.items() if key not in searched},
             "objective": {metric: GOALS[metric] for metric in self.metrics},
             "budget": self.budget.model_dump(exclude={"hang_seconds", *unknown}),
             "confirm": self.confirm.model_dump(),

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import problem_of, unspelled
-from hpstudy.hparams import RULES, derived
+from hpstudy.hparams import COORDINATES, RULES, derived
 from hpstudy.records import GLOSSARY, RunHeader, RunResult, run_order
 from hpstudy.tracking.store import build_result, build_run
 from hpstudy.tracking.wandb_settings import find_login
@@ -107,7 +107,7 @@ def _fetched(remote: Any) -> FetchedRun:
         run=run,
         study=config["study"],
         wandb_id=config["wandb_id"],
-        derived=derived(run.hparams),
+        derived=derived(run.hparams) | {key: float(config[key]) for key in COORDINATES if key in config},
         num_params=config["num_params"],
         started=config["started"],
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hpstudy.hparams import RULES
+from hpstudy.hparams import SEARCHABLE
 from tests.helpers.study_files import LR, problems_of, text
 
 GRID = {key: {"choices": [0.1 + 0.001 * step for step in range(100)]} for key in ("beta1", "beta2", "eps")}
@@ -19,7 +19,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"hparams__weight_deacy": 0.1}, '[hparams] unknown key "weight_deacy"; did you mean "weight_decay"?'),
     ({"baseline__overrides": {"epsilon": 1.0}}, '[baseline] overrides: unknown key "epsilon"; did you mean "eps"?'),
     ({"search__batch_tokens": {"choices": [4096, 8192]}}, "[search] batch_tokens: also in [hparams]; a key is searched or fixed, remove one of them"),
-    ({"search__\x1b[31m": LR}, f'[search] unknown key "\\x1b[31m"; known are {", ".join(RULES)}'),
+    ({"search__\x1b[31m": LR}, f'[search] unknown key "\\x1b[31m"; known are {", ".join(SEARCHABLE)}'),
     ({"hparams__lr": 0.0, "search": {}}, "[hparams] lr: must be in (0, inf), but got 0.0"),
     ({"baseline__overrides": {"beta1": 1.0}}, "[baseline] overrides: beta1: must be in (0, 1), but got 1.0; such as 0.9 or 0.95"),
     ({"search__beta2": {"low": 0.99, "high": 0.9}}, "[search] beta2: `low < high` must hold, but got low=0.99, high=0.9"),
