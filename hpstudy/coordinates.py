@@ -23,12 +23,13 @@ class RunSize:
     batch_unit: int  # tokens of the smallest batch: one sequence for each rank
 
 
-def step_law_lr(weights: float, tokens: float) -> float:
+def step_law_lr(weights: int, tokens: int) -> float:
     """lr = 1.79 N^-0.713 D^0.307, with which the loss is lowest; N without embeddings.
 
     Source: Li et al. 2025, arXiv:2503.04715, equation 1.
     """
-    return 1.79 * weights**-0.713 * tokens**0.307
+    lr: float = 1.79 * weights**-0.713 * tokens**0.307
+    return lr
 
 
 def batch_of(fraction: float, size: RunSize) -> int:

@@ -396,6 +396,11 @@ def rule_values(study: Study, rule: RuleName) -> dict[str, Value]:
     return {key: _plain(value) for key, value in predicted.items() if key in raw}
 
 
+def raw_keys(keys: Sequence[str]) -> list[str]:
+    """The hyperparameters that searched keys stand for: lr of lr_over_rule."""
+    return [RAW_KEY.get(key, key) for key in keys]
+
+
 def position(dimension: Dimension, value: Value) -> float:
     """A value on its dimension's scale: its log, the log of 1 - value, or itself on a linear scale."""
     number = float(value)
@@ -430,9 +435,7 @@ def nearest(dimension: Dimension, value: float) -> Value:
 def raw_estimate(study: Study, point: Mapping[str, Value], key: str, ends: tuple[float, float, float]) -> Estimate:
     """A value and its interval, given on a key's scale, as raw values beside the other values of a point."""
     raw, dimension, tokens = RAW_KEY.get(key, key), study.space[key], study.spec.tokens
-    values = [
-        float(getattr(study.trial_hparams({**point, key: _value(dimension, end)}, tokens), raw)) for end in ends
-    ]
+    values = [float(getattr(study.trial_hparams({**point, key: _value(dimension, end)}, tokens), raw)) for end in ends]
     return Estimate(value=values[0], low=min(values), high=max(values))
 
 
@@ -499,5 +502,3 @@ def gains(results: LadderResults) -> Iterator[tuple[Rung, Any]]:
 def described(size: Size) -> str:
     """`2x64: 100k weights, 300k tokens`."""
     return f"{size.label}: {short(size.weights)} weights, {short(size.tokens)} tokens"
-
-

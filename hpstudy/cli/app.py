@@ -87,7 +87,13 @@ def new(
 def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials = None, as_json: Json = False) -> None:
     """Validates a study; prints its space, its baseline, and its cost before anything runs."""
     from hpstudy.cli import check_command
+    from hpstudy.study.ladder import is_ladder
 
+    if is_ladder(name):
+        from hpstudy.cli import ladder_command
+
+        ladder_command.check(name, runs, device)
+        return
     check_command.check(name, runs, device, trials, as_json=as_json)
 
 
@@ -109,6 +115,14 @@ def run(
     study_commands.run(
         name, _options(runs, device, wandb, workers, cluster, trials, accept_environment), as_json=as_json
     )
+
+
+@app.command(epilog="Example: hpstudy ladder ladder")
+def ladder(name: Name, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Shows what a ladder of studies has found, and writes its page and the study of its target."""
+    from hpstudy.cli import ladder_command
+
+    ladder_command.show(name, runs, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy confirm quickstart")

@@ -24,6 +24,7 @@ from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRe
 from hpstudy.running.local import LocalExecutor
 from hpstudy.running.replay import replay as train_again
 from hpstudy.study import as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
+from hpstudy.study.ladder import is_ladder
 from hpstudy.tracking.store import RunStore
 
 if TYPE_CHECKING:
@@ -32,6 +33,23 @@ if TYPE_CHECKING:
 
 def run(name: str, options: Options, *, as_json: bool = False) -> None:
     """Runs or resumes a study, writes its report, and prints the comparison and the verdict, or what `status` knows."""
+    if is_ladder(name):
+        from hpstudy.cli import ladder_command
+
+        ladder_command.run(name, options, as_json=as_json)
+        return
+    store = train(name, options, resume=command("run", name, options.runs, *flags_of(options)))
+    from hpstudy.analysis.results import load
+
+    results, flags = load(store.root.name, options.runs), flags_of(replace(options, trials=None))
+    if as_json:
+        _print_overview(results, flags)
+    else:
+        _print_result(results, flags)
+
+
+def train(name: str, options: Options, *, resume: str) -> RunStore:
+    """Runs or resumes a study with a live view. `resume` is the command that a stopped one names."""
     study = as_begun(load_study(name), options.runs / study_name(name))
     console = err()
     for warning in (*study.warnings, *seeds_of_others(study, options.runs)):
@@ -47,17 +65,9 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except (Interrupted, KeyboardInterrupt) as error:
-            raise Interrupted(
-                f"stopped; every finished run is kept. Resume with:\n  {_resume(name, options)}"
-            ) from error
+            raise Interrupted(f"stopped; every finished run is kept. Resume with:\n  {resume}") from error
     ahead.join()  # two threads that import the same modules can get in each other's way
-    from hpstudy.analysis.results import load
-
-    results, flags = load(store.root.name, options.runs), _flags(replace(options, trials=None))
-    if as_json:
-        _print_overview(results, flags)
-    else:
-        _print_result(results, flags)
+    return store
 
 
 def import_ahead() -> None:
@@ -107,12 +117,7 @@ def replay(name: str, run_id: str, runs: Path, device: str) -> None:
         raise MachineError(f"{run_id}: does not repeat, {rule}; the record was edited, or this machine makes errors")
 
 
-def _resume(name: str, options: Options) -> str:
-    """The command that resumes a study, with each flag that is not at its default."""
-    return command("run", name, options.runs, *_flags(options))
-
-
-def _flags(options: Options) -> list[str]:
+def flags_of(options: Options) -> list[str]:
     """The flags of `run` that are not at their default."""
     default = Options(runs=RUNS, device="auto", wandb="auto")
     given = ((flag, getattr(options, flag)) for flag in ("device", "wandb", "workers", "cluster", "trials"))

@@ -216,7 +216,7 @@ class Study:
         return {key: dimension.nearest(getattr(baseline, key)) for key, dimension in self.space.items()}
 
     def baseline_outside(self) -> list[str]:
-        """The keys whose baseline value no trial can have exactly: coordinates, because conversions round, and others."""
+        """The keys whose baseline value no trial can have; of a space with coordinates these, as conversions round."""
         if converted := [key for key in self.space if key in COORDINATES]:
             return converted
         baseline = self.baseline

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hpstudy.hparams import RULES
+from hpstudy.hparams import COORDINATES, RAW_KEY, RULES
 from hpstudy.records import GLOSSARY
-from hpstudy.study.reference import reference_markdown
+from hpstudy.study.reference import COORDINATES_TITLE, reference_markdown
 from hpstudy.study.schema import StudyFile, Table
 from tests.helpers.study_files import parse, text
 
@@ -73,7 +73,7 @@ EXAMPLES = [
 
 
 def test_every_key_of_every_table_has_one_row_with_its_meaning() -> None:
-    assert set(sections()) == {*SECTIONS, HYPERPARAMETERS, "Metrics"}
+    assert set(sections()) == {*SECTIONS, HYPERPARAMETERS, COORDINATES_TITLE, "Metrics"}
     found = [
         (key, cells[3]) for heading, rows in sections().items() if heading in SECTIONS for key, cells in rows.items()
     ]
@@ -94,6 +94,18 @@ def test_every_hyperparameter_has_a_row_with_its_range_unit_and_meaning() -> Non
         assert (unit, meaning) == (RULES[key].unit, RULES[key].doc)
         assert scale == (f"`{RULES[key].scale}`" if RULES[key].kind is float else "")
         assert key == "clip_mode" or legal.endswith(f"number in {RULES[key]}")
+
+
+def test_every_coordinate_has_a_row_with_what_it_stands_for_and_an_example_that_a_study_accepts() -> None:
+    rows = sections()[COORDINATES_TITLE]
+    assert list(rows) == list(COORDINATES)
+    for key, (legal, unit, raw, scale, meaning, example) in rows.items():
+        rule = COORDINATES[key]
+        assert (legal, unit, raw) == (f"number in {rule}", rule.unit, f"`{RAW_KEY[key]}`")
+        assert (scale, meaning) == (f"`{rule.scale}`", rule.doc)
+        hparams = {} if key == "batch_fraction" else {"batch_tokens": 4096}
+        search = tomllib.loads(example.strip("`"))
+        assert list(parse(text(search=search, hparams=hparams, trainer__tokens=8_000_000)).space) == [key]
 
 
 def test_every_metric_has_a_row_with_its_unit_and_meaning() -> None:
