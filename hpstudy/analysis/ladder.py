@@ -18,17 +18,16 @@ import numpy as np
 from hpstudy.analysis.numbers import interval_decimals, listed, short, with_sign
 from hpstudy.analysis.region import ended_trials
 from hpstudy.analysis.results import StudyResults, load
-from hpstudy.coordinates import RAW_KEY
 from hpstudy.errors import UserError
 from hpstudy.files import command
-from hpstudy.hparams import HParams
+from hpstudy.hparams import RAW_KEY, HParams
 from hpstudy.records import Outcome
-from hpstudy.search.rules import PUBLISHED
 from hpstudy.search.rule_trials import sizes as rule_sizes
+from hpstudy.search.rules import PUBLISHED
 from hpstudy.spec import flops_per_token
 from hpstudy.statistics.difference import difference
 from hpstudy.statistics.race import BASELINE
-from hpstudy.statistics.scaling import Law, Optimum, boundary, law, optimum
+from hpstudy.statistics.scaling import Boundary, Law, Optimum, boundary, law, optimum
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
 from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, Ladder, Size, parse_ladder
 from hpstudy.study.schema import RuleName
@@ -112,8 +111,8 @@ class Rung:
         return raw_estimate(self.study, {**self.best, **values}, key, (float(centre), float(low), float(high)))
 
     @cached_property
-    def stable_lr(self) -> tuple[float, float, bool] | None:
-        """The log of the largest stable lr, its standard error, and whether an unstable trial bounds it."""
+    def stable_lr(self) -> Boundary | None:
+        """The largest stable lr; None if lr is not searched, or no trial is stable."""
         rows, losses_N = ended_trials(self.study, self.results.trials)
         if "lr" not in {RAW_KEY.get(key, key) for key in self.study.space} or not rows:
             return None
@@ -176,7 +175,7 @@ class LadderResults:
         fitted = [rung for rung in self.rungs if rung.optimum is not None]
         if not fitted:
             return {}
-        sizes_RM = np.array([self._at(rung.size, len(fitted)) for rung in fitted])
+        sizes_RM = np.array([self.ladder.coordinates(rung.size) for rung in fitted])
         found = {}
         for place, key in enumerate(self.keys):
             optima = [rung.optimum for rung in fitted if rung.optimum is not None]
@@ -188,21 +187,15 @@ class LadderResults:
     @cached_property
     def boundary(self) -> Law | None:
         """The law of the log of the largest stable lr; None if no rung bounds it."""
-        found = [(rung.size, at) for rung in self.rungs if (at := rung.stable_lr) is not None and at[2]]
+        found = [(rung.size, at) for rung in self.rungs if (at := rung.stable_lr) is not None and at.bounded]
         if not found:
             return None
-        sizes_RM = np.array([self._at(size, len(found)) for size, _ in found])
-        return law(sizes_RM, np.array([at[0] for _, at in found]), np.array([at[1] for _, at in found]))
-
-    def _at(self, size: Size, rungs: int) -> tuple[float, ...]:
-        """A size on the axes; of a single rung there is no axis."""
-        return self.ladder.coordinates(size) if rungs > 1 else ()
+        sizes_RM = np.array([self.ladder.coordinates(size) for size, _ in found])
+        return law(sizes_RM, np.array([at.value for _, at in found]), np.array([at.error for _, at in found]))
 
     def interval(self, key: str, size: Size) -> tuple[float, float, float]:
         """The predicted best value of a key at a size and its 90% interval, on the key's scale."""
-        fitted = sum(rung.optimum is not None for rung in self.rungs)
-        middle, low, high = self.laws[key].at(np.array(self._at(size, fitted)), LEVEL)
-        return float(middle), float(low), float(high)
+        return self.laws[key].at(np.array(self.ladder.coordinates(size)), LEVEL)
 
     def point(self, size: Size) -> dict[str, Value]:
         """The predicted point at a size, within the searched ranges; of other keys the largest rung's best."""
@@ -229,9 +222,8 @@ class LadderResults:
         """The predicted largest stable lr at a size."""
         if self.boundary is None:
             return None
-        rungs = sum(rung.stable_lr is not None and rung.stable_lr[2] for rung in self.rungs)
-        ends = self.boundary.at(np.array(self._at(size, rungs)), LEVEL)
-        return Estimate(value=math.exp(ends[0]), low=math.exp(ends[1]), high=math.exp(ends[2]))
+        value, low, high = map(math.exp, self.boundary.at(np.array(self.ladder.coordinates(size)), LEVEL))
+        return Estimate(value=value, low=low, high=high)
 
     def range_at(self, key: str, size: Size) -> dict[str, float] | None:
         """The range of a key for a search at a size: its interval, within the boundary. None for listed values."""
@@ -338,7 +330,8 @@ class LadderResults:
             "fails": "No: the prediction fails",
             "undecided": "Undecided: the prediction",
         }
-        assert self.check is not None and self.answer is not None
+        assert self.check is not None
+        assert self.answer is not None
         margin = f"{self.ladder.table.check_margin:g}"
         others = [f"{_named(side)} lose {each}" for side, each in by_side.items() if side not in (SEARCH, PREDICTED)]
         trials = num_trials(self.check.study)
@@ -348,7 +341,8 @@ class LadderResults:
         )
 
     def _agreement(self, key: str) -> str:
-        assert self.check is not None and self.ladder.check is not None
+        assert self.check is not None
+        assert self.ladder.check is not None
         name, ours = RAW_KEY.get(key, key), self.estimate(key, self.ladder.check)
         measured = self.check.estimate(key)
         if measured is None:
@@ -360,7 +354,7 @@ class LadderResults:
         """A sentence for each key whose law bends, whose slope is unclear, or whose optimum lies at a range's end."""
         for place, key in enumerate(self.keys):
             name = RAW_KEY.get(key, key)
-            if key in self.laws and self.laws[key].bends:
+            if key in self.laws and self.laws[key].bent:
                 yield f"{name}: a line is not enough for these rungs (p = {self.laws[key].bend:.2g})."
             ends = [r.size.label for r in self.rungs if r.optimum is not None and not r.optimum.bent[place]]
             if ends:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,8 @@ from hpstudy.analysis.ladder import (
     fitted_keys,
     load_ladder_results,
     raw_keys,
-    rounded,
-    value_at,
 )
-from hpstudy.analysis.numbers import duration, listed, plain, short
+from hpstudy.analysis.numbers import duration, short
 from hpstudy.analysis.results import load
 from hpstudy.analysis.state import Stage, state
 from hpstudy.cli.common import err, out, print_json, say
@@ -36,7 +34,7 @@ from hpstudy.running.local import LocalExecutor
 from hpstudy.spec import flops_per_token
 from hpstudy.study import Study
 from hpstudy.study.frozen import SOURCE, source_of
-from hpstudy.study.ladder import CHECK, PREDICTED, TABLE, TARGET, Ladder, Size, load_ladder, parse_ladder, write_part
+from hpstudy.study.ladder import CHECK, TABLE, TARGET, Ladder, Size, load_ladder, parse_ladder, write_part
 from hpstudy.study.load import LOCAL
 from hpstudy.study.schema import FORMAT
 from hpstudy.tracking.store import RunStore, begun_studies
@@ -245,7 +243,11 @@ def as_values(found: LadderResults, target: Path | None) -> dict[str, Any]:
             for rung in found.rungs
         ],
         "laws": {
-            key: {"slope": each.slope.tolist(), "error": each.slope_error.tolist(), "bend_p": each.bend}
+            key: {
+                "slope": each.slope.tolist(),
+                "interval": [end.tolist() for end in each.slope_interval()],
+                "bend_p": each.bend,
+            }
             for key, each in found.laws.items()
         },
         "predictions": {

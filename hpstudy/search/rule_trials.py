@@ -37,9 +37,9 @@ def rule_trials(study: Study) -> dict[int, RuleTrial]:
     out.
 
     With "auto" all rules are proposed, first the combined one, which is the best guess that the literature has for all
-    keys together. They are trials 1, 5, 9 and so on (later after points that the file states, 0, 4, 8 if there is nothing before), so that one trial in
-    four is a rule's however many there are, and the sampler learns of the best guess from the start. Rules that the
-    file lists follow the baseline at once.
+    keys together. They are trials 1, 5, 9 and so on (0, 4, 8 if the space lacks the baseline, and later after points
+    that the file states), so that one trial in four is a rule's however many there are, and the sampler learns of the
+    best guess from the start. Rules that the file lists follow the baseline and the file's own points at once.
     """
     if study.is_grid or not study.budget.rules or study.metrics != ("val/loss",):
         return {}

@@ -390,7 +390,8 @@ def _first(file: StudyFile) -> Iterator[str]:
     for number, point in enumerate(file.budget.first, start=1):
         place = f"[budget] first: point {number}"
         if point.keys() != file.search.keys():
-            yield f"{place}: must state every searched key and no other ({', '.join(file.search)}), but got {shown(point)}"
+            keys = ", ".join(file.search)
+            yield f"{place}: must state every searched key and no other ({keys}), but got {shown(point)}"
             continue
         for key, value in point.items():
             table = file.search[key]

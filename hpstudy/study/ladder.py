@@ -301,7 +301,8 @@ def _unusable(ladder: Ladder) -> Iterator[str]:
     largest = max(order)
     for part, size in ((CHECK, ladder.check), (TARGET, ladder.target)):
         if size is not None and (size.weights < largest[0] or (size.weights, size.tokens) <= largest):
-            yield f"[ladder] {part}: must be larger than the largest rung, {ladder.rungs[-1].label}, but is {size.label}"
+            last = ladder.rungs[-1].label
+            yield f"[ladder] {part}: must be larger than the largest rung, {last}, but is {size.label}"
     longest = max((ladder.part(f"{CHECK}-decay-to-zero"), *map(ladder.part, (r.label for r in ladder.rungs))), key=len)
     if not NAME.fullmatch(longest):
         yield f"{longest}: the name of a part is too long for a study; give the ladder a shorter name"

@@ -460,8 +460,8 @@ class LadderTable(Table):
 
     models: Annotated[list[Shape], Field(min_length=2, max_length=MAX_RUNGS)] | None = _key(
         None,
-        "the rungs' models, from small to large, instead of [trainer] model; without it one model is trained on growing "
-        "budgets",
+        "the rungs' models, from small to large, instead of [trainer] model; without it one model is trained on "
+        "growing budgets",
         ["gpt-2x32", "gpt-2x64", "gpt-3x96"],
     )
     tokens: Annotated[list[Tokens], Field(max_length=MAX_RUNGS)] | None = _key(
