@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from hpstudy.analysis.numbers import interval_decimals, listed, short, with_sign
+from hpstudy.analysis.numbers import interval_decimals, listed, rough, short, with_sign
 from hpstudy.analysis.region import ended_trials
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.coordinates import batch_of
@@ -58,7 +58,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """`0.0021 [0.0017, 0.0026]`, with two digits."""
-        return f"{self.value:.2g} [{self.low:.2g}, {self.high:.2g}]"
+        return f"{rough(self.value)} [{rough(self.low)}, {rough(self.high)}]"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,14 @@ def plain(value: Any) -> str:
     return short(value) if math.isfinite(value) else "infinite"
 
 
+def rough(value: float) -> str:
+    """A value with two digits: 0.0021, 560, 20k. Between 0.9 and 1 its distance to 1 has them: 0.9954."""
+    if 0.9 < value < 1:
+        return f"{value:.{decimals(1 - value)}f}"
+    two = f"{value:.2g}"
+    return short(float(two)) if abs(value) >= 99.5 and math.isfinite(value) else two
+
+
 def duration(seconds: float) -> str:
     """`42s`, `3m 20s`, `1h 05m`."""
     whole = round(seconds)

@@ -27,6 +27,7 @@ from hpstudy.report.style import (
     PAPER,
     UNITS,
     Figure,
+    apart,
     empty_plot,
     inwards,
 )
@@ -102,7 +103,7 @@ def loss_curves(results: StudyResults, shown: ShownRuns, runs: Evaluated, x: XAx
         means[role], (line, fill) = mean, _styles(shown)[role]
         if len(there) > 1:
             sd = mean["sd"].fillna(0.0)
-            plot.add_trace(_area(mean[x], mean["mean"] - sd, mean["mean"] + sd, fill))
+            plot.add_trace(area(mean[x], mean["mean"] - sd, mean["mean"] + sd, fill))
         plot.add_trace(_line(mean[x].to_numpy(), mean["mean"].to_numpy(), names[role], line, " nats", unit))
     if means:
         low, high = _loss_limits(means, [runs[name]["loss"] for name in shown.faint if name in runs])
@@ -135,7 +136,8 @@ def _loss_limits(means: Mapping[str, pd.DataFrame], faint: Sequence[pd.Series]) 
     return low - pad, high + pad
 
 
-def _area(x: pd.Series, low: pd.Series, high: pd.Series, fill: str) -> go.Scatter:
+def area(x: Any, low: Any, high: Any, fill: str) -> go.Scatter:
+    """The area between two curves over `x`."""
     outline = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
     style = {"fill": "toself", "fillcolor": fill, "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip"}
     return go.Scatter(x=outline[0], y=outline[1], **style)
@@ -152,16 +154,13 @@ def _label_ends(
 
     `ends` holds (x, y, name) by role; `text` writes a value.
     """
-    (low, high), floor = limits, -np.inf
     texts = {}
-    for role in sorted(ends, key=lambda role: ends[role][1]):
-        _, value, name = ends[role]
-        at = max(value, low, floor + LABEL_GAP * (high - low))
-        floor = at
+    places = apart([value for _, value, _ in ends.values()], LABEL_GAP * (limits[1] - limits[0]), limits)
+    for (role, (_, value, name)), at in zip(ends.items(), places, strict=True):
         number = text(value)
         texts[role] = f"{name} {number}"
         plot.add_annotation(
-            x=1, xref="paper", y=min(at, high), text=f"{html.escape(name)} <b>{number}</b>", showarrow=False,
+            x=1, xref="paper", y=at, text=f"{html.escape(name)} <b>{number}</b>", showarrow=False,
             xanchor="left", xshift=6, font={"color": styles[role][0]["color"], "size": 13},
         )  # fmt: skip
     plot.update_layout(margin_r=18 + int(LABEL_WIDTH * max(map(len, texts.values()))))
@@ -187,7 +186,7 @@ def difference_curve(results: StudyResults, shown: ShownRuns, runs: Evaluated) -
         line, fill = styles[role]
         sure = found.dropna()
         if len(sure):
-            plot.add_trace(_area(sure["tokens"], sure["low"], sure["high"], fill))
+            plot.add_trace(area(sure["tokens"], sure["low"], sure["high"], fill))
         plot.add_trace(_line(found["tokens"].to_numpy(), found["mean"].to_numpy(), names[role], line, " nats"))
         settled = found[found["tokens"] >= SETTLED * found["tokens"].iloc[-1]]
         lows.append(float(settled[["mean", "low"]].min().min()))

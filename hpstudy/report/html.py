@@ -22,7 +22,7 @@ from hpstudy.report.curves import shown_runs
 from hpstudy.report.first_screen import FirstScreen, first_screen
 from hpstudy.report.images import write_images
 from hpstudy.report.markdown import report_markdown
-from hpstudy.report.sections import Section, sections
+from hpstudy.report.sections import Opening, Section, sections
 from hpstudy.report.style import DARK, Figure
 
 if TYPE_CHECKING:
@@ -45,14 +45,20 @@ def write_report(
     write_atomic(directory / "report.md", report_markdown(results, first, parts, files))
     write_atomic(directory / "trials.csv", results.trials.to_csv(index=False))
     page = directory / "index.html"
-    write_atomic(page, render(name=study.name, question=study.question, headline="", first=first, sections=parts))
+    write_atomic(page, render(name=study.name, question=study.question, first=first, sections=parts))
     return page
 
 
 def render(
-    *, name: str, question: str, headline: str, sections: Sequence[Section], first: FirstScreen | None = None
+    *,
+    name: str,
+    question: str,
+    headline: str = "",
+    sections: Sequence[Section],
+    first: FirstScreen | None = None,
+    opening: Opening | None = None,
 ) -> str:
-    """The self-contained page: the first screen if there is one, else a headline, and the parts below."""
+    """The self-contained page: the first screen or an opening if there is one, else a headline, and the parts below."""
     environment = Environment(
         loader=PackageLoader("hpstudy.report", "."),
         autoescape=True,
@@ -67,6 +73,7 @@ def render(
         question=question,
         headline=headline,
         first=first,
+        opening=opening,
         sections=sections,
         plotly=_packed_plotly(),
         script=Markup(script),

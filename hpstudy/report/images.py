@@ -7,7 +7,7 @@ need, could differ from the first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,13 +23,17 @@ FOLDER = "figures"  # beside report.md
 
 
 def write_images(first: FirstScreen, parts: Sequence[Section], directory: Path) -> dict[str, str]:
-    """Writes the figures and returns their addresses, relative to `report.md`, by title.
+    """Writes the figures of a study's report; see `draw`."""
+    return draw({figure.title: figure for figure in _figures(first, parts)}, directory)
+
+
+def draw(figures: Mapping[str, Figure], directory: Path) -> dict[str, str]:
+    """Writes figures and returns their addresses, relative to `report.md` in the directory, by title.
 
     Raises UserError without kaleido, MachineError if no browser draws them.
     """
     if find_spec("kaleido") is None:
         raise UserError("--figures: kaleido is not installed here; it comes with: pip install 'hpstudy[figures]'")
-    figures = {figure.title: figure for figure in _figures(first, parts)}
     names = {title: f"{FOLDER}/{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.svg" for title in figures}
     (directory / FOLDER).mkdir(parents=True, exist_ok=True)
     try:

@@ -16,7 +16,7 @@ from hpstudy.analysis.together import adjusted_levels, cautions
 from hpstudy.files import RUNS, command
 from hpstudy.report import tables
 from hpstudy.report.first_screen import FirstScreen
-from hpstudy.report.sections import Section
+from hpstudy.report.sections import Opening, Section
 from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
 
@@ -39,19 +39,39 @@ def report_markdown(
         parts += [f"### {_md(first.heading)}", _markdown_table(values)]
     parts += [_md(first.departures), f"**{_md(verdict.sentence)}**", f"Next: {_md(first.advice)}: `{first.command}`"]
     for section in sections:
-        before = len(parts)
-        parts += [f"**Note:** {_md(warning)}" for warning in section.warnings]
-        parts += [_md(text) for text in section.text if text != verdict.headline]
-        parts += _shown(images, section.figures)
-        for table in (*section.tables, *section.folded):
-            parts += [f"### {_md(table.title)}", _markdown_table(table), *([_md(table.note)] if table.note else [])]
-            if len(table.rows) > MOST_ROWS and table.sortable:
-                parts.append(f"The first {MOST_ROWS} of {len(table.rows)} rows; trials.csv has all.")
-        if section.commands:
-            parts.append("\n".join(f"    {command}" for command in section.commands))
-        if len(parts) > before:  # it has more than figures
-            parts.insert(before, f"## {_md(section.title)}")
+        parts += _section(section, images, said=verdict.headline)
     return "\n\n".join(parts) + "\n"
+
+
+def opened_markdown(
+    name: str, question: str, opening: Opening, sections: Sequence[Section], images: Mapping[str, str]
+) -> str:
+    """A page that begins with an opening, as Markdown; `images` as in `report_markdown`."""
+    parts = [
+        f"# {_md(name)}",
+        f"> {_md(question)}",
+        f"**{_md(opening.short.badge)}.** {_md(opening.short.sentence)}",
+        *map(_md, opening.text),
+        f"Next: {_md(opening.advice)}: `{opening.command}`",
+    ]
+    for section in sections:
+        parts += _section(section, images)
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(section: Section, images: Mapping[str, str], *, said: str = "") -> list[str]:
+    """A part of the report without the sentence `said`; empty if it has nothing but figures that are no files."""
+    parts = [f"**Note:** {_md(warning)}" for warning in section.warnings]
+    parts += [_md(text) for text in section.text if text != said]
+    parts += _shown(images, section.figures)
+    for table in (*section.tables, *section.folded):
+        parts += [f"### {_md(table.title)}"] if table.title else []
+        parts += [_markdown_table(table), *([_md(table.note)] if table.note else [])]
+        if len(table.rows) > MOST_ROWS and table.sortable:
+            parts.append(f"The first {MOST_ROWS} of {len(table.rows)} rows; trials.csv has all.")
+    if section.commands:
+        parts.append("\n".join(f"    {command}" for command in section.commands))
+    return [f"## {_md(section.title)}", *parts] if parts else []
 
 
 def _shown(images: Mapping[str, str], figures: Sequence[Figure]) -> list[str]:
@@ -62,8 +82,13 @@ def _shown(images: Mapping[str, str], figures: Sequence[Figure]) -> list[str]:
 def _markdown_table(table: Table) -> str:
     rule = ["---"] * len(table.header) if table.words else ["---", *["---:"] * (len(table.header) - 1)]
     rows = table.rows[:MOST_ROWS] if table.sortable else table.rows
-    lines = [map(_md, table.header), rule, *(map(_md, row) for row in rows)]
+    named = [[_linked(row[0], table.links), *map(_md, row[1:])] for row in rows]
+    lines = [map(_md, table.header), rule, *named]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _linked(name: str, links: Mapping[str, str]) -> str:
+    return f"[{_md(name)}]({links[name]})" if name in links else _md(name)
 
 
 def _md(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
 from hpstudy.analysis.foreseen import Foreseen, foreseen
-from hpstudy.analysis.in_short import opponent
+from hpstudy.analysis.in_short import InShort, opponent
 from hpstudy.analysis.numbers import short
 from hpstudy.analysis.ranges import at_ends
 from hpstudy.analysis.results import StudyResults
@@ -22,6 +22,16 @@ from hpstudy.report.tables import Table
 
 if TYPE_CHECKING:
     from hpstudy.search.importance import Importance  # Optuna takes half a second to import
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a page without a first screen begins with."""
+
+    short: InShort
+    text: tuple[str, ...]
+    advice: str
+    command: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

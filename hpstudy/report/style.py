@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 
 INK, MUTED, FAINT, GRID, ACCENT = "#16181d", "#6a707b", "#c9cdd4", "#eceef1", "#0a63d8"
 PAPER = "rgba(255,255,255,0.82)"  # behind labels
+GROUND = "#ffffff"  # inside hollow marks
 INK_BAND, ACCENT_BAND = "rgba(22,24,29,0.10)", "rgba(10,99,216,0.16)"
 DARK = {
     INK: "#f1f3f6",
@@ -17,6 +19,7 @@ DARK = {
     GRID: "#272b32",
     ACCENT: "#6cabff",
     PAPER: "rgba(17,19,23,0.82)",
+    GROUND: "#111317",
     INK_BAND: "rgba(241,243,246,0.14)",
     ACCENT_BAND: "rgba(108,171,255,0.20)",
 }
@@ -62,6 +65,21 @@ def inwards(x: float, low: float, high: float) -> Literal["left", "center", "rig
     """How to anchor a label at `x` so that it stays within the axis from low to high."""
     share = (x - low) / (high - low) if high > low else 0.5
     return "left" if share < 0.3 else "right" if share > 0.7 else "center"
+
+
+def apart(values: Sequence[float], gap: float, limits: tuple[float, float]) -> list[float]:
+    """Where labels of these values stand: as near as they can within the limits, at least `gap` from each other."""
+    low, high = limits
+    order = sorted(range(len(values)), key=lambda place: values[place])
+    found, floor = [0.0] * len(values), low
+    for place in order:
+        found[place] = max(values[place], floor)
+        floor = found[place] + gap
+    ceiling = high
+    for place in reversed(order):
+        found[place] = min(found[place], ceiling)
+        ceiling = found[place] - gap
+    return found
 
 
 def interval_row(

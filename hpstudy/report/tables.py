@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -63,6 +63,7 @@ class Table:
     id: str = ""  # in the page
     sortable: bool = False
     prose: str = ""  # the column whose cells are prose
+    links: Mapping[str, str] = field(default_factory=dict)  # the address behind a row's name
 
 
 def informative(rows: Iterable[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:

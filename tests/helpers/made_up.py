@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class MadeUp:
     noise: float = 0.006  # nats; what a run adds to its loss besides what its seed adds to all
     lost: Mapping[str, Outcome] = field(default_factory=dict)  # how the runs end that diverge or fail, by id
     stopped: str | None = None  # the run during which the study was stopped
+    loss: Callable[[Run, Study], float] | None = None  # of a run without noise; by default `_end_loss`
 
 
 class _StoppedError(Exception):
@@ -124,6 +125,7 @@ def _run_all(queue: RunQueue, study: Study, made_up: MadeUp, store: RunStore) ->
 def _run(run: Run, queue: RunQueue, study: Study, made_up: MadeUp, store: RunStore) -> RunResult:
     """Trains one run into the store. Raises _StoppedError in the middle of the run that is to be stopped."""
     header = replace(header_of(run, study=study.name), num_params=NUM_PARAMS)
+    header = replace(header, derived=header.derived | study.coordinates(run.hparams, run.tokens or 0))
     writer, summary, watch = store.begin(header), RunSummary(), DivergenceWatch(run, study.vocab_size)
     lost = made_up.lost.get(run.run_id)
     outcome = lost if lost in MESSAGES else Outcome.COMPLETE
@@ -152,7 +154,8 @@ def _records(run: Run, study: Study, made_up: MadeUp, lost: Outcome | None) -> I
     steps = list(plan(hparams, budget=run.tokens, unit=spec.ramp_unit, evals=spec.evals))
     middle = {Outcome.OUT_OF_MEMORY: 0, Outcome.FAILED: len(steps) // 2}.get(lost or Outcome.COMPLETE, len(steps))
     shared, own = _random(study.name, run.seed), _random(study.name, run.run_id)
-    end = _end_loss(run, made_up) + SHARED_NOISE * shared.normal() + made_up.noise * own.normal()
+    loss_of = made_up.loss(run, study) if made_up.loss else _end_loss(run, made_up)
+    end = loss_of + SHARED_NOISE * shared.normal() + made_up.noise * own.normal()
     speed = _tok_per_sec(hparams) * math.exp(0.01 * own.normal())
     for step in steps[:middle]:
         loss = end + (start - end) * _shape(step.tokens / run.tokens, hparams)

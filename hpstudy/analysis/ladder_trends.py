@@ -1,0 +1,240 @@
+"""What a ladder's page shows beside its answer: values on the scale that is read, trends with size, and what is next.
+
+lr is shown as it is also if lr_over_rule was searched; other coordinates are shown as they were searched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpstudy.analysis.ladder import (
+    GPT3_SIDE,
+    LEVEL,
+    SEARCH,
+    Estimate,
+    LadderResults,
+    Rung,
+    gains,
+    value_at,
+)
+from hpstudy.analysis.numbers import interval_decimals, listed, with_sign
+from hpstudy.files import command
+from hpstudy.hparams import SEARCHABLE, raw_key
+from hpstudy.search.rule_trials import sizes as rule_sizes
+from hpstudy.search.rules import PUBLISHED
+from hpstudy.statistics.scaling import Law, law
+from hpstudy.study import Dimension, FloatRange, Study, num_trials
+from hpstudy.study.ladder import COPIED, PREDICTED, TARGET, Size
+from hpstudy.study.load import LOCAL
+from hpstudy.study.schema import RuleName
+
+NORMAL_95 = 1.96  # half of a 95% interval in standard errors
+OVER_RULE = "lr_over_rule"  # the coordinate that is shown as the raw key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next:
+    """Where a ladder stands, and what to do about it."""
+
+    badge: str  # in place of an answer
+    done: str  # a sentence
+    advice: str  # empty if the command says it
+    command: str
+
+
+def shown_key(key: str) -> str:
+    """The name under which a searched key's values are shown."""
+    return raw_key(key) if key == OVER_RULE else key
+
+
+def rung_value(rung: Rung, key: str) -> Estimate | None:
+    """A rung's best value of a key with its interval; None if its trials are too few."""
+    found = rung.optimum
+    if found is None or key == OVER_RULE:
+        return rung.estimate(key)
+    place = rung.keys.index(key)
+    centre, draws = float(found.centre[place]), found.draws[:, place]
+    low, high = (float(end) for end in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return _estimate(rung.study.space[key], centre, min(low, centre), max(high, centre))
+
+
+def bent(rung: Rung, key: str) -> bool:
+    """Whether a rung's trials show an optimum inside the range."""
+    return rung.optimum is not None and bool(rung.optimum.bent[rung.keys.index(key)])
+
+
+def predicted_value(results: LadderResults, key: str, size: Size) -> Estimate:
+    """What the law says of a key at a size."""
+    if key == OVER_RULE:
+        return results.estimate(key, size)
+    return _estimate(results.rungs[-1].study.space[key], *results.interval(key, size))
+
+
+def baseline_value(study: Study, key: str) -> float:
+    """The baseline's value of a key; infinite as a timescale without weight decay."""
+    baseline = study.baseline
+    return float(getattr(baseline, raw_key(key)) if key == OVER_RULE else study.value(baseline, key))
+
+
+def rule_value(study: Study, rule: RuleName, key: str) -> float | None:
+    """What a published rule says of a key beside the baseline's other values; None if it says nothing."""
+    raw = raw_key(key)
+    said = PUBLISHED[rule].predict(rule_sizes(study), study.baseline).get(raw)
+    if said is None or key in (raw, OVER_RULE):
+        return said
+    changes: dict[str, Any] = {raw: SEARCHABLE[raw].kind(said)}
+    return float(study.value(replace(study.baseline, **changes), key))
+
+
+def _estimate(dimension: Dimension, centre: float, low: float, high: float) -> Estimate:
+    value, *ends = (value_at(dimension, end) for end in (centre, low, high))
+    return Estimate(value=value, low=min(ends), high=max(ends))
+
+
+def studies(results: LadderResults) -> dict[str, Study]:
+    """The study of each size by its label: rungs, check and target."""
+    ladder = results.ladder
+    every = (*ladder.rungs, *filter(None, (ladder.check, ladder.target)))
+    return {size.label: results.study_at(size) for size in every}
+
+
+# trends
+
+
+def gain_law(results: LadderResults) -> Law | None:
+    """How what tuning gains over the baseline, in nats, moves with the log of a run's FLOPs; None below two rungs.
+
+    The check counts with its own search.
+    """
+    found = [(rung.flops, contrast) for rung, contrast in gains(results) if contrast is not None]
+    if len(found) < 2:
+        return None
+    flops, contrasts = zip(*found, strict=True)
+    gained = np.array([-c.difference for c in contrasts])
+    errors = np.array([(c.high - c.low) / 2 / NORMAL_95 for c in contrasts])
+    return law(np.log(np.array(flops, float))[:, None], gained, errors)
+
+
+def gain_sentence(results: LadderResults) -> str:
+    """Whether tuning gains more or less at larger sizes; empty if it cannot be said."""
+    fitted = gain_law(results)
+    if fitted is None:
+        return ""
+    low, high = (float(end[0]) * math.log(10) for end in fitted.slope_interval(LEVEL))
+    slope, digits = float(fitted.slope[0]) * math.log(10), interval_decimals(low, high)
+    numbers = f"{with_sign(slope, digits)} [{with_sign(low, digits)}, {with_sign(high, digits)}] nats"
+    if low <= 0 <= high:
+        return f"What tuning gains shows no clear trend with compute: {numbers} for each tenfold, with a 90% interval."
+    way = "grows" if slope > 0 else "shrinks"
+    return f"What tuning gains {way} with compute: by {numbers} for each tenfold, with a 90% interval."
+
+
+def slopes(results: LadderResults) -> Iterator[tuple[bool, str]]:
+    """For each key whether its law has a clear slope, and the slope in words.
+
+    `lr falls by a factor 0.62 [0.5, 0.8] for each tenfold N`.
+    """
+    for key, fitted in results.laws.items():
+        dimension = results.rungs[-1].study.space[key]
+        scale = dimension.scale if isinstance(dimension, FloatRange) else "log"
+        name = f"1 − {key}" if scale == "log1m" else key
+        for axis, slope, low, high in zip(
+            results.ladder.axes, fitted.slope, *fitted.slope_interval(LEVEL), strict=False
+        ):
+            clear, times = low > 0 or high < 0, math.log(10)
+            way = "shows no clear trend:" if not clear else "rises" if slope > 0 else "falls"
+            if scale == "linear":
+                numbers = "{} [{}, {}]".format(*(with_sign(end * times, 2) for end in (slope, low, high)))
+                how = "by " if clear else ""
+            else:
+                numbers = str(_estimate_of(*(math.exp(end * times) for end in (slope, low, high))))
+                how = "by a factor " if clear else "a factor "
+            yield clear, f"{name} {way} {how}{numbers} for each tenfold {axis}."
+
+
+def _estimate_of(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value=value, low=low, high=high)
+
+
+def what_changed(results: LadderResults) -> list[str]:
+    """What did not transfer: keys without a clear optimum or with a bend, then those with a clear slope, then others."""
+    found = [*results.not_transferred()]
+    trends = [*slopes(results)]
+    found += [sentence for clear, sentence in trends if clear]
+    found += [sentence for clear, sentence in trends if not clear]
+    return found
+
+
+# sides and the next step
+
+
+def side_name(results: LadderResults, side: str) -> str:
+    """What tables call a side of the check."""
+    return {
+        SEARCH: "its own search",
+        PREDICTED: "predicted",
+        COPIED: f"copied from {results.ladder.rungs[0].label}",
+        GPT3_SIDE: "GPT-3",
+    }.get(side, side)
+
+
+def target_file(results: LadderResults) -> Path | None:
+    """Where `ladder` writes the target's study; None if there is no target, or a rung has not ended."""
+    ladder = results.ladder
+    if ladder.target is None or len(results.rungs) < len(ladder.rungs) or not results.laws:
+        return None
+    return LOCAL / f"{ladder.part(TARGET)}.toml"
+
+
+def next_step(results: LadderResults) -> Next:
+    """What is done and what comes next, with its command."""
+    ladder, ended = results.ladder, len(results.rungs)
+    again = command("run", ladder.name, results.runs)
+    if ended < len(ladder.rungs):
+        following = ladder.rungs[ended]
+        searched = f": {listed([rung.size.label for rung in results.rungs])}" if ended else ""
+        done = f"{ended} of {len(ladder.rungs)} rungs {'are' if ended != 1 else 'is'} searched{searched}."
+        trials = num_trials(results.study_at(following))
+        return Next(
+            badge=f"{ended} of {len(ladder.rungs)} rungs",
+            done=done,
+            advice=f"Search {following.label}, {trials} trials, and the rungs after it",
+            command=again,
+        )
+    if ladder.check is not None and results.answer is None:
+        done = "All rungs are searched, and so is the check; its sides are not all trained on fresh seeds."
+        if results.check is None:
+            done = f"All rungs are searched; the check at {ladder.check.label} is not."
+        return Next(badge="Not checked yet", done=done, advice="Check the prediction", command=again)
+    done = "All rungs are searched, and the check has ended."
+    if ladder.check is None:
+        done = "All rungs are searched; the file states no check, so nothing has tested the prediction."
+    if (path := target_file(results)) is not None:
+        return Next(
+            badge="Not checked",
+            done=done,
+            advice="Start the target from its predicted values",
+            command=command("run", path.stem, results.runs),
+        )
+    return Next(
+        badge="Not checked",
+        done=done,
+        advice="Name a `target` in the ladder's file, and write its study",
+        command=command("ladder", ladder.name, results.runs),
+    )
+
+
+def answer_badge(answer: str) -> str:
+    """The badge of an answer."""
+    return {"holds": "Yes", "fails": "No", "undecided": "Undecided"}[answer]
+
+
+def written(found: Estimate | None) -> str:
+    """An estimate for a table; a dash if there is none."""
+    return "-" if found is None else str(found)

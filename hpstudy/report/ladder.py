@@ -1,0 +1,204 @@
+"""A ladder's page: the answer, the laws with what they predict, the check, the rungs, and the target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hpstudy.analysis.in_short import InShort, Tone
+from hpstudy.analysis.ladder import Answer, LadderResults, Rung, raw_keys
+from hpstudy.analysis.ladder_trends import (
+    answer_badge,
+    gain_sentence,
+    next_step,
+    predicted_value,
+    rung_value,
+    shown_key,
+    side_name,
+    target_file,
+    what_changed,
+    written,
+)
+from hpstudy.analysis.measured import ONE_SEED_DIGITS, measured
+from hpstudy.analysis.numbers import listed, plain, rough, short
+from hpstudy.files import command, write_atomic
+from hpstudy.report.html import render
+from hpstudy.report.images import draw
+from hpstudy.report.ladder_figures import KEY_LEGEND, check_figures, compute_figures, key_figures, ladder_figures
+from hpstudy.report.ladder_screen import ladder_screen
+from hpstudy.report.markdown import opened_markdown
+from hpstudy.report.sections import Opening, Section
+from hpstudy.report.style import Figure
+from hpstudy.report.tables import Table
+from hpstudy.study import num_trials
+from hpstudy.study.ladder import CHECK, Size
+
+__all__ = ["ladder_figures", "ladder_screen", "write_ladder_report"]
+
+TONES: Mapping[Answer, Tone] = {"holds": "good", "fails": "bad", "undecided": "open"}
+Epochs = Mapping[str, float]
+"""How often a run sees each token of the corpus, by the size's label."""
+
+
+def write_ladder_report(
+    results: LadderResults, folder: Path, *, epochs: Epochs | None = None, images: bool = False
+) -> Path:
+    """Writes `index.html` and `report.md` atomically, and returns the path of the page.
+
+    With `images`, `report.md` shows the figures, which are written as SVG beside it; raises as `images.draw` does.
+    """
+    name, question = results.ladder.name, results.ladder.question
+    opening, parts = ladder_opening(results), ladder_sections(results, folder, epochs or {})
+    files = draw({figure.title: figure for part in parts for figure in part.figures}, folder) if images else {}
+    write_atomic(folder / "report.md", opened_markdown(name, question, opening, parts, files))
+    page = folder / "index.html"
+    write_atomic(page, render(name=name, question=question, opening=opening, sections=parts))
+    return page
+
+
+def ladder_opening(results: LadderResults) -> Opening:
+    """The answer with a sentence for each key; before the check ends, what is done. Then what comes next."""
+    now, sentences = next_step(results), results.sentences()
+    if results.answer is None:
+        short = InShort(badge=now.badge, tone="open", sentence=now.done)
+        return Opening(short=short, text=tuple(sentences[1:]), advice=now.advice, command=now.command)
+    badge = answer_badge(results.answer)
+    verdict, _, others = sentences[0].removeprefix(f"{badge}: ").partition("; ")
+    sentence = f"{verdict[0].upper()}{verdict[1:].removesuffix('.')}."
+    text = [f"{others[0].upper()}{others[1:]}"] if others else []
+    return Opening(
+        short=InShort(badge=badge, tone=TONES[results.answer], sentence=sentence),
+        text=(*text, *sentences[1:]),
+        advice=now.advice,
+        command=now.command,
+    )
+
+
+def ladder_sections(results: LadderResults, folder: Path, epochs: Epochs) -> list[Section]:
+    """The parts of the page whose folder this is, as far as the ladder has come."""
+    keys, compute = tuple(key_figures(results)), tuple(compute_figures(results))
+    said = gain_sentence(results)
+    parts = [
+        Section(title="The best values against size", id="laws", legend=KEY_LEGEND, figures=keys) if keys else None,
+        Section(title="What tuning gains", id="gains", text=(said,) if said else (), figures=compute)
+        if compute
+        else None,
+        _check(results),
+        Section(title="Rungs", id="rungs", tables=(rungs_table(results, folder, epochs),)) if results.rungs else None,
+        Section(title="What did not transfer", id="transfer", text=tuple(_changed(results))) if results.laws else None,
+        _target(results),
+    ]
+    return [part for part in parts if part is not None]
+
+
+def _changed(results: LadderResults) -> Iterator[str]:
+    """What changed with size, or that nothing did."""
+    if len(results.rungs) < 2:
+        yield "One rung is no law: what changes with size shows from the second on."
+        return
+    yield from what_changed(results)
+
+
+def _check(results: LadderResults) -> Section | None:
+    check = results.ladder.check
+    if check is None or not results.regrets:
+        return None
+    text = [
+        f"{check.label} has {short(check.weights)} weights and trains on {short(check.tokens)} tokens, "
+        f"{results.factors(check)} of the largest rung. No law has seen it."
+    ]
+    return Section(
+        title="The check", id="check", text=tuple(text), figures=tuple(check_figures(results)),
+        tables=(sides_table(results),),
+    )  # fmt: skip
+
+
+def sides_table(results: LadderResults) -> Table:
+    """The check's sides: their values, their loss, and what they lose to the search."""
+    assert results.check is not None
+    keys = raw_keys([*results.check.study.space])
+    rows = []
+    for each in results.regrets:
+        values = (plain(getattr(each.hparams, key)) for key in keys)
+        loss = "-" if each.loss is None else f"{each.loss:.4f}"
+        regret = "0, by definition" if each is results.regrets[0] else str(each)
+        rows.append((side_name(results, each.side), *values, loss, regret, str(each.seeds)))
+    return Table(
+        title="Sides of the check",
+        header=("", *keys, "val loss", "regret [95%]", "seeds"),
+        rows=tuple(rows),
+        note="Mean losses on fresh seeds and regrets in nats; a side's seeds are those that it shares with the search.",
+    )
+
+
+def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
+    """A row for each rung and the check, linked to their own reports."""
+    ladder = results.ladder
+    rungs = [*results.rungs, *filter(None, [results.check])]
+    names = [rung.size.label if rung is not results.check else f"check {rung.size.label}" for rung in rungs]
+    header = ["", "weights", "tokens", "per weight", *(["epochs"] if epochs else []), "trials", "best loss", "GPT-3's"]
+    keys = [shown_key(key) for key in results.keys]
+    stable = any(rung.stable_lr is not None for rung in rungs)
+    rows = []
+    for name, rung in zip(names, rungs, strict=True):
+        size = rung.size
+        seen = [rough(epochs[size.label]) if size.label in epochs else "-"] if epochs else []
+        rows.append(
+            (
+                name,
+                *(short(size.weights), short(size.tokens), rough(size.tokens / size.weights), *seen),
+                str(num_trials(rung.study)),
+                *_losses(rung),
+                *(written(rung_value(rung, key)) for key in results.keys),
+                *([_stable(rung)] if stable else []),
+            )
+        )
+    links = {
+        name: os.path.relpath(rung.results.store.root / "report" / "index.html", folder)
+        for name, rung in zip(names, rungs, strict=True)
+        if rung.results.store is not None
+    }
+    return Table(
+        title="",
+        header=(*header, *keys, *(["largest stable lr"] if stable else [])),
+        rows=tuple(rows),
+        note="The best values by a surface through all trials of a rung, with 90% intervals. Best loss: of the search's "
+        "winner, beside the baseline's, in nats, mean ± standard error on fresh seeds.",
+        links=links,
+    )
+
+
+def _losses(rung: Rung) -> tuple[str, str]:
+    theirs, ours = measured(rung.results)
+    return str(ours) if ours else "-", str(theirs)
+
+
+def _stable(rung: Rung) -> str:
+    found = rung.stable_lr
+    if found is None:
+        return "-"
+    value = rough(float(f"{2.718281828 ** found.value:.4g}"))
+    return value if found.bounded else f"≥ {value}"
+
+
+def _target(results: LadderResults) -> Section | None:
+    target, path = results.ladder.target, target_file(results)
+    if target is None or not results.laws:
+        return None
+    rows = [(shown_key(key), written(predicted_value(results, key, target))) for key in results.laws]
+    text = [
+        f"{target.label} has {short(target.weights)} weights and trains on {short(target.tokens)} tokens: the laws "
+        f"extrapolate {results.factors(target)} beyond {results.ladder.rungs[-1].label}."
+    ]
+    if (stable := results.largest_lr(target)) is not None:
+        rows.append(("largest stable lr", str(stable)))
+    if path is not None:
+        text.append(f"`{path}` is a study of it that tries the predicted values first, within these intervals.")
+    return Section(
+        title="The target",
+        id="target",
+        text=tuple(text),
+        tables=(Table(title="Predicted", header=("", "value [90%]"), rows=tuple(rows)),),
+        commands=(command("run", path.stem, results.runs),) if path else (),
+    )
