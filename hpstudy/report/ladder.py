@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpstudy.analysis.in_short import InShort, Tone
@@ -20,8 +20,8 @@ from hpstudy.analysis.ladder_trends import (
     what_changed,
     written,
 )
-from hpstudy.analysis.measured import ONE_SEED_DIGITS, measured
-from hpstudy.analysis.numbers import listed, plain, rough, short
+from hpstudy.analysis.measured import measured
+from hpstudy.analysis.numbers import plain, rough, short
 from hpstudy.files import command, write_atomic
 from hpstudy.report.html import render
 from hpstudy.report.images import draw
@@ -29,10 +29,8 @@ from hpstudy.report.ladder_figures import KEY_LEGEND, check_figures, compute_fig
 from hpstudy.report.ladder_screen import ladder_screen
 from hpstudy.report.markdown import opened_markdown
 from hpstudy.report.sections import Opening, Section
-from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
 from hpstudy.study import num_trials
-from hpstudy.study.ladder import CHECK, Size
 
 __all__ = ["ladder_figures", "ladder_screen", "write_ladder_report"]
 
