@@ -136,8 +136,7 @@ class Rung:
     @property
     def flops(self) -> float:
         """Of one run."""
-        spec = self.study.spec
-        return float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * self.size.tokens
+        return run_flops(self.study)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,6 +386,13 @@ def _named(side: str) -> str:
         GPT3_SIDE: "GPT-3's",
         PREDICTED: "the predicted",
     }.get(side, f"{side}'s")
+
+
+def run_flops(study: Study) -> float:
+    """Multiplications and additions of one run of a study whose budget is in tokens."""
+    spec = study.spec
+    assert spec.tokens is not None
+    return float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * spec.tokens
 
 
 def fitted_keys(study: Study) -> tuple[str, ...]:

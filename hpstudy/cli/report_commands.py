@@ -37,11 +37,6 @@ MAX_STEM = 200  # characters of a file's name
 
 def report(name: str, runs: Path, *, figures: bool = False, as_json: bool = False) -> None:
     """Writes the report of a study as far as it is, and prints the path of the page."""
-    if study_name(name) in begun_ladders(runs):
-        from hpstudy.cli import ladder_command
-
-        ladder_command.show(name, runs, as_json=as_json)
-        return
     results = loaded(study_name(name), runs)
     page = report_page(results, figures=figures)
     if as_json:

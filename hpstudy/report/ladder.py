@@ -176,7 +176,7 @@ def _stable(rung: Rung) -> str:
     found = rung.stable_lr
     if found is None:
         return "-"
-    value = rough(float(f"{2.718281828 ** found.value:.4g}"))
+    value = rough(float(f"{2.718281828**found.value:.4g}"))
     return value if found.bounded else f"≥ {value}"
 
 

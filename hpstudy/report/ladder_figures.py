@@ -87,9 +87,7 @@ def key_figures(results: LadderResults) -> Iterator[Figure]:
         yield _key_figure(results, key, known, "full" if wide else "half")
 
 
-def _key_figure(
-    results: LadderResults, key: str, known: Mapping[str, Study], size: Literal["full", "half"]
-) -> Figure:
+def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], size: Literal["full", "half"]) -> Figure:
     ladder, dimension = results.ladder, results.rungs[-1].study.space[key]
     scale: Scale = dimension.scale if isinstance(dimension, FloatRange) else "log"
     axis = ladder.axes[0]
@@ -114,9 +112,7 @@ def _key_figure(
     for rule in PUBLISHED:
         said = [rule_value(known[each.label], rule, key) for each in shown]
         if all(value is not None and math.isfinite(up(value)) for value in said):
-            lines.append(
-                _Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v], style=_RULE)
-            )
+            lines.append(_Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v], style=_RULE))
 
     core = [*law_y, *theirs, *(up(end) for _, e in found for end in (e.value, e.low, e.high))]
     core += [up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high)]
@@ -406,7 +402,9 @@ def _losses(results: LadderResults, full: Sequence[tuple[Rung, Measured, Measure
     _name_lines(plot, ends, limits)
     plot.update_yaxes(range=list(limits))
     fresh = all(ours.se is not None for _, _, ours in full)
-    caption = "Means over fresh seeds with 95% intervals." if fresh else "Means over fresh seeds; one seed if not confirmed."
+    caption = (
+        "Means over fresh seeds with 95% intervals." if fresh else "Means over fresh seeds; one seed if not confirmed."
+    )
     return Figure(title="Loss against compute", caption=caption, plot=plot, size="half")
 
 
