@@ -21,7 +21,7 @@ from hpstudy.cli.common import out, print_json, say
 from hpstudy.cli.layout import Column, say_fact, say_table
 from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import UserError
-from hpstudy.files import command, write_atomic
+from hpstudy.files import write_atomic
 from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import planned
 from hpstudy.running.cost import estimate
@@ -58,8 +58,6 @@ def finish(found: LadderResults, *, as_json: bool, root: Path) -> None:
     console = out()
     console.print(ladder_screen(found, console.width), soft_wrap=True, end="")
     say_fact(console, "report", str(page))
-    if target is not None:
-        say_fact(console, "target", f"{target}: {command('run', target.stem, found.runs)}")
 
 
 def write_target(found: LadderResults) -> Path | None:
