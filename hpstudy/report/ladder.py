@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hpstudy.analysis.in_short import InShort, Tone
+from hpstudy.analysis.in_short import InShort, Tone, opponent
 from hpstudy.analysis.ladder import Answer, LadderResults, Rung, raw_keys
 from hpstudy.analysis.ladder_trends import (
     answer_badge,
@@ -81,7 +82,7 @@ def ladder_sections(results: LadderResults, folder: Path, epochs: Epochs) -> lis
     said = gain_sentence(results)
     parts = [
         Section(title="The best values against size", id="laws", legend=KEY_LEGEND, figures=keys) if keys else None,
-        Section(title="What tuning gains", id="gains", text=(said,) if said else (), figures=compute)
+        Section(title="The gain with scale", id="gains", text=(said,) if said else (), figures=compute)
         if compute
         else None,
         _check(results),
@@ -106,7 +107,7 @@ def _check(results: LadderResults) -> Section | None:
         return None
     text = [
         f"{check.label} has {short(check.weights)} weights and trains on {short(check.tokens)} tokens, "
-        f"{results.factors(check)} of the largest rung. No law has seen it."
+        f"{results.factors(check)} beyond the largest rung. The laws have not seen it."
     ]
     return Section(
         title="The check", id="check", text=tuple(text), figures=tuple(check_figures(results)),
@@ -137,7 +138,16 @@ def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
     ladder = results.ladder
     rungs = [*results.rungs, *filter(None, [results.check])]
     names = [rung.size.label if rung is not results.check else f"check {rung.size.label}" for rung in rungs]
-    header = ["", "weights", "tokens", "per weight", *(["epochs"] if epochs else []), "trials", "best loss", "GPT-3's"]
+    header = [
+        "",
+        "weights",
+        "tokens",
+        "per weight",
+        *(["epochs"] if epochs else []),
+        "trials",
+        "best loss",
+        f"{opponent(rungs[0].study)}'s loss",
+    ]
     keys = [shown_key(key) for key in results.keys]
     stable = any(rung.stable_lr is not None for rung in rungs)
     rows = []
@@ -178,7 +188,7 @@ def _stable(rung: Rung) -> str:
     found = rung.stable_lr
     if found is None:
         return "-"
-    value = rough(float(f"{2.718281828 ** found.value:.4g}"))
+    value = rough(math.exp(found.value))
     return value if found.bounded else f"≥ {value}"
 
 
