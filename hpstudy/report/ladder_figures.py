@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from hpstudy.analysis.in_short import opponent
-from hpstudy.analysis.ladder import LEVEL, PREDICTED, SEARCH, Estimate, LadderResults, Rung, gains
+from hpstudy.analysis.ladder import LEVEL, SEARCH, Estimate, LadderResults, Rung, gains
 from hpstudy.analysis.ladder_trends import (
     OVER_RULE,
     baseline_value,
@@ -42,12 +43,11 @@ from hpstudy.report.style import (
     apart,
     empty_plot,
     interval_row,
-    inwards,
 )
 from hpstudy.search.rules import PUBLISHED
 from hpstudy.statistics.scaling import Law
 from hpstudy.study import FloatRange, Study
-from hpstudy.study.ladder import Size
+from hpstudy.study.ladder import PREDICTED, Size
 
 HEIGHT = 400  # pixels of a key's figure
 POINTS = 60  # of a law's line
@@ -58,6 +58,7 @@ NAME_WIDTH, NARROW, ROW = 7.4, 225, 14  # pixels of a character above a plot, of
 BESIDE = 0.011  # share of the axis between the prediction at the check and what was measured
 AXES = {"N": "weights without embeddings (N)", "D": "tokens of a run (D)"}
 MARGIN = {"l": 58, "r": 18, "t": 46, "b": 52}
+Array = NDArray[np.float64]
 Scale = Literal["linear", "log", "log1m"]
 
 
@@ -66,8 +67,8 @@ class _Line:
     """A line over sizes with its name at the right end."""
 
     name: str  # HTML
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | Array
+    y: Sequence[float] | Array
     style: Mapping[str, Any]
 
 
@@ -203,10 +204,10 @@ def _down(scale: Scale) -> Callable[[float], float]:
 class _Path:
     """Sizes from the smallest to the largest, many between each two."""
 
-    x: np.ndarray  # P logs on the figure's axis
-    between: np.ndarray  # P x M logs on the laws' axes
+    x: Array  # P logs on the figure's axis
+    between: Array  # P x M logs on the laws' axes
     sizes: tuple[Size, ...]  # that the path goes through, one for each place on the axis
-    at: np.ndarray  # their places
+    at: Array  # their places
 
 
 def _grid(results: LadderResults, shown: Sequence[Size], at: Callable[[Size], float]) -> _Path:
@@ -218,7 +219,7 @@ def _grid(results: LadderResults, shown: Sequence[Size], at: Callable[[Size], fl
     return _Path(x=x, between=between, sizes=through, at=places)
 
 
-def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float], float]) -> np.ndarray:
+def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float], float]) -> Array:
     """The heights of the law and the ends of its band, as 3 x P.
 
     lr is predicted as a multiple of a rule: the log of what it is a multiple of is a line between two sizes.
@@ -233,7 +234,7 @@ def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float],
     return np.asarray(ends + np.interp(path.x, path.at, offsets))
 
 
-def _boundary_on(results: LadderResults, path: _Path) -> np.ndarray | None:
+def _boundary_on(results: LadderResults, path: _Path) -> Array | None:
     """The heights of the largest stable lr and the ends of its band, as 3 x P."""
     if (fitted := results.boundary) is None:
         return None
@@ -408,9 +409,11 @@ def _losses(results: LadderResults, full: Sequence[tuple[Rung, Measured, Measure
     x = [math.log(rung.flops) for rung, _, _ in full]
     ends: list[_Line] = []
     every: list[float] = []
-    for place, name, style in ((1, opponent(results.rungs[0].study), _THEIRS), (2, "tuned", _LAW)):
-        sides = [entry[place] for entry in full]
-        losses = [float(side.val_loss) for side in sides]
+    for name, style, sides in (
+        (opponent(results.rungs[0].study), _THEIRS, [theirs for _, theirs, _ in full]),
+        ("tuned", _LAW, [ours for _, _, ours in full]),
+    ):
+        losses = [side.val_loss or 0.0 for side in sides]
         errors = [1.96 * (side.se or 0.0) for side in sides]
         every += [value + sign * error for value, error in zip(losses, errors, strict=True) for sign in (-1, 1)]
         texts = [f"{entry[0].size.label}: {name} {side}" for entry, side in zip(full, sides, strict=True)]
@@ -470,7 +473,7 @@ def _gains(results: LadderResults) -> Figure:
     return Figure(title="What tuning gains", caption=caption, plot=plot, size="half")
 
 
-def _band(fitted: Law, grid: np.ndarray) -> np.ndarray:
+def _band(fitted: Law, grid: Array) -> Array:
     """A law's values and the ends of their interval, as 3 x P."""
     return np.array([fitted.at(np.array([x]), LEVEL) for x in grid]).T
 
@@ -490,33 +493,37 @@ def _compute_axis(plot: go.Figure, results: LadderResults, rungs: Sequence[Rung]
 
 def check_figures(results: LadderResults) -> Iterator[Figure]:
     """The regrets of the check's sides with their intervals, beside the margin."""
-    sides = [each for each in results.regrets if each.side != SEARCH and each.low is not None]
+    every = [each for each in results.regrets if each.side != SEARCH]
+    sides = [
+        (each, (each.regret, each.low, each.high))
+        for each in every
+        if each.regret is not None and each.low is not None and each.high is not None
+    ]
     if not sides:
         return
     plot = empty_plot("nats above the check's own search", "", height=100 + 50 * len(sides))
     margin = results.ladder.table.check_margin
-    ends = [-margin, margin, *(float(end) for each in sides for end in (each.low or 0.0, each.high or 0.0))]
+    ends = [-margin, margin, *(end for _, ends in sides for end in ends[1:])]
     limits = _padded(min(ends), max(ends), 0.1)
     plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
     plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
-    for row, each in enumerate(sides):
-        assert each.regret is not None and each.low is not None and each.high is not None
+    for row, (each, value) in enumerate(sides):
         interval_row(
             plot,
             row,
-            (each.regret, each.low, each.high),
+            value,
             limits,
             text=f"<b>{html.escape(str(each).split(' ')[0])}</b> {html.escape(str(each).split(' ', 1)[1])}",
             hover=f"{html.escape(side_name(results, each.side))}<br>{each} nats",
             colour=ACCENT if each.side == PREDICTED else MUTED,
         )
-    names = [html.escape(side_name(results, each.side)).replace("copied from ", "copied<br>from ") for each in sides]
+    names = [html.escape(side_name(results, each.side)).replace(" from ", "<br>from ") for each, _ in sides]
     plot.update_xaxes(range=list(limits))
     plot.update_yaxes(
         tickvals=[-row for row in range(len(sides))], ticktext=names, range=[-len(sides) + 0.5, 0.75], showgrid=False
     )
     caption = (
-        f"Dot and 95% interval over {sides[0].seeds} fresh seeds, each against the search's winner on the same seed. "
+        f"Dot and 95% interval over {sides[0][0].seeds} fresh seeds, each against the search's winner on the same seed. "
         f"Shaded: within the margin of {margin:g} nats, which decides of the predicted values."
     )
     yield Figure(title="Regret at the check", caption=caption, plot=plot, size="full")
