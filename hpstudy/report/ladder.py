@@ -222,7 +222,7 @@ def _target(results: LadderResults) -> Section | None:
 
 def ladder_results_markdown(results: LadderResults) -> str:
     """A ladder's answer for a page of several: its report below a heading of the second level, without figures."""
-    name, command_ = results.ladder.name, command("results", results.ladder.name)
+    name, command_ = results.ladder.name, f"hpstudy results {results.ladder.name}"
     opening, parts = ladder_opening(results), ladder_sections(results, results.root / "report", {})
     text = opened_markdown(name, results.ladder.question, opening, parts, {})
     return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `{command_}`.\n"
