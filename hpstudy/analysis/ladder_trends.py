@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ladder import (
     GPT3_SIDE,
     LEVEL,
@@ -172,7 +173,7 @@ def side_name(results: LadderResults, side: str) -> str:
         SEARCH: "its own search",
         PREDICTED: "predicted",
         COPIED: f"copied from {results.ladder.rungs[0].label}",
-        GPT3_SIDE: "GPT-3",
+        GPT3_SIDE: opponent(results.rungs[0].study) if results.rungs else "GPT-3",
     }.get(side, side)
 
 
