@@ -197,7 +197,8 @@ def next_step(results: LadderResults) -> Next:
         return Next(
             badge=f"{ended} of {len(ladder.rungs)} rungs",
             done=done,
-            advice=f"Search {following.label}, {trials} trials, and the rungs after it",
+            advice=f"Search {following.label} with {trials} trials"
+            + (", and what follows" if len(ladder.rungs) > ended + 1 else ""),
             command=again,
         )
     if ladder.check is not None and results.answer is None:

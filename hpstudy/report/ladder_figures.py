@@ -303,10 +303,12 @@ def _bar(
     limits: tuple[float, float],
     hover: str,
 ) -> None:
-    """A predicted interval as a bar, and the prediction as a dot on it."""
+    """A predicted interval as a bar, and the prediction as a dot on it if that is within the axis."""
     value, low, high = (float(np.clip(up(each), *limits)) for each in (found.value, found.low, found.high))
     style = {"color": ACCENT, "width": 5}
     plot.add_trace(go.Scatter(x=[x, x], y=[low, high], mode="lines", line=style, opacity=0.55, hoverinfo="skip"))
+    if not limits[0] <= up(found.value) <= limits[1]:
+        return
     dot = {"size": 9, "color": ACCENT, "line": {"color": GROUND, "width": 1.2}}
     plot.add_trace(
         go.Scatter(
