@@ -158,7 +158,10 @@ def slopes(results: LadderResults) -> Iterator[tuple[bool, str]]:
 
 def what_changed(results: LadderResults) -> list[str]:
     """What did not transfer: keys without a clear optimum or with a bend, those with a clear slope, and all others."""
-    found, trends = [*results.not_transferred()], [*slopes(results)]
+    found = [*results.not_transferred()]
+    if len(results.rungs) < 2:
+        return [*found, "What changes with size shows from the second rung on."]
+    trends = [*slopes(results)]
     found += [sentence for clear, sentence in trends if clear]
     nothing = [] if found else ["No law bends, and no slope is clear."]
     return [*nothing, *found, *(sentence for clear, sentence in trends if not clear)]

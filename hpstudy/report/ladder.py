@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpstudy.analysis.in_short import InShort, Tone, opponent
@@ -86,18 +86,12 @@ def ladder_sections(results: LadderResults, folder: Path, epochs: Epochs) -> lis
         else None,
         _check(results),
         Section(title="Rungs", id="rungs", tables=(rungs_table(results, folder, epochs),)) if results.rungs else None,
-        Section(title="What did not transfer", id="transfer", text=tuple(_changed(results))) if results.laws else None,
+        Section(title="What did not transfer", id="transfer", text=tuple(what_changed(results)))
+        if results.laws
+        else None,
         _target(results),
     ]
     return [part for part in parts if part is not None]
-
-
-def _changed(results: LadderResults) -> Iterator[str]:
-    """What changed with size, or that nothing did."""
-    if len(results.rungs) < 2:
-        yield "One rung is no law: what changes with size shows from the second on."
-        return
-    yield from what_changed(results)
 
 
 def _check(results: LadderResults) -> Section | None:
