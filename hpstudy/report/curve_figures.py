@@ -154,9 +154,9 @@ def _label_ends(
 
     `ends` holds (x, y, name) by role; `text` writes a value.
     """
-    texts = {}
-    places = apart([value for _, value, _ in ends.values()], LABEL_GAP * (limits[1] - limits[0]), limits)
-    for (role, (_, value, name)), at in zip(ends.items(), places, strict=True):
+    texts, ordered = {}, sorted(ends.items(), key=lambda end: end[1][1])
+    places = apart([value for _, (_, value, _) in ordered], LABEL_GAP * (limits[1] - limits[0]), limits)
+    for (role, (_, value, name)), at in zip(ordered, places, strict=True):
         number = text(value)
         texts[role] = f"{name} {number}"
         plot.add_annotation(
