@@ -194,8 +194,8 @@ def next_step(results: LadderResults) -> Next:
     again = command("run", ladder.name, results.runs)
     if ended < len(ladder.rungs):
         following = ladder.rungs[ended]
-        searched = f": {listed([rung.size.label for rung in results.rungs])}" if ended else ""
-        done = f"{ended} of {len(ladder.rungs)} rungs {'are' if ended != 1 else 'is'} searched{searched}."
+        searched = listed([rung.size.label for rung in results.rungs])
+        done = f"Searched so far: {searched}." if ended else "Nothing is searched yet."
         trials = num_trials(results.study_at(following))
         return Next(
             badge=f"{ended} of {len(ladder.rungs)} rungs",

@@ -121,7 +121,7 @@ def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], si
     seen = [e for e in (*(e for _, e in found), measured_there) if e is not None]
     core = [up(end) for e in seen for end in (e.value, e.low, e.high)]
     predicted = [*law_y, *(up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high))]
-    limits = _limits(core, [*predicted, *(y for line in lines for y in line.y)], name, scale)
+    limits = _limits(core, predicted, [y for line in lines[1:] for y in line.y], name, scale)
     x_limits = _padded(at(shown[0]), at(shown[-1]), 0.05)
     width = x_limits[1] - x_limits[0]
 
@@ -243,11 +243,16 @@ def _boundary_on(results: LadderResults, path: _Path) -> Array | None:
     return np.array([fitted.at(sizes, LEVEL) for sizes in path.between]).T
 
 
-def _limits(core: Sequence[float], others: Sequence[float], name: str, scale: Scale) -> tuple[float, float]:
-    """The ends of the vertical axis: all that was measured, and what is not too far from it, within legal values."""
+def _limits(
+    core: Sequence[float], predicted: Sequence[float], others: Sequence[float], name: str, scale: Scale
+) -> tuple[float, float]:
+    """The ends of the vertical axis: what was measured, and what is not too far from that, within legal values.
+
+    Predictions beyond stretch the axis as far as they may, other lines not at all.
+    """
     low, high = min(core), max(core)
     room, up = ROOM if scale != "linear" else high - low, _upwards(scale)
-    near = np.clip(others, low - room, high + room)
+    near = [*np.clip(predicted, low - room, high + room), *(y for y in others if low - room <= y <= high + room)]
     least, most = up(SEARCHABLE[name].low), up(SEARCHABLE[name].high)
     return _padded(max(min(low, *near), least), min(max(high, *near), most), 0.06)
 
@@ -481,8 +486,16 @@ def _compute_axis(plot: go.Figure, results: LadderResults, rungs: Sequence[Rung]
     _name_sizes(plot, results, places, limits)
     low, high = (math.exp(end) for end in limits)
     marks = [float(mark) for mark in ticks(FloatRange(low=low, high=high, scale="log"), most=4)]
-    powers = [f"10<sup>{round(math.log10(mark))}</sup>" for mark in marks]
-    plot.update_xaxes(range=list(limits), tickvals=[math.log(m) for m in marks], ticktext=powers, tickangle=0)
+    plot.update_xaxes(
+        range=list(limits), tickvals=[math.log(m) for m in marks], ticktext=[*map(_power, marks)], tickangle=0
+    )
+
+
+def _power(value: float) -> str:
+    """`10<sup>15</sup>` or `2·10<sup>15</sup>`."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    power = f"10<sup>{int(exponent)}</sup>"
+    return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')}·{power}"
 
 
 # the check

@@ -23,7 +23,7 @@ GAP = 2  # characters between columns
 def ladder_screen(results: LadderResults, width: int) -> str:
     """The answer, each rung's best values, the regrets, and what comes next; a command is never cut."""
     now = next_step(results)
-    answer = results.verdict if results.answer is not None else now.done
+    answer = results.verdict if results.answer is not None else f"{now.badge}. {now.done}"
     wrapped = textwrap.wrap(answer, width - 2, break_on_hyphens=False)
     regrets = [*_regrets(results)]
     ends = [f"next      {now.command}"]

@@ -143,6 +143,7 @@ def test_before_the_check_ends_both_say_what_is_done_and_what_comes_next(found: 
     screen = ladder_screen(results, 80)
     for text in (page, markdown, screen):
         assert f"hpstudy run made-up --runs {found.runs}" in text
+    assert badge in screen
     assert ("6x256" in screen) == (rungs > 0)
 
 
