@@ -17,6 +17,7 @@ from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ladder import (
     GPT3_SIDE,
     LEVEL,
+    OVER_RULE,
     SEARCH,
     Estimate,
     LadderResults,

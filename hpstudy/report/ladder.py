@@ -221,7 +221,7 @@ def _target(results: LadderResults) -> Section | None:
 
 def ladder_results_markdown(results: LadderResults) -> str:
     """A ladder's answer for a page of several: its report below a heading of the second level, without figures."""
-    name, command_ = results.ladder.name, f"hpstudy results {results.ladder.name}"
     opening, parts = ladder_opening(results), ladder_sections(results, results.root / "report", {})
-    text = re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", opened_markdown(name, results.ladder.question, opening, parts, {}))
-    return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `{command_}`.\n"
+    text = opened_markdown(results.ladder.name, results.ladder.question, opening, parts, {})
+    text = re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", text)  # links to reports of parts, which lie beside this one
+    return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `hpstudy results {results.ladder.name}`.\n"
