@@ -13,16 +13,14 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from hpstudy.analysis.in_short import opponent
-from hpstudy.analysis.ladder import LEVEL, SEARCH, Estimate, LadderResults, Rung, gains
+from hpstudy.analysis.ladder import LEVEL, OVER_RULE, SEARCH, Estimate, LadderResults, Rung, gains, shown_key
 from hpstudy.analysis.ladder_trends import (
-    OVER_RULE,
     baseline_value,
     bent,
     gain_law,
     predicted_value,
     rule_value,
     rung_value,
-    shown_key,
     side_name,
     studies,
 )
