@@ -31,7 +31,7 @@ from hpstudy.search.rule_trials import sizes as rule_sizes
 from hpstudy.search.rules import PUBLISHED
 from hpstudy.statistics.scaling import Law, law
 from hpstudy.study import FloatRange, Study, num_trials
-from hpstudy.study.ladder import COPIED, PREDICTED, TARGET, Size
+from hpstudy.study.ladder import COPIED, PREDICTED, TARGET
 from hpstudy.study.load import LOCAL
 from hpstudy.study.schema import RuleName
 
@@ -48,19 +48,9 @@ class Next:
     command: str
 
 
-def rung_value(rung: Rung, key: str) -> Estimate | None:
-    """A rung's best value of a key with its interval; None if its trials are too few."""
-    return rung.estimate(key)
-
-
 def bent(rung: Rung, key: str) -> bool:
     """Whether a rung's trials show an optimum inside the range."""
     return rung.optimum is not None and bool(rung.optimum.bent[rung.keys.index(key)])
-
-
-def predicted_value(results: LadderResults, key: str, size: Size) -> Estimate:
-    """What the law says of a key at a size."""
-    return results.estimate(key, size)
 
 
 def baseline_value(study: Study, key: str) -> float:

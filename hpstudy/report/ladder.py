@@ -14,8 +14,6 @@ from hpstudy.analysis.ladder_trends import (
     answer_badge,
     gain_sentence,
     next_step,
-    predicted_value,
-    rung_value,
     side_name,
     target_file,
     what_changed,
@@ -151,7 +149,7 @@ def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
                 *(short(size.weights), short(size.tokens), rough(size.tokens / size.weights), *seen),
                 str(num_trials(rung.study)),
                 *_losses(rung),
-                *(written(rung_value(rung, key)) for key in results.keys),
+                *(written(rung.estimate(key)) for key in results.keys),
                 *([_stable(rung)] if stable else []),
             )
         )
@@ -191,7 +189,7 @@ def _target(results: LadderResults) -> Section | None:
     rows = [
         (
             shown_key(key),
-            written(predicted_value(results, key, target)),
+            written(results.estimate(key, target)),
             plain(predicted.lr if shown_key(key) == "lr" else point[key]),
         )
         for key in results.laws

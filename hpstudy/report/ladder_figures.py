@@ -18,9 +18,7 @@ from hpstudy.analysis.ladder_trends import (
     baseline_value,
     bent,
     gain_law,
-    predicted_value,
     rule_value,
-    rung_value,
     side_name,
     studies,
 )
@@ -96,8 +94,8 @@ def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], si
     name = shown_key(key)
     plot = empty_plot(AXES[axis], "", height=HEIGHT, margin=MARGIN)
     path = _grid(results, shown, at)
-    found = [(rung, estimate) for rung in results.rungs if (estimate := rung_value(rung, key)) is not None]
-    ahead = {each.label: predicted_value(results, key, each) for each in shown}
+    found = [(rung, estimate) for rung in results.rungs if (estimate := rung.estimate(key)) is not None]
+    ahead = {each.label: results.estimate(key, each) for each in shown}
 
     law_y, low_y, high_y = _law_on(results, key, path, up)
     lines = [_Line(name="law", number=rough(ahead[shown[-1].label].value), x=path.x, y=law_y, style=_LAW)]
@@ -115,7 +113,7 @@ def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], si
                 _Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v is not None], style=_RULE)
             )
 
-    measured_there = rung_value(results.check, key) if results.check is not None else None
+    measured_there = results.check.estimate(key) if results.check is not None else None
     seen = [e for e in (*(e for _, e in found), measured_there) if e is not None]
     core = [up(end) for e in seen for end in (e.value, e.low, e.high)]
     predicted = [*law_y, *(up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high))]

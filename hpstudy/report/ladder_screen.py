@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from hpstudy.analysis.ladder import SEARCH, Estimate, LadderResults, shown_key
-from hpstudy.analysis.ladder_trends import next_step, predicted_value, rung_value, side_name, target_file
+from hpstudy.analysis.ladder_trends import next_step, side_name, target_file
 from hpstudy.analysis.numbers import rough, short
 
 MOST_LINES = 24
@@ -54,14 +54,14 @@ def _rows(results: LadderResults, keys: Sequence[str], with_interval: bool) -> I
         yield (
             rung.size.label,
             *(short(rung.size.weights), short(rung.size.tokens)),
-            *(text(rung_value(rung, key)) for key in keys),
+            *(text(rung.estimate(key)) for key in keys),
         )
     for role, size in (("check", ladder.check), ("target", ladder.target)):
         if size is not None and keys:
             sizes = short(size.weights), short(size.tokens)
-            yield f"{role} {size.label}", *sizes, *(text(predicted_value(results, key, size)) for key in keys)
+            yield f"{role} {size.label}", *sizes, *(text(results.estimate(key, size)) for key in keys)
             if role == "check" and results.check is not None:
-                yield "  measured", "", "", *(text(rung_value(results.check, key)) for key in keys)
+                yield "  measured", "", "", *(text(results.check.estimate(key)) for key in keys)
 
 
 def _regrets(results: LadderResults) -> Iterator[str]:

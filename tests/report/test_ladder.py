@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpstudy.analysis.ladder import LadderResults
-from hpstudy.analysis.ladder_trends import gain_sentence, predicted_value, rung_value, slopes
+from hpstudy.analysis.ladder_trends import gain_sentence, slopes
 from hpstudy.report.html import coded
 from hpstudy.report.ladder import ladder_figures, ladder_screen, write_ladder_report
 from hpstudy.report.style import apart
@@ -49,12 +49,12 @@ def plain_text(text: str) -> str:
 def test_the_known_laws_are_within_the_shown_intervals(found: LadderResults):
     for key in BEST:
         for rung in found.rungs:
-            shown = rung_value(rung, key)
+            shown = rung.estimate(key)
             assert shown is not None
             if key in KEYS:
                 assert shown.value == pytest.approx(best_value(key, rung.size.weights), rel=0.35)
         if key in KEYS:
-            assert predicted_value(found, key, found.ladder.target).holds(best_value(key, found.ladder.target.weights))
+            assert found.estimate(key, found.ladder.target).holds(best_value(key, found.ladder.target.weights))
     assert found.largest_lr(found.ladder.check).holds(stable_lr(found.ladder.check.weights))
 
 
@@ -74,9 +74,9 @@ def test_both_pages_hold_the_same_numbers(found: LadderResults, written: Pages):
     for text in map(plain_text, written):
         for rung in (*found.rungs, found.check):
             for key in found.keys:
-                assert str(rung_value(rung, key)) in text
+                assert str(rung.estimate(key)) in text
         for key in found.keys:
-            assert str(predicted_value(found, key, target)) in text
+            assert str(found.estimate(key, target)) in text
         for regret in found.regrets[1:]:
             assert str(regret) in text
             assert f"{regret.loss:.4f}" in text
@@ -121,7 +121,7 @@ def test_a_rung_without_an_optimum_inside_the_range_is_hollow(tmp_path: Path):
     results = made_up_ladder(tmp_path, rungs=1, checked=False, text=narrow)
     points = [t for t in ladder_figures(results)["beta2_halflife"].plot.data if t.error_y.array is not None]
     assert [point.marker.color for point in points] == ["#ffffff"]
-    assert "beta2: the trials of 2x64 show no optimum inside the range." in plain_text(pages(results)[1])
+    assert "beta2_halflife: the trials of 2x64 show no optimum inside the range." in plain_text(pages(results)[1])
 
 
 def test_the_screen_fits_a_terminal(found: LadderResults):
