@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from hpstudy.coordinates import batch_of
 from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command
-from hpstudy.hparams import RAW_KEY, HParams, raw_key
+from hpstudy.hparams import HParams, raw_key
 from hpstudy.records import Outcome
 from hpstudy.search.rule_trials import sizes as rule_sizes
 from hpstudy.search.rules import PUBLISHED
@@ -119,7 +119,7 @@ class Rung:
     def stable_lr(self) -> Boundary | None:
         """The largest stable lr; None if lr is not searched, or no trial is stable."""
         rows, losses_N = ended_trials(self.study, self.results.trials)
-        if "lr" not in {RAW_KEY.get(key, key) for key in self.study.space} or not rows:
+        if "lr" not in {raw_key(key) for key in self.study.space} or not rows:
             return None
         gain = math.log(self.study.vocab_size) - losses_N.min()
         diverged = np.array([row["outcome"] == Outcome.DIVERGED.value for row in rows])
@@ -212,13 +212,25 @@ class LadderResults:
         return min(max(value, least), most), min(max(low, least), most), min(max(high, least), most)
 
     def point(self, size: Size) -> dict[str, Value]:
-        """The predicted point at a size, within the searched ranges; of other keys the largest rung's best."""
+        """The predicted point at a size, within the searched ranges and the boundary.
+
+        Keys without a law, such as text, have the largest rung's best values.
+        """
         largest = self.rungs[-1]
         values: dict[str, Value] = dict(largest.best)
         for key in self.laws:
             dimension = largest.study.space[key]
-            values[key] = nearest(dimension, rounded(dimension, value_at(dimension, self.interval(key, size)[0])))
+            value = min(value_at(dimension, self.interval(key, size)[0]), self._most(key, size))
+            values[key] = nearest(dimension, rounded(dimension, value))
         return values
+
+    def _most(self, key: str, size: Size) -> float:
+        """The largest value of a key that the boundary allows at a size: infinite but for lr and lr_over_rule."""
+        stable = self.largest_lr(size)
+        if raw_key(key) != "lr" or stable is None:
+            return math.inf
+        study = self.study_at(size)
+        return float(study.value(replace(study.baseline, lr=stable.value), key))
 
     def study_at(self, size: Size) -> Study:
         """The study of a size."""
@@ -248,16 +260,13 @@ class LadderResults:
         least = LEAST_RANGE if dimension.scale != "linear" else 0.05 * (dimension.high - dimension.low)
         low, high = min(low, middle - least), max(high, middle + least)
         values = sorted(value_at(dimension, end) for end in (low, high))
-        if RAW_KEY.get(key, key) == "lr" and (stable := self.largest_lr(size)) is not None:
-            share = values[1] / self.estimate(key, size).high if self.estimate(key, size).high else 1.0
-            values[1] = max(min(values[1], stable.value * share), float(self.point(size)[key]))
-        values = [min(max(value, dimension.low), dimension.high) for value in values]
+        values = [min(max(value, dimension.low), dimension.high, self._most(key, size)) for value in values]
         return {end: float(rounded(dimension, value)) for end, value in zip(("low", "high"), values, strict=True)}
 
     def side_values(self, check: Size) -> dict[str, dict[str, Value]]:
         """The raw values of each side of the check that searches nothing: predicted, copied, and published rules."""
         study, smallest = self.study_at(check), self.rungs[0]
-        raw = [RAW_KEY.get(key, key) for key in study.space]
+        raw = [raw_key(key) for key in study.space]
         found: dict[str, HParams] = {PREDICTED: self.predicted(check)}
         if smallest.results.tuned is not None:
             found[COPIED] = smallest.results.tuned.hparams
@@ -419,7 +428,7 @@ def rule_values(study: Study, rule: RuleName) -> dict[str, Value]:
 
 def raw_keys(keys: Sequence[str]) -> list[str]:
     """The hyperparameters that searched keys stand for: lr of lr_over_rule."""
-    return [RAW_KEY.get(key, key) for key in keys]
+    return [raw_key(key) for key in keys]
 
 
 def position(dimension: Dimension, value: Value) -> float:

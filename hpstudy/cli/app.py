@@ -187,7 +187,7 @@ def report(
     from hpstudy.cli import ladder_command, report_commands
 
     if ladder_command.is_begun(name, runs):
-        ladder_command.show(name, runs, as_json=as_json)
+        ladder_command.show(name, runs, as_json=as_json, figures=figures)
     else:
         report_commands.report(name, runs, figures=figures, as_json=as_json)
 

@@ -39,19 +39,21 @@ def is_begun(name: str, runs: Path) -> bool:
     return study_name(name) in begun_ladders(runs)
 
 
-def show(name: str, runs: Path, *, as_json: bool = False) -> None:
-    """Writes the page of a ladder that has begun and, once all rungs have ended, its target's study; prints both."""
-    found = begun_ladder(study_name(name), runs)
-    finish(found, as_json=as_json, root=found.root)
+def show(name: str, runs: Path, *, as_json: bool = False, figures: bool = False) -> None:
+    """Writes the page of a ladder that has begun and, once all rungs have ended, its target's study; prints both.
+
+    With `figures`, `report.md` has its own beside it.
+    """
+    finish(begun_ladder(study_name(name), runs), as_json=as_json, figures=figures)
 
 
-def finish(found: LadderResults, *, as_json: bool, root: Path) -> None:
+def finish(found: LadderResults, *, as_json: bool, figures: bool = False) -> None:
     """Writes the page, ladder.json and the target's study, and prints the screen or the values."""
     from hpstudy.report.ladder import ladder_screen, write_ladder_report
 
     target = write_target(found)
-    write_atomic(root / "ladder.json", json.dumps(as_values(found, target), indent=1) + "\n")
-    page = write_ladder_report(found, root / "report")
+    write_atomic(found.root / "ladder.json", json.dumps(as_values(found, target), indent=1) + "\n")
+    page = write_ladder_report(found, found.root / "report", images=figures)
     if as_json:
         print_json(as_values(found, target))
         return

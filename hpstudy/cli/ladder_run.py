@@ -35,7 +35,6 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
         raise UserError("--trials: a ladder's trials are those of [ladder] trials; edit the file before it begins")
     ladder = begun(load_ladder(name), options.runs)
     err().print(f"{ladder.name}: {ladder.question}")
-    root = options.runs / ladder.name
     for size in ladder.rungs:
         found = load_ladder_results(ladder, options.runs)
         first = [_start(found, size)] if found.rungs else []
@@ -43,7 +42,7 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
     if ladder.check is not None:
         for part, text in _check_parts(ladder, options.runs):
             _train(ladder, options, part, text, name)
-    finish(load_ladder_results(ladder, options.runs), as_json=as_json, root=root)
+    finish(load_ladder_results(ladder, options.runs), as_json=as_json)
 
 
 def begun(ladder: Ladder, runs: Path) -> Ladder:

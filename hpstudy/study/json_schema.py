@@ -26,7 +26,8 @@ def study_schema() -> dict[str, Any]:
     tables = schema["$defs"] | ladder.pop("$defs")
     schema |= {"$defs": tables, **_ladder(ladder)}
     tables["TrainerTable"]["required"].remove("model")  # a ladder lists models
-    schema["properties"]["ladder"] = ladder
+    tables["LadderTable"] = ladder
+    schema["properties"]["ladder"] = {"$ref": "#/$defs/LadderTable"}
     trainer, budget, search = (tables[name]["properties"] for name in ("TrainerTable", "Budget", "RangeTable"))
     trainer["model"] = _or_name(trainer["model"], list(PRESETS))
     trainer["corpus"] |= {"pattern": CORPUS}

@@ -100,6 +100,11 @@ def studies(draw: st.DrawFn, *, tiny: bool = False) -> Tables:
     more = {
         "rules": st.sampled_from(["auto", rules]),
         "warm_start": st.just([]),  # no source has begun here
+        "first": st.sampled_from(
+            [[], [{key: found["choices"][0] if "choices" in found else found["low"] for key, found in search.items()}]]
+            if search
+            else [[]]
+        ),
         "trials": st.integers(1, 50) if search else st.just(1),
         "pack": st.just(1) if {"gpus", "processes"} & set(trainer) else st.just("auto") | COUNT,  # of earlier versions
         "smaller_micro_batch": st.booleans(),

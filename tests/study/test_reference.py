@@ -12,12 +12,12 @@ import pytest
 from hpstudy.hparams import COORDINATES, RAW_KEY, RULES
 from hpstudy.records import GLOSSARY
 from hpstudy.study.reference import COORDINATES_TITLE, reference_markdown
-from hpstudy.study.schema import StudyFile, Table
+from hpstudy.study.schema import LadderTable, StudyFile, Table
 from tests.helpers.study_files import parse, text
 
 HYPERPARAMETERS = "[hparams], [search] and [baseline] overrides: the hyperparameters"
 ROW = re.compile(r"^\| `(?P<key>[^`]+)` \|(?P<cells>.*)\|$")
-TOP_LEVEL = {"question", "yes", "format"}  # all other keys of a file are sections
+TOP_LEVEL = {"question", "yes", "format", "part_of"}  # all other keys of a file are sections
 SECTIONS: dict[str, list[str]] = {  # heading -> where its keys are in a file
     "Top level": [],
     "[baseline]": ["baseline"],
@@ -33,6 +33,7 @@ SECTIONS: dict[str, list[str]] = {  # heading -> where its keys are in a file
     "[cluster]": ["cluster"],
     "[wandb]": ["wandb"],
 }
+LADDER = "[ladder]"
 OF_EARLIER_VERSIONS = {"pack"}  # read and ignored
 
 
@@ -73,13 +74,12 @@ EXAMPLES = [
 
 
 def test_every_key_of_every_table_has_one_row_with_its_meaning() -> None:
-    assert set(sections()) == {*SECTIONS, HYPERPARAMETERS, COORDINATES_TITLE, "Metrics"}
-    found = [
-        (key, cells[3]) for heading, rows in sections().items() if heading in SECTIONS for key, cells in rows.items()
-    ]
+    assert set(sections()) == {*SECTIONS, LADDER, HYPERPARAMETERS, COORDINATES_TITLE, "Metrics"}
+    known = {*SECTIONS, LADDER}
+    found = [(key, cells[3]) for heading, rows in sections().items() if heading in known for key, cells in rows.items()]
     expected = [
         (key, field.description)
-        for table in tables(StudyFile)
+        for table in [*tables(StudyFile), LadderTable]
         for key, field in table.model_fields.items()
         if (table is not StudyFile or key in TOP_LEVEL) and key not in OF_EARLIER_VERSIONS
     ]
@@ -118,6 +118,11 @@ def test_every_row_has_an_example() -> None:
         assert heading == "Metrics" or all(cells[-1] for cells in rows.values())
 
 
+@pytest.mark.parametrize("example", [cells[-1].strip("`") for cells in sections()[LADDER].values()])
+def test_every_example_of_a_ladder_is_legal(example: str) -> None:
+    LadderTable.model_validate(tomllib.loads(example.replace("\\|", "|")))
+
+
 @pytest.mark.parametrize(("heading", "example"), EXAMPLES, ids=[f"{h}: {e}" for h, e in EXAMPLES])
 def test_every_example_is_toml_that_a_study_accepts(heading: str, example: str) -> None:
     ((key, value),) = tomllib.loads(example).items()
@@ -127,6 +132,9 @@ def test_every_example_is_toml_that_a_study_accepts(heading: str, example: str) 
         "search__beta1": {"low": 0.8, "high": 0.95},
     }
     match heading, key:
+        case "[budget]", "first":
+            edits["search"] = {other: {"low": 0.1, "high": 0.999} for other in value[0]}
+            del edits["search__beta1"]
         case "[trainer]", "seconds":
             edits["trainer__tokens"] = None
         case "[trainer]", "val":

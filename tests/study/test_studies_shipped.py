@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from hpstudy.study import Choices, FloatRange, Study, load_study
+from hpstudy.study.ladder import load_ladder
 from tests.helpers.study_files import illegal_values
 
 STUDIES = Path(__file__).parents[2] / "studies"
-NAMES = sorted(path.stem for path in STUDIES.glob("*.toml"))
+LADDERS = {"ladder"}
+NAMES = sorted({path.stem for path in STUDIES.glob("*.toml")} - LADDERS)
 
 
 def shipped(name: str) -> Study:
@@ -21,6 +23,20 @@ def test_the_studies_that_the_documents_name_are_shipped() -> None:
     basics = {"quickstart", "gpt3-baseline", "gpt3-125m", "joint", "micro-batch"}
     one_knob = {"lr", "betas", "weight-decay", "epsilon", "clipping", "warmup", "batch-ramp"}
     assert set(NAMES) == basics | one_knob
+
+
+def test_the_shipped_ladder_has_four_rungs_over_thirty_times_the_weights_and_is_sized_for_a_laptop() -> None:
+    ladder = load_ladder(str(STUDIES / "ladder.toml"))
+    assert ladder.check is not None
+    assert len(ladder.rungs) == 4
+    assert ladder.rungs[-1].weights > 30 * ladder.rungs[0].weights
+    compute = 0.0
+    for size in (*ladder.rungs, ladder.check):
+        study = ladder.study(ladder.rung_text(size), ladder.part(size.label))
+        assert len(study.space) >= 3
+        runs = study.trials + (2 if size is not ladder.check else 2 + 5) * 3
+        compute += 6 * study.spec.model.num_params(study.vocab_size, study.spec.context) * size.tokens * runs
+    assert compute < 1e15  # an hour and a half on two cores at 100 GFLOP/s each
 
 
 @pytest.mark.parametrize("name", NAMES)
