@@ -207,8 +207,12 @@ class LadderResults:
 
     def interval(self, key: str, size: Size) -> tuple[float, float, float]:
         """The predicted best value of a key within its searched range at a size and its 90% interval, on its scale."""
+        return self.interval_at(key, self.ladder.coordinates(size))
+
+    def interval_at(self, key: str, sizes: Sequence[float]) -> tuple[float, float, float]:
+        """As `interval`, at the natural logs of sizes on the ladder's axes."""
         least, most = _ends(self.rungs[-1].study.space[key])
-        value, low, high = self.laws[key].at(np.array(self.ladder.coordinates(size)), LEVEL)
+        value, low, high = self.laws[key].at(np.array(sizes), LEVEL)
         return min(max(value, least), most), min(max(low, least), most), min(max(high, least), most)
 
     def point(self, size: Size) -> dict[str, Value]:

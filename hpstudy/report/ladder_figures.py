@@ -49,6 +49,7 @@ HEIGHT = 400  # pixels of a key's figure
 POINTS = 60  # of a law's line
 LABEL_GAP = 0.05  # share of the axis between two labels at its right end
 LABEL_WIDTH = 6.7  # pixels of a character of those, at most
+FEWEST_TICKS = math.log(7)  # width of a log axis, on which two of 1, 2 and 5 always lie
 ROOM = math.log(12)  # how far laws and rules may stretch a log axis beyond what was measured
 NAME_WIDTH, NARROW, ROW = 7.4, 225, 14  # pixels of a character above a plot, of a phone's plot, and of a row of names
 BESIDE = 0.011  # share of the axis between the prediction at the check and what was measured
@@ -118,7 +119,7 @@ def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], si
     core = [up(end) for e in seen for end in (e.value, e.low, e.high)]
     predicted = [*law_y, *(up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high))]
     limits = _limits(core, predicted, [y for line in lines[1:] for y in line.y], name, scale)
-    x_limits = _padded(at(shown[0]), at(shown[-1]), 0.05)
+    x_limits = _padded(at(shown[0]), at(shown[-1]), 0.05, least=FEWEST_TICKS)
     width = x_limits[1] - x_limits[0]
 
     if stable is not None:
@@ -222,8 +223,7 @@ def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float],
 
     lr is predicted as a multiple of a rule: the log of what it is a multiple of is a line between two sizes.
     """
-    fitted = results.laws[key]
-    ends = np.array([fitted.at(sizes, LEVEL) for sizes in path.between]).T
+    ends = np.array([results.interval_at(key, sizes) for sizes in path.between]).T
     if key != OVER_RULE:
         dimension = results.rungs[-1].study.space[key]
         flipped = isinstance(dimension, FloatRange) and dimension.scale == "log1m"
@@ -250,11 +250,13 @@ def _limits(
     room, up = ROOM if scale != "linear" else high - low, _upwards(scale)
     near = [*np.clip(predicted, low - room, high + room), *(y for y in others if low - room <= y <= high + room)]
     least, most = up(SEARCHABLE[name].low), up(SEARCHABLE[name].high)
-    return _padded(max(min(low, *near), least), min(max(high, *near), most), 0.06)
+    low, high = max(min(low, *near), least), min(max(high, *near), most)
+    return _padded(low, high, 0.06, least=0.0 if scale == "linear" else FEWEST_TICKS)
 
 
-def _padded(low: float, high: float, share: float) -> tuple[float, float]:
-    pad = share * (high - low) or 0.5
+def _padded(low: float, high: float, share: float, least: float = 0.0) -> tuple[float, float]:
+    """The ends of an axis with a share of room on either side, at least `least` apart."""
+    pad = max(share * (high - low), (least - (high - low)) / 2) or 0.5
     return low - pad, high + pad
 
 
@@ -478,7 +480,7 @@ def _band(fitted: Law, grid: Array) -> Array:
 
 def _compute_axis(plot: go.Figure, results: LadderResults, rungs: Sequence[Rung]) -> None:
     places = {rung.size.label: math.log(rung.flops) for rung in rungs}
-    limits = _padded(min(places.values()), max(places.values()), 0.06)
+    limits = _padded(min(places.values()), max(places.values()), 0.06, least=FEWEST_TICKS)
     _name_sizes(plot, results, places, limits)
     low, high = (math.exp(end) for end in limits)
     marks = [float(mark) for mark in ticks(FloatRange(low=low, high=high, scale="log"), most=4)]
