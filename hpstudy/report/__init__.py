@@ -3,7 +3,7 @@
 first_screen.py has the answer, sections.py what is below it. curves.py picks what a figure shows; curve_figures.py and
 search_figures.py draw it in the style of style.py on the axes of scales.py; strips.py and parallel.py draw the search
 as SVG. tables.py words the tables. html.py with page.html, page.css and page.js, markdown.py, images.py, terminal.py
-and compare.py write them.
+and compare.py write them. ladder.py, ladder_figures.py and ladder_screen.py do the same for a ladder.
 """
 
 import plotly.graph_objects as go
