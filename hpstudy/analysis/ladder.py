@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.numbers import interval_decimals, listed, rough, short, with_sign
 from hpstudy.analysis.region import ended_trials
 from hpstudy.analysis.results import StudyResults, load
@@ -341,15 +342,16 @@ class LadderResults:
         return "holds" if found.high <= margin else "fails" if found.low > margin else "undecided"
 
     def sentences(self) -> list[str]:
-        """The answer, then a sentence for each key of the check: prediction, measured optimum, whether they agree."""
-        found = [self.verdict] if self.regrets else []
-        if self.check is not None:
-            found += [self._agreement(key) for key in self.keys]
-        return found
+        """The answer, the check's other sides, then for each key its prediction and measured optimum at the check."""
+        if self.check is None:
+            return []
+        others = [f"{self.side_name(r.side)}: {r}" for r in self.regrets if r.side not in (SEARCH, PREDICTED)]
+        likewise = [f"Likewise {'; '.join(others)}."] if others and self.answer is not None else []
+        return [self.verdict, *likewise, *map(self._agreement, self.laws)]
 
     @property
     def verdict(self) -> str:
-        """What the predicted and the copied values lose at the check."""
+        """Whether the prediction held at the check, in one sentence."""
         size, by_side = self.ladder.check, {each.side: each for each in self.regrets}
         if size is None or PREDICTED not in by_side or by_side[PREDICTED].regret is None:
             return "The check has not ended."
@@ -360,13 +362,19 @@ class LadderResults:
         }
         assert self.check is not None
         assert self.answer is not None
-        margin = f"{self.ladder.table.check_margin:g}"
-        others = [f"{_named(side)} lose {each}" for side, each in by_side.items() if side not in (SEARCH, PREDICTED)]
-        trials = num_trials(self.check.study)
         return (
-            f"{answers[self.answer]} at {size.label}: to a search of {trials} trials its values lose "
-            f"{by_side[PREDICTED]} nats (margin {margin}); {listed(others)}."
+            f"{answers[self.answer]} at {size.label}: its loss less that of a search of {num_trials(self.check.study)} "
+            f"trials is {by_side[PREDICTED]} nats (margin {self.ladder.table.check_margin:g})."
         )
+
+    def side_name(self, side: str) -> str:
+        """What tables and sentences call a side of the check."""
+        return {
+            SEARCH: "its own search",
+            PREDICTED: "predicted",
+            COPIED: f"copied from {self.ladder.rungs[0].label}",
+            GPT3_SIDE: opponent(self.rungs[0].study) if self.rungs else "GPT-3",
+        }.get(side, side)
 
     def _agreement(self, key: str) -> str:
         assert self.check is not None
@@ -392,14 +400,6 @@ class LadderResults:
         """How far a size is beyond the largest rung: `3.4x in weights and 1.5x in tokens`."""
         last = self.ladder.rungs[-1]
         return f"{size.weights / last.weights:.2g}x in weights and {size.tokens / last.tokens:.2g}x in tokens"
-
-
-def _named(side: str) -> str:
-    return {
-        COPIED: "the smallest rung's values copied",
-        GPT3_SIDE: "GPT-3's",
-        PREDICTED: "the predicted",
-    }.get(side, f"{side}'s")
 
 
 def run_flops(study: Study) -> float:

@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ladder import (
-    GPT3_SIDE,
     LEVEL,
     OVER_RULE,
-    SEARCH,
     Estimate,
     LadderResults,
     Rung,
@@ -31,7 +28,7 @@ from hpstudy.search.rule_trials import sizes as rule_sizes
 from hpstudy.search.rules import PUBLISHED
 from hpstudy.statistics.scaling import Law, law
 from hpstudy.study import FloatRange, Study, num_trials
-from hpstudy.study.ladder import COPIED, PREDICTED, TARGET
+from hpstudy.study.ladder import TARGET
 from hpstudy.study.load import LOCAL
 from hpstudy.study.schema import RuleName
 
@@ -139,16 +136,6 @@ def what_changed(results: LadderResults) -> list[str]:
 
 
 # sides and the next step
-
-
-def side_name(results: LadderResults, side: str) -> str:
-    """What tables call a side of the check."""
-    return {
-        SEARCH: "its own search",
-        PREDICTED: "predicted",
-        COPIED: f"copied from {results.ladder.rungs[0].label}",
-        GPT3_SIDE: opponent(results.rungs[0].study) if results.rungs else "GPT-3",
-    }.get(side, side)
 
 
 def target_file(results: LadderResults) -> Path | None:

@@ -14,7 +14,6 @@ from hpstudy.analysis.ladder_trends import (
     answer_badge,
     gain_sentence,
     next_step,
-    side_name,
     target_file,
     what_changed,
     written,
@@ -34,19 +33,15 @@ from hpstudy.study import num_trials
 __all__ = ["ladder_figures", "ladder_screen", "write_ladder_report"]
 
 TONES: Mapping[Answer, Tone] = {"holds": "good", "fails": "bad", "undecided": "open"}
-Epochs = Mapping[str, float]
-"""How often a run sees each token of the corpus, by the size's label."""
 
 
-def write_ladder_report(
-    results: LadderResults, folder: Path, *, epochs: Epochs | None = None, images: bool = False
-) -> Path:
+def write_ladder_report(results: LadderResults, folder: Path, *, images: bool = False) -> Path:
     """Writes `index.html` and `report.md` atomically, and returns the path of the page.
 
     With `images`, `report.md` shows the figures, which are written as SVG beside it; raises as `images.draw` does.
     """
     name, question = results.ladder.name, results.ladder.question
-    opening, parts = ladder_opening(results), ladder_sections(results, folder, epochs or {})
+    opening, parts = ladder_opening(results), ladder_sections(results, folder)
     files = draw({figure.title: figure for part in parts for figure in part.figures}, folder) if images else {}
     write_atomic(folder / "report.md", opened_markdown(name, question, opening, parts, files))
     page = folder / "index.html"
@@ -61,18 +56,17 @@ def ladder_opening(results: LadderResults) -> Opening:
         short = InShort(badge=now.badge, tone="open", sentence=now.done)
         return Opening(short=short, text=tuple(sentences[1:]), advice=now.advice, command=now.command)
     badge = answer_badge(results.answer)
-    verdict, _, others = sentences[0].removeprefix(f"{badge}: ").partition("; ")
-    sentence = f"{verdict[0].upper()}{verdict[1:].removesuffix('.')}."
-    text = [f"{others[0].upper()}{others[1:]}"] if others else []
+    verdict = sentences[0].removeprefix(f"{badge}: ")
+    sentence = f"{verdict[0].upper()}{verdict[1:]}"
     return Opening(
         short=InShort(badge=badge, tone=TONES[results.answer], sentence=sentence),
-        text=(*text, *sentences[1:]),
+        text=tuple(sentences[1:]),
         advice=now.advice,
         command=now.command,
     )
 
 
-def ladder_sections(results: LadderResults, folder: Path, epochs: Epochs) -> list[Section]:
+def ladder_sections(results: LadderResults, folder: Path) -> list[Section]:
     """The parts of the page whose folder this is, as far as the ladder has come."""
     keys, compute = tuple(key_figures(results)), tuple(compute_figures(results))
     said = gain_sentence(results)
@@ -82,7 +76,7 @@ def ladder_sections(results: LadderResults, folder: Path, epochs: Epochs) -> lis
         if compute
         else None,
         _check(results),
-        Section(title="Rungs", id="rungs", tables=(rungs_table(results, folder, epochs),)) if results.rungs else None,
+        Section(title="Rungs", id="rungs", tables=(rungs_table(results, folder),)) if results.rungs else None,
         Section(title="What did not transfer", id="transfer", text=tuple(what_changed(results)))
         if results.laws
         else None,
@@ -114,7 +108,7 @@ def sides_table(results: LadderResults) -> Table:
         values = (plain(getattr(each.hparams, key)) for key in keys)
         loss = "-" if each.loss is None else f"{each.loss:.4f}"
         regret = "0, by definition" if each is results.regrets[0] else str(each)
-        rows.append((side_name(results, each.side), *values, loss, regret, str(each.seeds)))
+        rows.append((results.side_name(each.side), *values, loss, regret, str(each.seeds)))
     return Table(
         title="Sides of the check",
         header=("", *keys, "val loss", "regret [95%]", "seeds"),
@@ -123,7 +117,7 @@ def sides_table(results: LadderResults) -> Table:
     )
 
 
-def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
+def rungs_table(results: LadderResults, folder: Path) -> Table:
     """A row for each rung and the check, linked to their own reports."""
     rungs = [*results.rungs, *filter(None, [results.check])]
     names = [rung.size.label if rung is not results.check else f"check {rung.size.label}" for rung in rungs]
@@ -132,7 +126,7 @@ def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
         "weights",
         "tokens",
         "per weight",
-        *(["epochs"] if epochs else []),
+        "epochs",
         "trials",
         "best loss",
         f"{opponent(rungs[0].study)}'s loss",
@@ -142,11 +136,11 @@ def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
     rows = []
     for name, rung in zip(names, rungs, strict=True):
         size = rung.size
-        seen = [rough(epochs[size.label]) if size.label in epochs else "-"] if epochs else []
+        seen = "-" if rung.epochs is None else rough(rung.epochs)
         rows.append(
             (
                 name,
-                *(short(size.weights), short(size.tokens), rough(size.tokens / size.weights), *seen),
+                *(short(size.weights), short(size.tokens), rough(size.tokens / size.weights), seen),
                 str(num_trials(rung.study)),
                 *_losses(rung),
                 *(written(rung.estimate(key)) for key in results.keys),
@@ -213,7 +207,7 @@ def _target(results: LadderResults) -> Section | None:
 
 def ladder_results_markdown(results: LadderResults) -> str:
     """A ladder's answer for a page of several: its report below a heading of the second level, without figures."""
-    opening, parts = ladder_opening(results), ladder_sections(results, results.root / "report", {})
+    opening, parts = ladder_opening(results), ladder_sections(results, results.root / "report")
     text = opened_markdown(results.ladder.name, results.ladder.question, opening, parts, {})
     text = re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", text)  # links to reports of parts, which lie beside this one
     return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `hpstudy results {results.ladder.name}`.\n"

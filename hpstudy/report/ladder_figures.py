@@ -19,7 +19,6 @@ from hpstudy.analysis.ladder_trends import (
     bent,
     gain_law,
     rule_value,
-    side_name,
     studies,
 )
 from hpstudy.analysis.measured import Measured, measured
@@ -522,10 +521,10 @@ def check_figures(results: LadderResults) -> Iterator[Figure]:
             value,
             limits,
             text=f"<b>{html.escape(str(each).split(' ')[0])}</b> {html.escape(str(each).split(' ', 1)[1])}",
-            hover=f"{html.escape(side_name(results, each.side))}<br>{each} nats",
+            hover=f"{html.escape(results.side_name(each.side))}<br>{each} nats",
             colour=ACCENT if each.side == PREDICTED else MUTED,
         )
-    names = [html.escape(side_name(results, each.side)).replace(" from ", "<br>from ") for each, _ in sides]
+    names = [html.escape(results.side_name(each.side)).replace(" from ", "<br>from ") for each, _ in sides]
     plot.update_xaxes(range=list(limits))
     plot.update_yaxes(
         tickvals=[-row for row in range(len(sides))], ticktext=names, range=[-len(sides) + 0.5, 0.75], showgrid=False

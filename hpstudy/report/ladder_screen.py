@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from hpstudy.analysis.ladder import SEARCH, Estimate, LadderResults, shown_key
-from hpstudy.analysis.ladder_trends import next_step, side_name, target_file
+from hpstudy.analysis.ladder_trends import next_step, target_file
 from hpstudy.analysis.numbers import rough, short
 
 MOST_LINES = 24
@@ -67,7 +67,7 @@ def _rows(results: LadderResults, keys: Sequence[str], with_interval: bool) -> I
 def _regrets(results: LadderResults) -> Iterator[str]:
     """`predicted  +0.004 [−0.001, +0.009]`, in nats above the check's own search."""
     sides = [each for each in results.regrets if each.side != SEARCH]
-    names = [side_name(results, each.side) for each in sides]
+    names = [results.side_name(each.side) for each in sides]
     if sides:
         yield "  nats above the check's own search, with 95% intervals:"
     for name, each in zip(names, sides, strict=True):
