@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from hpstudy.analysis.numbers import interval_decimals, listed, rough, short, wi
 from hpstudy.analysis.region import ended_trials
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.coordinates import batch_of
-from hpstudy.errors import UserError
+from hpstudy.data.corpus import corpus_of
+from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command
 from hpstudy.hparams import RAW_KEY, HParams
 from hpstudy.records import Outcome
@@ -124,11 +126,17 @@ class Rung:
         lr_N = np.array([float(row["lr"]) for row in rows])
         return boundary(np.log(lr_N), unstable_N & (lr_N > lr_N[losses_N.argmin()]))
 
+    @cached_property
+    def epochs(self) -> float | None:
+        """How often a run sees the corpus; None if the corpus is not there any more."""
+        with suppress(HpstudyError):
+            return self.size.tokens / corpus_of(self.study.spec).num_train_tokens
+        return None
+
     @property
     def flops(self) -> float:
         """Of one run."""
-        spec = self.study.spec
-        return float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * self.size.tokens
+        return run_flops(self.study)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +205,10 @@ class LadderResults:
         return law(sizes_RM, np.array([at.value for _, at in found]), np.array([at.error for _, at in found]))
 
     def interval(self, key: str, size: Size) -> tuple[float, float, float]:
-        """The predicted best value of a key at a size and its 90% interval, on the key's scale."""
-        return self.laws[key].at(np.array(self.ladder.coordinates(size)), LEVEL)
+        """The predicted best value of a key within its searched range at a size and its 90% interval, on its scale."""
+        least, most = _ends(self.rungs[-1].study.space[key])
+        value, low, high = self.laws[key].at(np.array(self.ladder.coordinates(size)), LEVEL)
+        return min(max(value, least), most), min(max(low, least), most), min(max(high, least), most)
 
     def point(self, size: Size) -> dict[str, Value]:
         """The predicted point at a size, within the searched ranges; of other keys the largest rung's best."""
@@ -376,6 +386,13 @@ def _named(side: str) -> str:
         GPT3_SIDE: "GPT-3's",
         PREDICTED: "the predicted",
     }.get(side, f"{side}'s")
+
+
+def run_flops(study: Study) -> float:
+    """Multiplications and additions of one run of a study whose budget is in tokens."""
+    spec = study.spec
+    assert spec.tokens is not None
+    return float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * spec.tokens
 
 
 def fitted_keys(study: Study) -> tuple[str, ...]:

@@ -130,9 +130,9 @@ def gain_sentence(results: LadderResults) -> str:
     slope, digits = float(fitted.slope[0]) * math.log(10), interval_decimals(low, high)
     numbers = f"{with_sign(slope, digits)} [{with_sign(low, digits)}, {with_sign(high, digits)}] nats"
     if low <= 0 <= high:
-        return f"What tuning gains shows no clear trend with compute: {numbers} for each tenfold, with a 90% interval."
+        return f"The gain shows no clear trend: {numbers} for each tenfold compute, with a 90% interval."
     way = "grows" if slope > 0 else "shrinks"
-    return f"What tuning gains {way} with compute: by {numbers} for each tenfold, with a 90% interval."
+    return f"The gain {way} with scale: {numbers} for each tenfold compute, with a 90% interval."
 
 
 def slopes(results: LadderResults) -> Iterator[tuple[bool, str]]:
@@ -149,26 +149,18 @@ def slopes(results: LadderResults) -> Iterator[tuple[bool, str]]:
         ):
             clear, times = low > 0 or high < 0, math.log(10)
             way = "shows no clear trend:" if not clear else "rises" if slope > 0 else "falls"
-            if scale == "linear":
-                numbers = "{} [{}, {}]".format(*(with_sign(end * times, 2) for end in (slope, low, high)))
-                how = "by " if clear else ""
-            else:
-                numbers = str(_estimate_of(*(math.exp(end * times) for end in (slope, low, high))))
-                how = "by a factor " if clear else "a factor "
+            ends = [end * times if scale == "linear" else math.exp(end * times) for end in (slope, low, high)]
+            numbers = "{:.2f} [{:.2f}, {:.2f}]".format(*ends).replace("-", "−")
+            how = ("by " if clear else "") + ("" if scale == "linear" else "a factor ")
             yield clear, f"{name} {way} {how}{numbers} for each tenfold {axis}."
 
 
-def _estimate_of(value: float, low: float, high: float) -> Estimate:
-    return Estimate(value=value, low=low, high=high)
-
-
 def what_changed(results: LadderResults) -> list[str]:
-    """What did not transfer: keys without a clear optimum or with a bend, then those with a clear slope, then others."""
-    found = [*results.not_transferred()]
-    trends = [*slopes(results)]
+    """What did not transfer: keys without a clear optimum or with a bend, those with a clear slope, and all others."""
+    found, trends = [*results.not_transferred()], [*slopes(results)]
     found += [sentence for clear, sentence in trends if clear]
-    found += [sentence for clear, sentence in trends if not clear]
-    return found
+    nothing = [] if found else ["No law bends, and no slope is clear."]
+    return [*nothing, *found, *(sentence for clear, sentence in trends if not clear)]
 
 
 # sides and the next step

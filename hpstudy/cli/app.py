@@ -110,11 +110,17 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Searches, trains the baseline, confirms the winner on fresh seeds, and reports. Run it again to resume."""
-    from hpstudy.cli import study_commands
+    from hpstudy.study.ladder import is_ladder
 
-    study_commands.run(
-        name, _options(runs, device, wandb, workers, cluster, trials, accept_environment), as_json=as_json
-    )
+    options = _options(runs, device, wandb, workers, cluster, trials, accept_environment)
+    if is_ladder(name):
+        from hpstudy.cli import ladder_run
+
+        ladder_run.run(name, options, as_json=as_json)
+    else:
+        from hpstudy.cli import study_commands
+
+        study_commands.run(name, options, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy ladder ladder")
@@ -178,9 +184,12 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Writes the report as HTML and Markdown, and prints the path of the page."""
-    from hpstudy.cli import report_commands
+    from hpstudy.cli import ladder_command, report_commands
 
-    report_commands.report(name, runs, figures=figures, as_json=as_json)
+    if ladder_command.is_begun(name, runs):
+        ladder_command.show(name, runs, as_json=as_json)
+    else:
+        report_commands.report(name, runs, figures=figures, as_json=as_json)
 
 
 @app.command(epilog="Example: hpstudy sync quickstart")

@@ -1,72 +1,47 @@
-"""A ladder on the command line: `run` trains its parts in order, `check` prices them, `ladder` shows what it found."""
+"""`ladder`, and `check` of a ladder: what it has found, the study of its target, and what its parts cost."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpstudy.analysis.ladder import (
-    FILE,
     LadderResults,
     begun_ladder,
+    begun_ladders,
     fitted_keys,
-    load_ladder_results,
     raw_keys,
+    run_flops,
 )
 from hpstudy.analysis.numbers import duration, short
-from hpstudy.analysis.results import load
-from hpstudy.analysis.state import Stage, state
-from hpstudy.cli.common import err, out, print_json, say
+from hpstudy.cli.common import out, print_json, say
 from hpstudy.cli.layout import Column, say_fact, say_table
-from hpstudy.cli.study_commands import flags_of, train
 from hpstudy.data.corpus import check_size, corpus_of
 from hpstudy.errors import UserError
-from hpstudy.files import command, write_atomic
+from hpstudy.files import write_atomic
 from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import planned
 from hpstudy.running.cost import estimate
 from hpstudy.running.local import LocalExecutor
-from hpstudy.spec import flops_per_token
-from hpstudy.study import Study
-from hpstudy.study.frozen import SOURCE, source_of
-from hpstudy.study.ladder import CHECK, TABLE, TARGET, Ladder, Size, load_ladder, parse_ladder, write_part
+from hpstudy.study import Study, study_name
+from hpstudy.study.ladder import CHECK, TARGET, Ladder, Size, load_ladder
 from hpstudy.study.load import LOCAL
-from hpstudy.study.schema import FORMAT
-from hpstudy.tracking.store import RunStore, begun_studies
-
-if TYPE_CHECKING:
-    from hpstudy.running.interface import Options
 
 WRITTEN = "Written by `hpstudy ladder"  # the first words of a target's file
-MAY_CHANGE = (TARGET, f"{TARGET}_tokens")  # keys of [ladder] after it has begun
 H100_FLOPS, H100_MFU = 989e12, 0.4  # dense bf16, and a usual share of it
 
 
-def run(name: str, options: Options, *, as_json: bool = False) -> None:
-    """Runs or resumes every part of a ladder, writes its page and the target's study, and prints what it found."""
-    if options.trials is not None:
-        raise UserError("--trials: a ladder's trials are those of [ladder] trials; edit the file before it begins")
-    ladder = begun(load_ladder(name), options.runs)
-    err().print(f"{ladder.name}: {ladder.question}")
-    root = options.runs / ladder.name
-    for size in ladder.rungs:
-        found = load_ladder_results(ladder, options.runs)
-        first = [_start(found, size)] if found.rungs else []
-        _train(ladder, options, ladder.part(size.label), ladder.rung_text(size, first), name)
-    if ladder.check is not None:
-        for part, text in _check_parts(ladder, options.runs):
-            _train(ladder, options, part, text, name)
-    finish(load_ladder_results(ladder, options.runs), as_json=as_json, root=root)
+def is_begun(name: str, runs: Path) -> bool:
+    """Whether a ladder of that name has begun in the folder `runs`."""
+    return study_name(name) in begun_ladders(runs)
 
 
 def show(name: str, runs: Path, *, as_json: bool = False) -> None:
     """Writes the page of a ladder that has begun and, once all rungs have ended, its target's study; prints both."""
-    found = begun_ladder(name, runs)
+    found = begun_ladder(study_name(name), runs)
     finish(found, as_json=as_json, root=found.root)
 
 
@@ -83,85 +58,6 @@ def finish(found: LadderResults, *, as_json: bool, root: Path) -> None:
     console = out()
     console.print(ladder_screen(found, console.width), soft_wrap=True, end="")
     say_fact(console, "report", str(page))
-    if target is not None:
-        say_fact(console, "target", f"{target}: {command('run', target.stem, found.runs)}")
-
-
-def begun(ladder: Ladder, runs: Path) -> Ladder:
-    """The ladder as it began in the folder `runs`, or as it begins now. Raises UserError if its file has changed."""
-    path = runs / ladder.name / FILE
-    if RunStore(path.parent).begun:
-        raise UserError(f"{path.parent}: a study of that name has begun there; give the ladder another name")
-    if not path.exists():
-        RunStore(path.parent).create()
-        states = "format" in tomllib.loads(ladder.text)
-        text = ladder.text if states else f"format = {FORMAT}  # hpstudy's newest when the ladder began\n{ladder.text}"
-        write_atomic(path, text)
-    before = parse_ladder(path.read_text(encoding="utf-8"), name=ladder.name, path=path)
-    if changes := list(_changes(before, ladder)):
-        raise UserError(
-            f"{ladder.path}: changed after its ladder began: {change}; put the values back, or copy the file under "
-            "another name for another ladder"
-            for change in changes
-        )
-    write_atomic(path.parent / SOURCE, json.dumps(source_of(ladder.path, path.parent)) + "\n")
-    return replace(before, table=ladder.table, target=ladder.target)
-
-
-def _changes(before: Ladder, now: Ladder) -> Iterator[str]:
-    """`[search] lr: was ..., is ...` for each key that may not change and has."""
-    old, new = (
-        {**ladder.data, TABLE: ladder.table.model_dump(mode="json", exclude=set(MAY_CHANGE))}
-        for ladder in (before, now)
-    )
-    old.setdefault("format", FORMAT)
-    new.setdefault("format", old["format"])
-    for section in dict.fromkeys([*old, *new]):
-        was, is_ = old.get(section), new.get(section)
-        if isinstance(was, Mapping) and isinstance(is_, Mapping):
-            for key in dict.fromkeys([*was, *is_]):
-                if was.get(key) != is_.get(key):
-                    yield f"[{section}] {key}: was {json.dumps(was.get(key))}, is {json.dumps(is_.get(key))}"
-        elif was != is_:
-            yield f"{section}: was {json.dumps(was)}, is {json.dumps(is_)}"
-
-
-def _start(found: LadderResults, size: Size) -> Mapping[str, Any]:
-    """The point that a rung tries first: what the laws of the smaller ones predict there."""
-    smaller = tuple(
-        rung for rung in found.rungs if found.ladder.rungs.index(rung.size) < found.ladder.rungs.index(size)
-    )
-    return replace(found, rungs=smaller).point(size) if smaller else {}
-
-
-def _check_parts(ladder: Ladder, runs: Path) -> Iterator[tuple[str, str]]:
-    """The name and the file of each part of the check: its search, then its sides."""
-    assert ladder.check is not None
-    seeds = check_seeds(ladder)
-    yield ladder.part(CHECK), ladder.check_text(ladder.check, seeds)
-    found = load_ladder_results(ladder, runs)
-    for side, values in found.side_values(ladder.check).items():
-        name = ladder.part(f"{CHECK}-{side}")
-        yield name, ladder.side_text(ladder.check, side, values, seeds)
-
-
-def check_seeds(ladder: Ladder) -> tuple[int, ...]:
-    """The fresh seeds of the check: the first that the file states, or that follow from its name and values."""
-    assert ladder.check is not None
-    study = ladder.study(ladder.rung_text(ladder.check), ladder.part(CHECK))
-    return study.seeds[: ladder.table.check_seeds]
-
-
-def _train(ladder: Ladder, options: Options, part: str, text: str, name: str) -> None:
-    """Trains a part of the ladder to its end, unless it has ended, and writes its report."""
-    if part in begun_studies(options.runs) and state(load(part, options.runs)).stage in (Stage.DONE, Stage.UNDECIDED):
-        return
-    path = write_part(options.runs / ladder.name, part, text)
-    train(str(path), options, resume=command("run", name, options.runs, *flags_of(options)))
-    from hpstudy.cli.report_commands import report_page
-
-    results = load(part, options.runs)
-    say(f"{part}: {report_page(results)}")
 
 
 def write_target(found: LadderResults) -> Path | None:
@@ -206,8 +102,7 @@ def _target_heading(found: LadderResults, target: Size) -> Iterator[str]:
 def _price(found: LadderResults, target: Size) -> str:
     """What a run of the target costs: FLOPs, time on this device at the speed of the largest rung, and on an H100."""
     study, last = found.study_at(target), found.rungs[-1]
-    spec = study.spec
-    flops = float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * target.tokens
+    flops = run_flops(study)
     speed = float(last.results.trials["tok_per_sec"].median())
     rate = speed * last.flops / last.size.tokens
     device = str(last.results.environment.get("device_name") or last.results.environment.get("device"))
@@ -286,8 +181,7 @@ def check(name: str, runs: Path, device: str) -> None:
         workers = num_workers(study, cost.environment, options, lambda _line: None)
         seconds = cost.seconds([shares], workers)
         total += seconds
-        spec = study.spec
-        rate = float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * cost.run_tokens / cost.train_seconds
+        rate = run_flops(study) / cost.train_seconds
         rows.append(
             (
                 label if label != CHECK else f"check {size.label}",
@@ -309,8 +203,7 @@ def check(name: str, runs: Path, device: str) -> None:
     upper = "up to " if not ladder.data.get("confirm", {}).get("seeds") else ""
     say_fact(console, "cost", f"{upper}{duration(total)} in all")
     if ladder.target is not None:
-        spec = _part_study(ladder, ladder.target, ladder.target.label).spec
-        flops = float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * ladder.target.tokens
+        flops = run_flops(_part_study(ladder, ladder.target, ladder.target.label))
         last = ladder.rungs[-1]
         say_fact(
             console,
@@ -322,5 +215,5 @@ def check(name: str, runs: Path, device: str) -> None:
 
 def _part_study(ladder: Ladder, size: Size, label: str) -> Study:
     """The study of a rung, or of the check's own search."""
-    text = ladder.check_text(size, check_seeds(ladder)) if label == CHECK else ladder.rung_text(size)
+    text = ladder.check_text(size, ladder.check_seeds) if label == CHECK else ladder.rung_text(size)
     return ladder.study(text, ladder.part(label))

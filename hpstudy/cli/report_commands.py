@@ -37,11 +37,6 @@ MAX_STEM = 200  # characters of a file's name
 
 def report(name: str, runs: Path, *, figures: bool = False, as_json: bool = False) -> None:
     """Writes the report of a study as far as it is, and prints the path of the page."""
-    if study_name(name) in begun_ladders(runs):
-        from hpstudy.cli import ladder_command
-
-        ladder_command.show(name, runs, as_json=as_json)
-        return
     results = loaded(study_name(name), runs)
     page = report_page(results, figures=figures)
     if as_json:
@@ -128,15 +123,24 @@ def _columns(table: Table) -> Iterator[Column]:
 
 
 def results(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
-    """Prints the answers of studies as Markdown; of all that have begun if none is named."""
+    """Prints the answers of studies and ladders as Markdown; of all that have begun if none is named.
+
+    A ladder is one answer: the studies of its parts are not listed beside it.
+    """
     from hpstudy.analysis.rules import rule_records
     from hpstudy.analysis.together import adjusted_levels, cautions
+    from hpstudy.cli.ladder_command import as_values
     from hpstudy.report import results_markdown  # plotly takes half a second to import
+    from hpstudy.report.ladder import ladder_results_markdown
 
-    begun = begun_studies(runs)
+    begun, stems = begun_studies(runs), begun_ladders(runs)
     if not (names or begun):
         raise UserError(f"{runs}: no study has begun there; start one with `{command('run', 'NAME', runs)}`")
-    found = all_loaded(names, runs) if names else list(readable(begun, runs))
+    ladders = [begun_ladder(stem, runs) for stem in stems if not names or stem in map(study_name, names)]
+    if names:
+        found = all_loaded([name for name in names if study_name(name) not in stems], runs)
+    else:
+        found = [results for results in readable(begun, runs) if results.study.part_of not in stems]
     if as_json:
         levels = zip(found, adjusted_levels(found), strict=True)
         print_json(
@@ -144,10 +148,12 @@ def results(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
                 "studies": [overview(results) | {"p_adjusted": level} for results, level in levels],
                 "cautions": list(cautions(found)),
                 "rules": [asdict(record) for record in rule_records(found)],
+                "ladders": [as_values(ladder, None) for ladder in ladders],
             }
         )
     else:
-        print(results_markdown(found), end="")
+        texts = [results_markdown(found)] if found or not ladders else []
+        print("\n".join([*texts, *map(ladder_results_markdown, ladders)]), end="")
 
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:

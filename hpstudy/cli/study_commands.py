@@ -24,7 +24,6 @@ from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRe
 from hpstudy.running.local import LocalExecutor
 from hpstudy.running.replay import replay as train_again
 from hpstudy.study import as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
-from hpstudy.study.ladder import is_ladder
 from hpstudy.tracking.store import RunStore
 
 if TYPE_CHECKING:
@@ -33,11 +32,6 @@ if TYPE_CHECKING:
 
 def run(name: str, options: Options, *, as_json: bool = False) -> None:
     """Runs or resumes a study, writes its report, and prints the comparison and the verdict, or what `status` knows."""
-    if is_ladder(name):
-        from hpstudy.cli import ladder_command
-
-        ladder_command.run(name, options, as_json=as_json)
-        return
     store = train(name, options, resume=command("run", name, options.runs, *flags_of(options)))
     from hpstudy.analysis.results import load
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hpstudy.analysis.in_short import InShort, Tone
+from hpstudy.analysis.in_short import InShort, Tone, opponent
 from hpstudy.analysis.ladder import Answer, LadderResults, Rung, raw_keys
 from hpstudy.analysis.ladder_trends import (
     answer_badge,
@@ -20,8 +22,8 @@ from hpstudy.analysis.ladder_trends import (
     what_changed,
     written,
 )
-from hpstudy.analysis.measured import ONE_SEED_DIGITS, measured
-from hpstudy.analysis.numbers import listed, plain, rough, short
+from hpstudy.analysis.measured import measured
+from hpstudy.analysis.numbers import plain, rough, short
 from hpstudy.files import command, write_atomic
 from hpstudy.report.html import render
 from hpstudy.report.images import draw
@@ -29,10 +31,8 @@ from hpstudy.report.ladder_figures import KEY_LEGEND, check_figures, compute_fig
 from hpstudy.report.ladder_screen import ladder_screen
 from hpstudy.report.markdown import opened_markdown
 from hpstudy.report.sections import Opening, Section
-from hpstudy.report.style import Figure
 from hpstudy.report.tables import Table
 from hpstudy.study import num_trials
-from hpstudy.study.ladder import CHECK, Size
 
 __all__ = ["ladder_figures", "ladder_screen", "write_ladder_report"]
 
@@ -81,7 +81,7 @@ def ladder_sections(results: LadderResults, folder: Path, epochs: Epochs) -> lis
     said = gain_sentence(results)
     parts = [
         Section(title="The best values against size", id="laws", legend=KEY_LEGEND, figures=keys) if keys else None,
-        Section(title="What tuning gains", id="gains", text=(said,) if said else (), figures=compute)
+        Section(title="The gain with scale", id="gains", text=(said,) if said else (), figures=compute)
         if compute
         else None,
         _check(results),
@@ -106,7 +106,7 @@ def _check(results: LadderResults) -> Section | None:
         return None
     text = [
         f"{check.label} has {short(check.weights)} weights and trains on {short(check.tokens)} tokens, "
-        f"{results.factors(check)} of the largest rung. No law has seen it."
+        f"{results.factors(check)} beyond the largest rung. The laws have not seen it."
     ]
     return Section(
         title="The check", id="check", text=tuple(text), figures=tuple(check_figures(results)),
@@ -134,10 +134,18 @@ def sides_table(results: LadderResults) -> Table:
 
 def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
     """A row for each rung and the check, linked to their own reports."""
-    ladder = results.ladder
     rungs = [*results.rungs, *filter(None, [results.check])]
     names = [rung.size.label if rung is not results.check else f"check {rung.size.label}" for rung in rungs]
-    header = ["", "weights", "tokens", "per weight", *(["epochs"] if epochs else []), "trials", "best loss", "GPT-3's"]
+    header = [
+        "",
+        "weights",
+        "tokens",
+        "per weight",
+        *(["epochs"] if epochs else []),
+        "trials",
+        "best loss",
+        f"{opponent(rungs[0].study)}'s loss",
+    ]
     keys = [shown_key(key) for key in results.keys]
     stable = any(rung.stable_lr is not None for rung in rungs)
     rows = []
@@ -163,8 +171,8 @@ def rungs_table(results: LadderResults, folder: Path, epochs: Epochs) -> Table:
         title="",
         header=(*header, *keys, *(["largest stable lr"] if stable else [])),
         rows=tuple(rows),
-        note="The best values by a surface through all trials of a rung, with 90% intervals. Best loss: of the search's "
-        "winner, beside the baseline's, in nats, mean ± standard error on fresh seeds.",
+        note="Best values by a surface through all trials of a rung, with 90% intervals. Best loss: of the search's "
+        "winner, in nats, mean ± standard error on fresh seeds.",
         links=links,
     )
 
@@ -178,7 +186,7 @@ def _stable(rung: Rung) -> str:
     found = rung.stable_lr
     if found is None:
         return "-"
-    value = rough(float(f"{2.718281828 ** found.value:.4g}"))
+    value = rough(math.exp(found.value))
     return value if found.bounded else f"≥ {value}"
 
 
@@ -186,19 +194,35 @@ def _target(results: LadderResults) -> Section | None:
     target, path = results.ladder.target, target_file(results)
     if target is None or not results.laws:
         return None
-    rows = [(shown_key(key), written(predicted_value(results, key, target))) for key in results.laws]
+    point, predicted = results.point(target), results.predicted(target)
+    rows = [
+        (
+            shown_key(key),
+            written(predicted_value(results, key, target)),
+            plain(predicted.lr if shown_key(key) == "lr" else point[key]),
+        )
+        for key in results.laws
+    ]
     text = [
         f"{target.label} has {short(target.weights)} weights and trains on {short(target.tokens)} tokens: the laws "
         f"extrapolate {results.factors(target)} beyond {results.ladder.rungs[-1].label}."
     ]
     if (stable := results.largest_lr(target)) is not None:
-        rows.append(("largest stable lr", str(stable)))
+        rows.append(("largest stable lr", str(stable), ""))
     if path is not None:
         text.append(f"`{path}` is a study of it that tries the predicted values first, within these intervals.")
     return Section(
         title="The target",
         id="target",
         text=tuple(text),
-        tables=(Table(title="Predicted", header=("", "value [90%]"), rows=tuple(rows)),),
+        tables=(Table(title="Predicted", header=("", "law [90%]", "tried first"), rows=tuple(rows)),),
         commands=(command("run", path.stem, results.runs),) if path else (),
     )
+
+
+def ladder_results_markdown(results: LadderResults) -> str:
+    """A ladder's answer for a page of several: its report below a heading of the second level, without figures."""
+    name, command_ = results.ladder.name, command("results", results.ladder.name)
+    opening, parts = ladder_opening(results), ladder_sections(results, results.root / "report", {})
+    text = opened_markdown(name, results.ladder.question, opening, parts, {})
+    return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `{command_}`.\n"

@@ -6,14 +6,14 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from hpstudy.analysis.in_short import opponent
-from hpstudy.analysis.ladder import LEVEL, PREDICTED, SEARCH, Estimate, LadderResults, Rung, gains
+from hpstudy.analysis.ladder import LEVEL, SEARCH, Estimate, LadderResults, Rung, gains
 from hpstudy.analysis.ladder_trends import (
     OVER_RULE,
     baseline_value,
@@ -27,7 +27,7 @@ from hpstudy.analysis.ladder_trends import (
     studies,
 )
 from hpstudy.analysis.measured import Measured, measured
-from hpstudy.analysis.numbers import rough, short
+from hpstudy.analysis.numbers import listed, rough, short
 from hpstudy.hparams import SEARCHABLE
 from hpstudy.report.curve_figures import area
 from hpstudy.report.scales import tick_text, ticks
@@ -43,22 +43,22 @@ from hpstudy.report.style import (
     apart,
     empty_plot,
     interval_row,
-    inwards,
 )
 from hpstudy.search.rules import PUBLISHED
 from hpstudy.statistics.scaling import Law
 from hpstudy.study import FloatRange, Study
-from hpstudy.study.ladder import Size
+from hpstudy.study.ladder import PREDICTED, Size
 
 HEIGHT = 400  # pixels of a key's figure
 POINTS = 60  # of a law's line
 LABEL_GAP = 0.05  # share of the axis between two labels at its right end
 LABEL_WIDTH = 6.7  # pixels of a character of those, at most
 ROOM = math.log(12)  # how far rules may stretch a log axis beyond what the ladder found
-LEAST_APART = 0.075  # share of the axis between two names above it
+NAME_WIDTH, NARROW, ROW = 7.4, 225, 14  # pixels of a character above a plot, of a phone's plot, and of a row of names
 BESIDE = 0.011  # share of the axis between the prediction at the check and what was measured
 AXES = {"N": "weights without embeddings (N)", "D": "tokens of a run (D)"}
-ENDS = {"b": 52, "t": 46}
+MARGIN = {"l": 58, "r": 18, "t": 46, "b": 52}
+Array = NDArray[np.float64]
 Scale = Literal["linear", "log", "log1m"]
 
 
@@ -67,8 +67,8 @@ class _Line:
     """A line over sizes with its name at the right end."""
 
     name: str  # HTML
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | Array
+    y: Sequence[float] | Array
     style: Mapping[str, Any]
 
 
@@ -87,9 +87,7 @@ def key_figures(results: LadderResults) -> Iterator[Figure]:
         yield _key_figure(results, key, known, "full" if wide else "half")
 
 
-def _key_figure(
-    results: LadderResults, key: str, known: Mapping[str, Study], size: Literal["full", "half"]
-) -> Figure:
+def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], size: Literal["full", "half"]) -> Figure:
     ladder, dimension = results.ladder, results.rungs[-1].study.space[key]
     scale: Scale = dimension.scale if isinstance(dimension, FloatRange) else "log"
     axis = ladder.axes[0]
@@ -97,7 +95,7 @@ def _key_figure(
     beyond = [size for size in (ladder.check, ladder.target) if size is not None]
     shown = sorted((*(rung.size for rung in results.rungs), *beyond), key=lambda size: (at(size), size.tokens))
     name = shown_key(key)
-    plot = empty_plot(AXES[axis], _titled(name, scale), height=HEIGHT, margin={"l": 58, "r": 18, **ENDS})
+    plot = empty_plot(AXES[axis], "", height=HEIGHT, margin=MARGIN)
     path = _grid(results, shown, at)
     found = [(rung, estimate) for rung in results.rungs if (estimate := rung_value(rung, key)) is not None]
     ahead = {each.label: predicted_value(results, key, each) for each in shown}
@@ -114,11 +112,9 @@ def _key_figure(
     for rule in PUBLISHED:
         said = [rule_value(known[each.label], rule, key) for each in shown]
         if all(value is not None and math.isfinite(up(value)) for value in said):
-            lines.append(
-                _Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v], style=_RULE)
-            )
+            lines.append(_Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v], style=_RULE))
 
-    core = [*law_y, *theirs, *(up(end) for _, e in found for end in (e.value, e.low, e.high))]
+    core = [*law_y, *(up(end) for _, e in found for end in (e.value, e.low, e.high))]
     core += [up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high)]
     measured_there = rung_value(results.check, key) if results.check is not None else None
     if measured_there is not None:
@@ -144,16 +140,28 @@ def _key_figure(
         place = at(results.check.size) + BESIDE * width
         _point(plot, place, measured_there, up, limits, INK, symbol="diamond", hollow=not bent(results.check, key),
             hover=f"measured at {results.check.size.label}: {name} {measured_there}")  # fmt: skip
-    _name_sizes(plot, results, shown, at, x_limits)
-    _name_lines(plot, lines, limits)
+    _name_sizes(plot, results, {each.label: at(each) for each in shown}, x_limits)
     _set_x(plot, x_limits)
+    _name_lines(plot, lines, limits)
     _set_y(plot, limits, scale)
-    hidden = [html.unescape(line.name) for line in lines if not limits[0] <= line.y[-1] <= limits[1]]
-    caption = SEARCHABLE[key if key != OVER_RULE else "lr"].doc
-    caption += f", {SEARCHABLE[name].unit}" if SEARCHABLE[name].unit else ""
-    caption = f"{caption[0].upper()}{caption[1:]}."
-    caption += f" Beyond the axis: {', '.join(hidden)}." if hidden else ""
-    return Figure(title=name, caption=caption, plot=plot, size=size)
+    return Figure(title=name, caption=_caption(name, scale, _beyond(lines, limits, scale)), plot=plot, size=size)
+
+
+def _caption(name: str, scale: Scale, beyond: Sequence[str]) -> str:
+    """What a key is, on which scale, and which lines have left the plot."""
+    rule = SEARCHABLE[name]
+    unit = f", {rule.unit}" if rule.unit else ""
+    scaled = " On the log of 1 − value." if scale == "log1m" else ""
+    left = f" Beyond the axis: {listed(list(beyond))}." if beyond else ""
+    return f"{name}: {rule.doc}{unit}.{scaled}{left}"
+
+
+def _beyond(lines: Sequence[_Line], limits: tuple[float, float], scale: Scale) -> list[str]:
+    """The lines whose right end is beyond the vertical axis, each with its value there."""
+    down = _down(scale)
+    return [
+        f"{line.name} ({rough(down(float(line.y[-1])))})" for line in lines if not limits[0] <= line.y[-1] <= limits[1]
+    ]
 
 
 KEY_LEGEND = (
@@ -192,18 +200,14 @@ def _down(scale: Scale) -> Callable[[float], float]:
     return {"linear": float, "log1m": lambda y: 1 - math.exp(-y), "log": math.exp}[scale]
 
 
-def _titled(name: str, scale: Scale) -> str:
-    return f"{name} (log of 1 − value)" if scale == "log1m" else name
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
     """Sizes from the smallest to the largest, many between each two."""
 
-    x: np.ndarray  # P logs on the figure's axis
-    between: np.ndarray  # P x M logs on the laws' axes
+    x: Array  # P logs on the figure's axis
+    between: Array  # P x M logs on the laws' axes
     sizes: tuple[Size, ...]  # that the path goes through, one for each place on the axis
-    at: np.ndarray  # their places
+    at: Array  # their places
 
 
 def _grid(results: LadderResults, shown: Sequence[Size], at: Callable[[Size], float]) -> _Path:
@@ -215,7 +219,7 @@ def _grid(results: LadderResults, shown: Sequence[Size], at: Callable[[Size], fl
     return _Path(x=x, between=between, sizes=through, at=places)
 
 
-def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float], float]) -> np.ndarray:
+def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float], float]) -> Array:
     """The heights of the law and the ends of its band, as 3 x P.
 
     lr is predicted as a multiple of a rule: the log of what it is a multiple of is a line between two sizes.
@@ -230,7 +234,7 @@ def _law_on(results: LadderResults, key: str, path: _Path, up: Callable[[float],
     return np.asarray(ends + np.interp(path.x, path.at, offsets))
 
 
-def _boundary_on(results: LadderResults, path: _Path) -> np.ndarray | None:
+def _boundary_on(results: LadderResults, path: _Path) -> Array | None:
     """The heights of the largest stable lr and the ends of its band, as 3 x P."""
     if (fitted := results.boundary) is None:
         return None
@@ -311,40 +315,58 @@ def _bar(
 
 
 def _name_sizes(
-    plot: go.Figure,
-    results: LadderResults,
-    shown: Sequence[Size],
-    at: Callable[[Size], float],
-    limits: tuple[float, float],
+    plot: go.Figure, results: LadderResults, places: Mapping[str, float], limits: tuple[float, float]
 ) -> None:
-    """Writes the rungs' names above the plot and, above those, the check's and the target's with a line each."""
-    ladder, last = results.ladder, -math.inf
-    width = limits[1] - limits[0]
-    for size in shown:
-        if size in (ladder.check, ladder.target):
-            role = "check" if size == ladder.check else "target"
-            close = size == ladder.target and ladder.check is not None and at(size) - at(ladder.check) < 0.3 * width
-            plot.add_vline(x=at(size), line={"color": FAINT, "width": 1, "dash": "dot"}, layer="below")
-            anchor = "right" if size == shown[-1] and not close else inwards(at(size), *limits)
-            _above(plot, at(size), f"{role} <b>{html.escape(size.label)}</b>", 33 if close else 17, INK, anchor)
-        elif (at(size) - last) / width >= LEAST_APART:
-            last = at(size)
-            _above(plot, last, html.escape(size.label), 2, MUTED, "center")
+    """Writes the names of sizes above the plot, one row higher if there is no room; check and target have a line each.
 
-
-def _above(plot: go.Figure, x: float, text: str, shift: float, colour: str, anchor: str) -> None:
-    plot.add_annotation(
-        x=x, y=1, yref="paper", yanchor="bottom", yshift=shift, text=text, showarrow=False, xanchor=anchor,
-        font={"color": colour, "size": 11.5},
-    )  # fmt: skip
+    `places` are the sizes' by label. A rung whose name does not fit into three rows has none.
+    """
+    ladder, width = results.ladder, limits[1] - limits[0]
+    roles = {
+        size.label: role for role, size in (("check", ladder.check), ("target", ladder.target)) if size is not None
+    }
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(4)]
+    for label, x in sorted(places.items(), key=lambda place: (place[0] in roles, place[1])):
+        role = roles.get(label)
+        text = f"{role} <b>{html.escape(label)}</b>" if role else html.escape(label)
+        half = NAME_WIDTH * len(f"{role or ''} {label}") / NARROW / 2
+        at = (x - limits[0]) / width
+        centre = at - half if role and at + half > 1 else at
+        row = next(
+            (row for row, names in enumerate(taken) if all(abs(centre - c) > half + h for c, h in names)),
+            len(taken) - 1,
+        )
+        if role:
+            plot.add_vline(x=x, line={"color": FAINT, "width": 1, "dash": "dot"}, layer="below")
+        elif row == len(taken) - 1:
+            continue
+        taken[row].append((centre, half))
+        anchor = "center" if centre == at else "right"
+        plot.add_annotation(
+            x=x, y=1, yref="paper", yanchor="bottom", yshift=2 + ROW * row, text=text, showarrow=False, xanchor=anchor,
+            font={"color": INK if role else MUTED, "size": 11.5},
+        )  # fmt: skip
+    plot.update_layout(margin_t=10 + ROW * (1 + max(row for row, names in enumerate(taken) if names)))
 
 
 def _name_lines(plot: go.Figure, lines: Sequence[_Line], limits: tuple[float, float]) -> None:
-    """Writes each line's name beside its right end, if that is within the axis, at least LABEL_GAP apart."""
-    ends = {line.name: float(line.y[-1]) for line in lines if limits[0] <= line.y[-1] <= limits[1]}
+    """Writes each line's name beside its right end, if that is within the axis, at least LABEL_GAP apart.
+
+    The baseline has an arrow if it is beyond.
+    """
+    low, high = limits
+    ends = {line.name: float(line.y[-1]) for line in lines if low <= line.y[-1] <= high}
     colours = {line.name: line.style["color"] for line in lines}
+    for line in lines:
+        if line.style is _THEIRS and line.name not in ends:
+            above = line.y[-1] > high
+            name = f"{line.name} {'↑' if above else '↓'}"
+            ends[name], colours[name] = high if above else low, INK
     gap = LABEL_GAP * (limits[1] - limits[0])
-    for (name, _), y in zip(ends.items(), apart(list(ends.values()), gap, limits), strict=True):
+    from_, to = max(line.x[-1] for line in lines), plot.layout.xaxis.range[1]
+    for (name, end), y in zip(ends.items(), apart(list(ends.values()), gap, limits), strict=True):
+        leader = {"color": colours[name], "width": 0.7}
+        plot.add_trace(go.Scatter(x=[from_, to], y=[end, y], mode="lines", line=leader, hoverinfo="skip"))
         plot.add_annotation(
             x=1, xref="paper", y=y, text=name, showarrow=False, xanchor="left", xshift=5,
             font={"color": colours[name], "size": 12},
@@ -383,13 +405,15 @@ def compute_figures(results: LadderResults) -> Iterator[Figure]:
 
 
 def _losses(results: LadderResults, full: Sequence[tuple[Rung, Measured, Measured]]) -> Figure:
-    plot = empty_plot("FLOPs of one run", "val loss (nats)", height=330, margin={"l": 58, "r": 18, **ENDS})
+    plot = empty_plot("FLOPs of one run", "val loss (nats)", height=330, margin=MARGIN)
     x = [math.log(rung.flops) for rung, _, _ in full]
     ends: list[_Line] = []
     every: list[float] = []
-    for place, name, style in ((1, opponent(results.rungs[0].study), _THEIRS), (2, "tuned", _LAW)):
-        sides = [entry[place] for entry in full]
-        losses = [float(side.val_loss) for side in sides]
+    for name, style, sides in (
+        (opponent(results.rungs[0].study), _THEIRS, [theirs for _, theirs, _ in full]),
+        ("tuned", _LAW, [ours for _, _, ours in full]),
+    ):
+        losses = [side.val_loss or 0.0 for side in sides]
         errors = [1.96 * (side.se or 0.0) for side in sides]
         every += [value + sign * error for value, error in zip(losses, errors, strict=True) for sign in (-1, 1)]
         texts = [f"{entry[0].size.label}: {name} {side}" for entry, side in zip(full, sides, strict=True)]
@@ -406,13 +430,15 @@ def _losses(results: LadderResults, full: Sequence[tuple[Rung, Measured, Measure
     _name_lines(plot, ends, limits)
     plot.update_yaxes(range=list(limits))
     fresh = all(ours.se is not None for _, _, ours in full)
-    caption = "Means over fresh seeds with 95% intervals." if fresh else "Means over fresh seeds; one seed if not confirmed."
+    caption = (
+        "Means over fresh seeds with 95% intervals." if fresh else "Means over fresh seeds; one seed if not confirmed."
+    )
     return Figure(title="Loss against compute", caption=caption, plot=plot, size="half")
 
 
 def _gains(results: LadderResults) -> Figure:
     who = opponent(results.rungs[0].study)
-    plot = empty_plot("FLOPs of one run", f"{who} less tuned (nats)", height=330, margin={"l": 58, "r": 18, **ENDS})
+    plot = empty_plot("FLOPs of one run", f"{who} less tuned (nats)", height=330, margin=MARGIN)
     found = [(rung, contrast) for rung, contrast in gains(results) if contrast is not None]
     x = [math.log(rung.flops) for rung, _ in found]
     values = [-c.difference for _, c in found]
@@ -447,7 +473,7 @@ def _gains(results: LadderResults) -> Figure:
     return Figure(title="What tuning gains", caption=caption, plot=plot, size="half")
 
 
-def _band(fitted: Law, grid: np.ndarray) -> np.ndarray:
+def _band(fitted: Law, grid: Array) -> Array:
     """A law's values and the ends of their interval, as 3 x P."""
     return np.array([fitted.at(np.array([x]), LEVEL) for x in grid]).T
 
@@ -455,12 +481,7 @@ def _band(fitted: Law, grid: np.ndarray) -> np.ndarray:
 def _compute_axis(plot: go.Figure, results: LadderResults, rungs: Sequence[Rung]) -> None:
     places = {rung.size.label: math.log(rung.flops) for rung in rungs}
     limits = _padded(min(places.values()), max(places.values()), 0.06)
-    for (label, x), (_, following) in pairwise([*places.items(), ("", math.inf)]):
-        if results.check is not None and label == results.check.size.label:
-            plot.add_vline(x=x, line={"color": FAINT, "width": 1, "dash": "dot"}, layer="below")
-            _above(plot, x, f"check <b>{html.escape(label)}</b>", 17, INK, inwards(x, *limits))
-        elif (following - x) / (limits[1] - limits[0]) >= LEAST_APART or results.check is not None:
-            _above(plot, x, html.escape(label), 2, MUTED, "center")
+    _name_sizes(plot, results, places, limits)
     low, high = (math.exp(end) for end in limits)
     marks = [float(mark) for mark in ticks(FloatRange(low=low, high=high, scale="log"), most=4)]
     powers = [f"10<sup>{round(math.log10(mark))}</sup>" for mark in marks]
@@ -472,33 +493,37 @@ def _compute_axis(plot: go.Figure, results: LadderResults, rungs: Sequence[Rung]
 
 def check_figures(results: LadderResults) -> Iterator[Figure]:
     """The regrets of the check's sides with their intervals, beside the margin."""
-    sides = [each for each in results.regrets if each.side != SEARCH and each.low is not None]
+    every = [each for each in results.regrets if each.side != SEARCH]
+    sides = [
+        (each, (each.regret, each.low, each.high))
+        for each in every
+        if each.regret is not None and each.low is not None and each.high is not None
+    ]
     if not sides:
         return
     plot = empty_plot("nats above the check's own search", "", height=100 + 50 * len(sides))
     margin = results.ladder.table.check_margin
-    ends = [-margin, margin, *(float(end) for each in sides for end in (each.low or 0.0, each.high or 0.0))]
+    ends = [-margin, margin, *(end for _, ends in sides for end in ends[1:])]
     limits = _padded(min(ends), max(ends), 0.1)
     plot.add_vrect(x0=-margin, x1=margin, fillcolor=INK_BAND, line_width=0, layer="below")
     plot.add_vline(x=0, line={"color": INK, "width": 1.6, "dash": "dash"})
-    for row, each in enumerate(sides):
-        assert each.regret is not None and each.low is not None and each.high is not None
+    for row, (each, value) in enumerate(sides):
         interval_row(
             plot,
             row,
-            (each.regret, each.low, each.high),
+            value,
             limits,
             text=f"<b>{html.escape(str(each).split(' ')[0])}</b> {html.escape(str(each).split(' ', 1)[1])}",
             hover=f"{html.escape(side_name(results, each.side))}<br>{each} nats",
             colour=ACCENT if each.side == PREDICTED else MUTED,
         )
-    names = [html.escape(side_name(results, each.side)).replace("copied from ", "copied<br>from ") for each in sides]
+    names = [html.escape(side_name(results, each.side)).replace(" from ", "<br>from ") for each, _ in sides]
     plot.update_xaxes(range=list(limits))
     plot.update_yaxes(
         tickvals=[-row for row in range(len(sides))], ticktext=names, range=[-len(sides) + 0.5, 0.75], showgrid=False
     )
     caption = (
-        f"Dot and 95% interval over {sides[0].seeds} fresh seeds, each against the search's winner on the same seed. "
+        f"Dot and 95% interval over {sides[0][0].seeds} fresh seeds, each against the search's winner on the same seed. "
         f"Shaded: within the margin of {margin:g} nats, which decides of the predicted values."
     )
     yield Figure(title="Regret at the check", caption=caption, plot=plot, size="full")

@@ -24,14 +24,14 @@ def ladder_screen(results: LadderResults, width: int) -> str:
     """The answer, each rung's best values, the regrets, and what comes next; a command is never cut."""
     now = next_step(results)
     answer = results.verdict if results.answer is not None else now.done
-    wrapped = textwrap.wrap(answer, width - 2)
+    wrapped = textwrap.wrap(answer, width - 2, break_on_hyphens=False)
     regrets = [*_regrets(results)]
     ends = [f"next      {now.command}"]
     if (path := target_file(results)) is not None:
         ends.insert(0, f"target    {path}")
     lines = [results.ladder.name, *(f"  {line}" for line in wrapped), ""]
     room = MOST_LINES - len(lines) - (len(regrets) + 1 if regrets else 0) - len(ends) - 1
-    lines += [*_table(results, width, room), ""]
+    lines += [*_table(results, width, room), ""] if results.laws else []
     lines += [*regrets, ""] if regrets else []
     return "\n".join([*lines, *ends]) + "\n"
 

@@ -100,5 +100,5 @@ def interval_row(
     arms = {"array": [high - x], "arrayminus": [x - low], "color": colour, "thickness": 2, "width": 6}
     dot = {"x": [x], "y": [-row], "mode": "markers", "marker": {"size": 11, "color": colour}}
     plot.add_trace(go.Scatter(**dot, error_x=arms, hovertemplate=f"{hover}<extra></extra>"))
-    label = {"text": text, "font": {"color": colour}, "showarrow": False, "yshift": 20}
+    label = {"text": text, "font": {"color": colour}, "showarrow": False, "yshift": 20, "bgcolor": PAPER}
     plot.add_annotation(x=x, y=-row, xanchor=inwards(x, *limits), **label)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpstudy.hparams import COORDINATES, GPT3, RULES, SEARCHABLE, Rule, raw_key
 from hpstudy.spec import PRESETS
-from hpstudy.study.schema import CORPUS_KINDS, MAX_LISTED, StudyFile
+from hpstudy.study.schema import CORPUS_KINDS, MAX_LISTED, LadderTable, StudyFile
 from hpstudy.study.study import AUTO
 
 DRAFT = "http://json-schema.org/draft-07/schema#"  # which editors' TOML plugins read
@@ -22,7 +22,11 @@ TOKENIZER = "^(gpt2|bytes|gpt2:[0-9]+)$"
 def study_schema() -> dict[str, Any]:
     """The schema of a study file as a JSON value."""
     schema: dict[str, Any] = _for_editors(StudyFile.model_json_schema())
-    tables = schema["$defs"]
+    ladder = _for_editors(LadderTable.model_json_schema())
+    tables = schema["$defs"] | ladder.pop("$defs")
+    schema |= {"$defs": tables, **_ladder(ladder)}
+    tables["TrainerTable"]["required"].remove("model")  # a ladder lists models
+    schema["properties"]["ladder"] = ladder
     trainer, budget, search = (tables[name]["properties"] for name in ("TrainerTable", "Budget", "RangeTable"))
     trainer["model"] = _or_name(trainer["model"], list(PRESETS))
     trainer["corpus"] |= {"pattern": CORPUS}
@@ -43,6 +47,16 @@ def study_schema() -> dict[str, Any]:
         **_table({key: _dimension(key, rule, search["scale"]) for key, rule in SEARCHABLE.items()}),
     }
     return {"$schema": DRAFT, "title": "hpstudy study file", **schema}
+
+
+def _ladder(ladder: dict[str, Any]) -> dict[str, Any]:
+    """Lets models of [ladder] be named, and demands [trainer] model of files without it."""
+    models, names = ladder["properties"]["models"], {"enum": list(PRESETS)}
+    models["items"] = {"anyOf": [names, models["items"]]}
+    for part in ("check", "target"):
+        ladder["properties"][part] = _or_name(ladder["properties"][part], list(PRESETS))
+    alone = {"properties": {"trainer": {"required": ["model"]}}}
+    return {"if": {"required": ["ladder"]}, "else": alone}
 
 
 def schema_text() -> str:

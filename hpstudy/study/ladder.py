@@ -85,6 +85,12 @@ class Ladder:
         """The natural logs of a size on the axes."""
         return tuple(math.log({"N": size.weights, "D": size.tokens}[axis]) for axis in self.axes)
 
+    @property
+    def check_seeds(self) -> tuple[int, ...]:
+        """The fresh seeds of the check: the first that the file states, or that follow from its name and values."""
+        assert self.check is not None
+        return self.study(self.rung_text(self.check), self.part(CHECK)).seeds[: self.table.check_seeds]
+
     def part(self, label: str) -> str:
         """The name of the study that is a part of the ladder."""
         return f"{self.name}-{label}"

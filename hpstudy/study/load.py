@@ -7,7 +7,9 @@ import itertools
 import json
 import math
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +96,17 @@ def list_studies() -> list[tuple[str, str]]:
         try:
             listed.append((name, load_study(str(path)).question))
         except UserError as error:
-            listed.append((name, error.problems[0]))
+            listed.append((name, _ladder_question(path) or error.problems[0]))
     return listed
+
+
+def _ladder_question(path: Path) -> str | None:
+    """What a ladder asks; None if the file is none."""
+    with suppress(UserError, tomllib.TOMLDecodeError):
+        data = tomllib.loads(read_text(path))
+        if "ladder" in data and isinstance(question := data.get("question"), str):
+            return question
+    return None
 
 
 def parse_study(text: str, *, name: str, path: Path, version: int | None = None) -> Study:

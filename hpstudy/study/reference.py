@@ -39,7 +39,7 @@ of a file at once. `hpstudy reference` prints this page, from the code that read
 
 The baseline has GPT-3's values, overlaid with `[hparams]` and then `[baseline] overrides`. A trial has GPT-3's values,
 overlaid with `[hparams]` and then its proposal. Once a study has begun, its file may not change, except that
-`[budget] trials` and `[confirm] seeds` may grow.
+`[budget] trials` and `[confirm] seeds` may grow. A file with a table `[ladder]` is several such studies.
 """
 
 

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
-from hpstudy.analysis.ladder import FILE, SEARCH, LadderResults, load_ladder_results
+from hpstudy.analysis.ladder import FILE, LadderResults, load_ladder_results
 from hpstudy.coordinates import coordinate
 from hpstudy.records import Run
 from hpstudy.study import Study
-from hpstudy.study.ladder import CHECK, TARGET, Ladder, parse_ladder
+from hpstudy.study.ladder import CHECK, Ladder, parse_ladder
 from tests.helpers.made_up import MadeUp, train
 
 NAME = "made-up"
