@@ -16,13 +16,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpstudy.errors import UserError
+from hpstudy.files import write_atomic
 from hpstudy.hparams import fitting_batch
 from hpstudy.spec import PRESETS, ModelShape
 from hpstudy.study import toml
 from hpstudy.study.load import NAME, load_study, locate, parse_study, read_text, study_name
 from hpstudy.study.parse import sentences, tables
 from hpstudy.study.schema import FORMAT, LadderTable, ModelTable, StudyFile
-from hpstudy.study.study import Study, Value
+from hpstudy.study.study import Choices, Study, Value
 
 Point = Mapping[str, Value]
 """Values of the searched keys."""
@@ -317,6 +318,15 @@ def _unusable(ladder: Ladder) -> Iterator[str]:
         yield f"{longest}: the name of a part is too long for a study; give the ladder a shorter name"
 
 
+def fitted_keys(study: Study) -> tuple[str, ...]:
+    """The searched keys whose values are numbers on a scale."""
+    return tuple(
+        key
+        for key, dimension in study.space.items()
+        if not isinstance(dimension, Choices) or all(isinstance(v, int | float) and v > 0 for v in dimension.values)
+    )
+
+
 def _problems_of_parts(ladder: Ladder) -> Iterator[str]:
     """The problems of every part's file, without its path."""
     for size in (*ladder.rungs, *filter(None, (ladder.check, ladder.target))):
@@ -327,13 +337,15 @@ def _problems_of_parts(ladder: Ladder) -> Iterator[str]:
         else:
             if study.metrics != ("val/loss",):
                 yield f"[objective] metric: a ladder is about val/loss alone, but got {', '.join(study.metrics)}"
+            if not fitted_keys(study):
+                yield "[search] a ladder fits laws of numbers, but all keys are texts, or have a 0 among their choices"
 
 
 def write_part(folder: Path, name: str, text: str) -> Path:
     """Writes a part's file into the ladder's folder, unless it is there, and returns its path."""
     path = folder / f"{name}.toml"
     if not path.exists():
-        path.write_text(text, encoding="utf-8")
+        write_atomic(path, text)
     return path
 
 

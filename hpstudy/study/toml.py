@@ -15,7 +15,9 @@ def value(item: object) -> str:
     """A value as TOML spells it in one line; a table is `{ key = ... }`."""
     match item:
         case Mapping():
-            return f"{{ {', '.join(f'{_key(key)} = {value(inner)}' for key, inner in item.items())} }}" if item else "{}"
+            return (
+                f"{{ {', '.join(f'{_key(key)} = {value(inner)}' for key, inner in item.items())} }}" if item else "{}"
+            )
         case list() | tuple():
             return f"[{', '.join(map(value, item))}]"
         case bool():
