@@ -1,7 +1,7 @@
 """What a ladder has found: the optimum of every rung, laws through them, predictions, and the check of these.
 
 Searched values are fitted on their own scales: logs of a log scale, logs of 1 - value for betas. A key that is searched
-as a share or as a multiple of a rule (lr_over_rule) is fitted as such, and shown as the raw value too.
+as a share of the run is fitted and shown as such; lr_over_rule is fitted as such, and shown as lr.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpstudy.coordinates import batch_of
 from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command
-from hpstudy.hparams import RAW_KEY, HParams
+from hpstudy.hparams import RAW_KEY, HParams, raw_key
 from hpstudy.records import Outcome
 from hpstudy.search.rule_trials import sizes as rule_sizes
 from hpstudy.search.rules import PUBLISHED
@@ -41,6 +41,7 @@ FILE = "ladder.toml"  # in the ladder's folder: its file as it began
 LEVEL = 0.9  # of the intervals of optima and predictions
 SEARCH, GPT3_SIDE = "search", "gpt3"  # sides of the check
 UNSTABLE = 0.5  # of what training gains at a rung: a trial that gains less is beyond the boundary
+OVER_RULE = "lr_over_rule"  # a key whose values are shown as lr, which rules and the boundary are about
 DIGITS = 4  # of a proposed value
 LEAST_RANGE = math.log(1.25)  # half width of the target's range of a log scale, at least
 Answer = Literal["holds", "fails", "undecided"]
@@ -103,7 +104,7 @@ class Rung:
         return {key: self.study.value(found.hparams, key) for key in self.study.space}
 
     def estimate(self, key: str) -> Estimate | None:
-        """The best value of a key as a raw value, such as lr of lr_over_rule, with its interval."""
+        """The best value of a key with its interval, of lr_over_rule as lr; None if the trials are too few."""
         found = self.optimum
         if found is None:
             return None
@@ -112,7 +113,7 @@ class Rung:
         centre = found.centre[place]
         low, high = min(ends[0], centre), max(ends[1], centre)
         values = {k: value_at(self.study.space[k], float(c)) for k, c in zip(self.keys, found.centre, strict=True)}
-        return raw_estimate(self.study, {**self.best, **values}, key, (float(centre), float(low), float(high)))
+        return _estimate(self.study, {**self.best, **values}, key, (float(centre), float(low), float(high)))
 
     @cached_property
     def stable_lr(self) -> Boundary | None:
@@ -228,8 +229,8 @@ class LadderResults:
         return self.study_at(size).trial_hparams(self.point(size), size.tokens)
 
     def estimate(self, key: str, size: Size) -> Estimate:
-        """The predicted best value of a key at a size as a raw value, such as lr of lr_over_rule."""
-        return raw_estimate(self.study_at(size), self.point(size), key, self.interval(key, size))
+        """The predicted best value of a key at a size, of lr_over_rule as lr."""
+        return _estimate(self.study_at(size), self.point(size), key, self.interval(key, size))
 
     def largest_lr(self, size: Size) -> Estimate | None:
         """The predicted largest stable lr at a size."""
@@ -357,7 +358,7 @@ class LadderResults:
     def _agreement(self, key: str) -> str:
         assert self.check is not None
         assert self.ladder.check is not None
-        name, ours = RAW_KEY.get(key, key), self.estimate(key, self.ladder.check)
+        name, ours = shown_key(key), self.estimate(key, self.ladder.check)
         measured = self.check.estimate(key)
         if measured is None:
             return f"Predicted {name} {ours}; the check's trials are too few to measure an optimum."
@@ -367,7 +368,7 @@ class LadderResults:
     def not_transferred(self) -> Iterator[str]:
         """A sentence for each key whose law bends, whose slope is unclear, or whose optimum lies at a range's end."""
         for place, key in enumerate(self.keys):
-            name = RAW_KEY.get(key, key)
+            name = shown_key(key)
             if key in self.laws and self.laws[key].bent:
                 yield f"{name}: a line is not enough for these rungs (p = {self.laws[key].bend:.2g})."
             ends = [r.size.label for r in self.rungs if r.optimum is not None and not r.optimum.bent[place]]
@@ -443,16 +444,18 @@ def nearest(dimension: Dimension, value: float) -> Value:
     return min(dimension.values, key=lambda choice: abs(position(dimension, choice) - position(dimension, value)))
 
 
-def raw_estimate(study: Study, point: Mapping[str, Value], key: str, ends: tuple[float, float, float]) -> Estimate:
-    """A value and its interval, given on a key's scale, as raw values beside the other values of a point."""
-    raw, dimension, tokens = RAW_KEY.get(key, key), study.space[key], study.spec.tokens
-    values = [float(getattr(study.trial_hparams({**point, key: _value(dimension, end)}, tokens), raw)) for end in ends]
+def shown_key(key: str) -> str:
+    """The name under which a searched key's best values are shown: lr for lr_over_rule, else the key."""
+    return raw_key(key) if key == OVER_RULE else key
+
+
+def _estimate(study: Study, point: Mapping[str, Value], key: str, ends: tuple[float, float, float]) -> Estimate:
+    """A value and its interval, given on a key's scale, as they are shown; lr beside the other values of a point."""
+    dimension, tokens = study.space[key], study.spec.tokens
+    values = [value_at(dimension, end) for end in ends]
+    if key == OVER_RULE:
+        values = [study.trial_hparams({**point, key: value}, tokens).lr for value in values]
     return Estimate(value=values[0], low=min(values), high=max(values))
-
-
-def _value(dimension: Dimension, place: float) -> Value:
-    value = value_at(dimension, place)
-    return round(value) if isinstance(dimension, Choices) else value
 
 
 def _ends(dimension: Dimension) -> tuple[float, float]:
@@ -515,7 +518,7 @@ def parts(name: str, runs: Path) -> list[str]:
 
 
 def optima_table(results: LadderResults) -> pd.DataFrame:
-    """A row for each rung and the check, and a prediction for each size beyond them: the raw values with intervals.
+    """A row for each rung and the check, and a prediction for each size beyond them, with intervals.
 
     Columns: study, part (rung, check, predicted check or predicted target), weights, tokens, key, value, low, high.
     """
@@ -525,7 +528,7 @@ def optima_table(results: LadderResults) -> pd.DataFrame:
         for key, found in estimates.items():
             ends = {"value": found.value, "low": found.low, "high": found.high} if found else {}
             rows.append(
-                {"study": name, "part": part, "weights": size.weights, "tokens": size.tokens, "key": raw_keys([key])[0]}
+                {"study": name, "part": part, "weights": size.weights, "tokens": size.tokens, "key": shown_key(key)}
                 | ends
             )
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.ladder import (
     GPT3_SIDE,
     LEVEL,
+    OVER_RULE,
     SEARCH,
     Estimate,
     LadderResults,
     Rung,
     gains,
-    value_at,
 )
 from hpstudy.analysis.numbers import interval_decimals, listed, with_sign
 from hpstudy.files import command
@@ -29,13 +30,12 @@ from hpstudy.hparams import SEARCHABLE, raw_key
 from hpstudy.search.rule_trials import sizes as rule_sizes
 from hpstudy.search.rules import PUBLISHED
 from hpstudy.statistics.scaling import Law, law
-from hpstudy.study import Dimension, FloatRange, Study, num_trials
+from hpstudy.study import FloatRange, Study, num_trials
 from hpstudy.study.ladder import COPIED, PREDICTED, TARGET, Size
 from hpstudy.study.load import LOCAL
 from hpstudy.study.schema import RuleName
 
 NORMAL_95 = 1.96  # half of a 95% interval in standard errors
-OVER_RULE = "lr_over_rule"  # the coordinate that is shown as the raw key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +48,9 @@ class Next:
     command: str
 
 
-def shown_key(key: str) -> str:
-    """The name under which a searched key's values are shown."""
-    return raw_key(key) if key == OVER_RULE else key
-
-
 def rung_value(rung: Rung, key: str) -> Estimate | None:
     """A rung's best value of a key with its interval; None if its trials are too few."""
-    found = rung.optimum
-    if found is None or key == OVER_RULE:
-        return rung.estimate(key)
-    place = rung.keys.index(key)
-    centre, draws = float(found.centre[place]), found.draws[:, place]
-    low, high = (float(end) for end in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    return _estimate(rung.study.space[key], centre, min(low, centre), max(high, centre))
+    return rung.estimate(key)
 
 
 def bent(rung: Rung, key: str) -> bool:
@@ -71,9 +60,7 @@ def bent(rung: Rung, key: str) -> bool:
 
 def predicted_value(results: LadderResults, key: str, size: Size) -> Estimate:
     """What the law says of a key at a size."""
-    if key == OVER_RULE:
-        return results.estimate(key, size)
-    return _estimate(results.rungs[-1].study.space[key], *results.interval(key, size))
+    return results.estimate(key, size)
 
 
 def baseline_value(study: Study, key: str) -> float:
@@ -90,11 +77,6 @@ def rule_value(study: Study, rule: RuleName, key: str) -> float | None:
         return said
     changes: dict[str, Any] = {raw: SEARCHABLE[raw].kind(said)}
     return float(study.value(replace(study.baseline, **changes), key))
-
-
-def _estimate(dimension: Dimension, centre: float, low: float, high: float) -> Estimate:
-    value, *ends = (value_at(dimension, end) for end in (centre, low, high))
-    return Estimate(value=value, low=min(ends), high=max(ends))
 
 
 def studies(results: LadderResults) -> dict[str, Study]:
@@ -172,7 +154,7 @@ def side_name(results: LadderResults, side: str) -> str:
         SEARCH: "its own search",
         PREDICTED: "predicted",
         COPIED: f"copied from {results.ladder.rungs[0].label}",
-        GPT3_SIDE: "GPT-3",
+        GPT3_SIDE: opponent(results.rungs[0].study) if results.rungs else "GPT-3",
     }.get(side, side)
 
 

@@ -12,8 +12,8 @@ from hpstudy.analysis.ladder import (
     LadderResults,
     begun_ladder,
     begun_ladders,
-    raw_keys,
     run_flops,
+    shown_key,
 )
 from hpstudy.analysis.numbers import duration, short
 from hpstudy.cli.common import out, print_json, say
@@ -89,8 +89,7 @@ def _target_heading(found: LadderResults, target: Size) -> Iterator[str]:
     yield f"{WRITTEN} {ladder.name}`: predicted from {len(found.rungs)} smaller studies, not measured."
     yield f"It extrapolates {found.factors(target)} beyond the largest of them, {last.size.label}."
     for key in found.laws:
-        raw = raw_keys([key])[0]
-        yield f"  {raw}: {found.estimate(key, target)}, with its 90% interval"
+        yield f"  {shown_key(key)}: {found.estimate(key, target)}, with its 90% interval"
     if (stable := found.largest_lr(target)) is not None:
         yield f"  the largest stable lr is about {stable}"
     if found.answer is not None:
@@ -132,7 +131,7 @@ def as_values(found: LadderResults, target: Path | None) -> dict[str, Any]:
                 "weights": rung.size.weights,
                 "tokens": rung.size.tokens,
                 "best": rung.best,
-                "optimum": {raw: interval(rung.estimate(key)) for key, raw in zip(keys, raw_keys(keys), strict=True)},
+                "optimum": {shown_key(key): interval(rung.estimate(key)) for key in keys},
             }
             for rung in found.rungs
         ],
@@ -145,7 +144,7 @@ def as_values(found: LadderResults, target: Path | None) -> dict[str, Any]:
             for key, each in found.laws.items()
         },
         "predictions": {
-            part: {raw: interval(found.estimate(key, size)) for key, raw in zip(keys, raw_keys(keys), strict=True)}
+            part: {shown_key(key): interval(found.estimate(key, size)) for key in keys}
             for part, size in ((CHECK, ladder.check), (TARGET, ladder.target))
             if size is not None and found.laws
         },

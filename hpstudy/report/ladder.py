@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpstudy.analysis.in_short import InShort, Tone, opponent
-from hpstudy.analysis.ladder import Answer, LadderResults, Rung, raw_keys
+from hpstudy.analysis.ladder import Answer, LadderResults, Rung, raw_keys, shown_key
 from hpstudy.analysis.ladder_trends import (
     answer_badge,
     gain_sentence,
     next_step,
     predicted_value,
     rung_value,
-    shown_key,
     side_name,
     target_file,
     what_changed,
@@ -222,7 +221,7 @@ def _target(results: LadderResults) -> Section | None:
 
 def ladder_results_markdown(results: LadderResults) -> str:
     """A ladder's answer for a page of several: its report below a heading of the second level, without figures."""
-    name, command_ = results.ladder.name, command("results", results.ladder.name)
     opening, parts = ladder_opening(results), ladder_sections(results, results.root / "report", {})
-    text = opened_markdown(name, results.ladder.question, opening, parts, {})
-    return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `{command_}`.\n"
+    text = opened_markdown(results.ladder.name, results.ladder.question, opening, parts, {})
+    text = re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", text)  # links to reports of parts, which lie beside this one
+    return re.sub("^#", "##", text, flags=re.MULTILINE) + f"\nWritten by `hpstudy results {results.ladder.name}`.\n"

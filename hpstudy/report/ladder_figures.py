@@ -13,16 +13,14 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from hpstudy.analysis.in_short import opponent
-from hpstudy.analysis.ladder import LEVEL, SEARCH, Estimate, LadderResults, Rung, gains
+from hpstudy.analysis.ladder import LEVEL, OVER_RULE, SEARCH, Estimate, LadderResults, Rung, gains, shown_key
 from hpstudy.analysis.ladder_trends import (
-    OVER_RULE,
     baseline_value,
     bent,
     gain_law,
     predicted_value,
     rule_value,
     rung_value,
-    shown_key,
     side_name,
     studies,
 )
@@ -53,7 +51,7 @@ HEIGHT = 400  # pixels of a key's figure
 POINTS = 60  # of a law's line
 LABEL_GAP = 0.05  # share of the axis between two labels at its right end
 LABEL_WIDTH = 6.7  # pixels of a character of those, at most
-ROOM = math.log(12)  # how far rules may stretch a log axis beyond what the ladder found
+ROOM = math.log(12)  # how far laws and rules may stretch a log axis beyond what was measured
 NAME_WIDTH, NARROW, ROW = 7.4, 225, 14  # pixels of a character above a plot, of a phone's plot, and of a row of names
 BESIDE = 0.011  # share of the axis between the prediction at the check and what was measured
 AXES = {"N": "weights without embeddings (N)", "D": "tokens of a run (D)"}
@@ -66,7 +64,8 @@ Scale = Literal["linear", "log", "log1m"]
 class _Line:
     """A line over sizes with its name at the right end."""
 
-    name: str  # HTML
+    name: str
+    number: str = ""  # behind it, in bold
     x: Sequence[float] | Array
     y: Sequence[float] | Array
     style: Mapping[str, Any]
@@ -101,7 +100,7 @@ def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], si
     ahead = {each.label: predicted_value(results, key, each) for each in shown}
 
     law_y, low_y, high_y = _law_on(results, key, path, up)
-    lines = [_Line(name=f"<b>law {rough(ahead[shown[-1].label].value)}</b>", x=path.x, y=law_y, style=_LAW)]
+    lines = [_Line(name="law", number=rough(ahead[shown[-1].label].value), x=path.x, y=law_y, style=_LAW)]
     theirs = [up(baseline_value(known[each.label], key)) for each in shown]
     if np.isfinite(theirs).all():
         named = opponent(results.rungs[0].study)
@@ -112,14 +111,15 @@ def _key_figure(results: LadderResults, key: str, known: Mapping[str, Study], si
     for rule in PUBLISHED:
         said = [rule_value(known[each.label], rule, key) for each in shown]
         if all(value is not None and math.isfinite(up(value)) for value in said):
-            lines.append(_Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v], style=_RULE))
+            lines.append(
+                _Line(name=rule, x=[at(each) for each in shown], y=[up(v) for v in said if v is not None], style=_RULE)
+            )
 
-    core = [*law_y, *(up(end) for _, e in found for end in (e.value, e.low, e.high))]
-    core += [up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high)]
     measured_there = rung_value(results.check, key) if results.check is not None else None
-    if measured_there is not None:
-        core += [up(measured_there.low), up(measured_there.high)]
-    limits = _limits(core, lines, scale)
+    seen = [e for e in (*(e for _, e in found), measured_there) if e is not None]
+    core = [up(end) for e in seen for end in (e.value, e.low, e.high)]
+    predicted = [*law_y, *(up(end) for each in beyond for end in (ahead[each.label].low, ahead[each.label].high))]
+    limits = _limits(core, [*predicted, *(y for line in lines for y in line.y)], name, scale)
     x_limits = _padded(at(shown[0]), at(shown[-1]), 0.05)
     width = x_limits[1] - x_limits[0]
 
@@ -241,13 +241,13 @@ def _boundary_on(results: LadderResults, path: _Path) -> Array | None:
     return np.array([fitted.at(sizes, LEVEL) for sizes in path.between]).T
 
 
-def _limits(core: Sequence[float], lines: Sequence[_Line], scale: Scale) -> tuple[float, float]:
-    """The ends of the vertical axis: all that the ladder found, and lines that are not too far from it."""
-    values = [value for value in core if math.isfinite(value)]
-    low, high = min(values), max(values)
-    room = ROOM if scale != "linear" else 0.5 * (high - low)
-    near = [y for line in lines for y in line.y if low - room <= y <= high + room]
-    return _padded(min([low, *near]), max([high, *near]), 0.06)
+def _limits(core: Sequence[float], others: Sequence[float], name: str, scale: Scale) -> tuple[float, float]:
+    """The ends of the vertical axis: all that was measured, and what is not too far from it, within legal values."""
+    low, high = min(core), max(core)
+    room, up = ROOM if scale != "linear" else high - low, _upwards(scale)
+    near = np.clip(others, low - room, high + room)
+    least, most = up(SEARCHABLE[name].low), up(SEARCHABLE[name].high)
+    return _padded(max(min(low, *near), least), min(max(high, *near), most), 0.06)
 
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:
@@ -261,7 +261,7 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
 def _drawn(line: _Line, name: str, scale: Scale) -> go.Scatter:
     down = _down(scale)
     texts = [f"{rough(down(float(y)))} at {short(math.exp(x))}" for x, y in zip(line.x, line.y, strict=True)]
-    hover = f"{line.name}<br>{html.escape(name)} %{{customdata}}<extra></extra>"
+    hover = f"{html.escape(line.name)}<br>{html.escape(name)} %{{customdata}}<extra></extra>"
     return go.Scatter(
         x=list(line.x), y=list(line.y), mode="lines", line=dict(line.style), customdata=texts, hovertemplate=hover
     )
@@ -350,29 +350,22 @@ def _name_sizes(
 
 
 def _name_lines(plot: go.Figure, lines: Sequence[_Line], limits: tuple[float, float]) -> None:
-    """Writes each line's name beside its right end, if that is within the axis, at least LABEL_GAP apart.
-
-    The baseline has an arrow if it is beyond.
-    """
+    """Writes each line's name beside its right end, at least LABEL_GAP apart; with an arrow if that is off the axis."""
     low, high = limits
-    ends = {line.name: float(line.y[-1]) for line in lines if low <= line.y[-1] <= high}
-    colours = {line.name: line.style["color"] for line in lines}
-    for line in lines:
-        if line.style is _THEIRS and line.name not in ends:
-            above = line.y[-1] > high
-            name = f"{line.name} {'↑' if above else '↓'}"
-            ends[name], colours[name] = high if above else low, INK
-    gap = LABEL_GAP * (limits[1] - limits[0])
+    ends = [float(np.clip(line.y[-1], low, high)) for line in lines]
     from_, to = max(line.x[-1] for line in lines), plot.layout.xaxis.range[1]
-    for (name, end), y in zip(ends.items(), apart(list(ends.values()), gap, limits), strict=True):
-        leader = {"color": colours[name], "width": 0.7}
+    longest = 0
+    for line, end, y in zip(lines, ends, apart(ends, LABEL_GAP * (high - low), limits), strict=True):
+        colour, arrow = line.style["color"], " ↑" if line.y[-1] > high else " ↓" if line.y[-1] < low else ""
+        number = f" <b>{line.number}</b>" if line.number else ""
+        leader = {"color": colour, "width": 0.7}
         plot.add_trace(go.Scatter(x=[from_, to], y=[end, y], mode="lines", line=leader, hoverinfo="skip"))
         plot.add_annotation(
-            x=1, xref="paper", y=y, text=name, showarrow=False, xanchor="left", xshift=5,
-            font={"color": colours[name], "size": 12},
+            x=1, xref="paper", y=y, text=f"{html.escape(line.name)}{number}{arrow}", showarrow=False, xanchor="left",
+            xshift=5, font={"color": colour, "size": 12},
         )  # fmt: skip
-    widest = max((len(name.replace("<b>", "").replace("</b>", "")) for name in ends), default=2)
-    plot.update_layout(margin_r=14 + int(LABEL_WIDTH * widest))
+        longest = max(longest, len(f"{line.name} {line.number}{arrow}"))
+    plot.update_layout(margin_r=14 + int(LABEL_WIDTH * longest))
 
 
 def _set_x(plot: go.Figure, limits: tuple[float, float]) -> None:
@@ -424,7 +417,7 @@ def _losses(results: LadderResults, full: Sequence[tuple[Rung, Measured, Measure
                 hovertemplate="%{customdata} nats<extra></extra>",
             )
         )  # fmt: skip
-        ends.append(_Line(name=f"{name} <b>{losses[-1]:.3f}</b>", x=x, y=losses, style=style))
+        ends.append(_Line(name=name, number=f"{losses[-1]:.3f}", x=x, y=losses, style=style))
     limits = _padded(min(every), max(every), 0.06)
     _compute_axis(plot, results, [rung for rung, _, _ in full])
     _name_lines(plot, ends, limits)
@@ -523,7 +516,7 @@ def check_figures(results: LadderResults) -> Iterator[Figure]:
         tickvals=[-row for row in range(len(sides))], ticktext=names, range=[-len(sides) + 0.5, 0.75], showgrid=False
     )
     caption = (
-        f"Dot and 95% interval over {sides[0][0].seeds} fresh seeds, each against the search's winner on the same seed. "
+        f"Dot and 95% interval over {sides[0][0].seeds} fresh seeds, each beside the search's winner on that seed. "
         f"Shaded: within the margin of {margin:g} nats, which decides of the predicted values."
     )
     yield Figure(title="Regret at the check", caption=caption, plot=plot, size="full")

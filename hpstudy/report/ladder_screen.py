@@ -5,15 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from hpstudy.analysis.ladder import SEARCH, Estimate, LadderResults
-from hpstudy.analysis.ladder_trends import (
-    next_step,
-    predicted_value,
-    rung_value,
-    shown_key,
-    side_name,
-    target_file,
-)
+from hpstudy.analysis.ladder import SEARCH, Estimate, LadderResults, shown_key
+from hpstudy.analysis.ladder_trends import next_step, predicted_value, rung_value, side_name, target_file
 from hpstudy.analysis.numbers import rough, short
 
 MOST_LINES = 24
