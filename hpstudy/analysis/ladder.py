@@ -331,7 +331,7 @@ class LadderResults:
         """The answer, then a sentence for each key of the check: prediction, measured optimum, whether they agree."""
         found = [self.verdict] if self.regrets else []
         if self.check is not None:
-            found += [self._agreement(key) for key in self.keys]
+            found += [self._agreement(key) for key in self.laws]
         return found
 
     @property
