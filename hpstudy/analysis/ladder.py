@@ -34,7 +34,7 @@ from hpstudy.statistics.difference import difference
 from hpstudy.statistics.race import BASELINE
 from hpstudy.statistics.scaling import Boundary, Law, Optimum, boundary, law, optimum
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
-from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, parse_ladder
+from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, fitted_keys, parse_ladder
 from hpstudy.study.schema import COMBINED, RuleName
 from hpstudy.tracking.store import begun_studies
 
@@ -407,15 +407,6 @@ def run_flops(study: Study) -> float:
     spec = study.spec
     assert spec.tokens is not None
     return float(flops_per_token(spec.model, spec.tokenizer, spec.context)) * spec.tokens
-
-
-def fitted_keys(study: Study) -> tuple[str, ...]:
-    """The searched keys whose values are numbers on a scale."""
-    return tuple(
-        key
-        for key, dimension in study.space.items()
-        if not isinstance(dimension, Choices) or all(isinstance(v, int | float) and v > 0 for v in dimension.values)
-    )
 
 
 def rule_values(study: Study, rule: RuleName) -> dict[str, Value]:

@@ -12,7 +12,6 @@ from hpstudy.analysis.ladder import (
     LadderResults,
     begun_ladder,
     begun_ladders,
-    fitted_keys,
     run_flops,
     shown_key,
 )
@@ -27,7 +26,7 @@ from hpstudy.running.confirm import planned
 from hpstudy.running.cost import estimate
 from hpstudy.running.local import LocalExecutor
 from hpstudy.study import Study, study_name
-from hpstudy.study.ladder import CHECK, TARGET, Ladder, Size, load_ladder
+from hpstudy.study.ladder import CHECK, TARGET, Ladder, Size, fitted_keys, load_ladder
 from hpstudy.study.load import LOCAL
 
 WRITTEN = "Written by `hpstudy ladder"  # the first words of a target's file

@@ -37,8 +37,9 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
     err().print(f"{ladder.name}: {ladder.question}")
     for size in ladder.rungs:
         found = load_ladder_results(ladder, options.runs)
-        first = [_start(found, size)] if found.rungs else []
-        _train(ladder, options, ladder.part(size.label), ladder.rung_text(size, first), name)
+        start = _start(found, size)
+        text = ladder.rung_text(size, [start] if start.keys() == found.study_at(size).space.keys() else [])
+        _train(ladder, options, ladder.part(size.label), text, name)
     if ladder.check is not None:
         for part, text in _check_parts(ladder, options.runs):
             _train(ladder, options, part, text, name)
@@ -85,7 +86,7 @@ def _changes(before: Ladder, now: Ladder) -> Iterator[str]:
 
 
 def _start(found: LadderResults, size: Size) -> Mapping[str, Any]:
-    """The point that a rung tries first: what the laws of the smaller ones predict there."""
+    """The point that a rung tries first: what the laws of the smaller ones predict there. Empty without a loss yet."""
     smaller = tuple(
         rung for rung in found.rungs if found.ladder.rungs.index(rung.size) < found.ladder.rungs.index(size)
     )

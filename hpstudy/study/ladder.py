@@ -7,7 +7,6 @@ follow from it and from what smaller rungs have found.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpstudy.errors import UserError
+from hpstudy.files import write_atomic
 from hpstudy.hparams import fitting_batch
 from hpstudy.spec import PRESETS, ModelShape
 from hpstudy.study import toml
 from hpstudy.study.load import NAME, load_study, locate, parse_study, read_text, study_name
-from hpstudy.study.parse import sentences
-from hpstudy.study.schema import FORMAT, LadderTable, ModelTable
-from hpstudy.study.study import Study, Value
+from hpstudy.study.parse import sentences, tables
+from hpstudy.study.schema import FORMAT, LadderTable, ModelTable, StudyFile
+from hpstudy.study.study import Choices, Study, Value
 
 Point = Mapping[str, Value]
 """Values of the searched keys."""
@@ -151,8 +151,8 @@ class Ladder:
 
 def is_ladder(name_or_path: str) -> bool:
     """Whether the study file of that name or path has a table [ladder]. False if there is no such file."""
-    with suppress(UserError, tomllib.TOMLDecodeError):
-        return TABLE in tomllib.loads(read_text(locate(name_or_path)))
+    with suppress(UserError):
+        return TABLE in tables(read_text(locate(name_or_path)))
     return False
 
 
@@ -165,15 +165,19 @@ def load_ladder(name_or_path: str) -> Ladder:
 def parse_ladder(text: str, *, name: str, path: Path) -> Ladder:
     """The ladder that a file's text states. Raises UserError with its problems, those of every part included."""
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+        data = tables(text)
+    except UserError as error:
+        raise UserError(f"{path}: {problem}" for problem in error.problems) from error
     try:
         table = LadderTable.model_validate(data.pop(TABLE, {}))
     except ValidationError as error:
         raise UserError(f"{path}: {sentence}" for sentence in sentences(error, TABLE)) from error
     if problems := list(_problems(table, data)):
         raise UserError(f"{path}: [ladder] {problem}" for problem in problems)
+    try:  # the shape of the rest, on which sizes depend
+        StudyFile.model_validate({**data, "trainer": {"model": "gpt-2x64", **data["trainer"], "tokens": 1}})
+    except ValidationError as error:
+        raise UserError(f"{path}: {sentence}" for sentence in sentences(error)) from error
     context = data["trainer"].get("context", 1024)
     ladder = Ladder(
         name=name,
@@ -282,7 +286,7 @@ def _shape(model: ModelTable | None, data: Mapping[str, Any]) -> ModelShape:
     if model is None:
         stated = data["trainer"]["model"]
         if isinstance(stated, str):
-            return PRESETS.get(stated, PRESETS["gpt-2x64"])  # an unknown name is a problem of each rung
+            return PRESETS[stated]
         return ModelShape(**stated)
     return ModelShape(layers=model.layers, heads=model.heads, width=model.width)
 
@@ -314,6 +318,15 @@ def _unusable(ladder: Ladder) -> Iterator[str]:
         yield f"{longest}: the name of a part is too long for a study; give the ladder a shorter name"
 
 
+def fitted_keys(study: Study) -> tuple[str, ...]:
+    """The searched keys whose values are numbers on a scale."""
+    return tuple(
+        key
+        for key, dimension in study.space.items()
+        if not isinstance(dimension, Choices) or all(isinstance(v, int | float) and v > 0 for v in dimension.values)
+    )
+
+
 def _problems_of_parts(ladder: Ladder) -> Iterator[str]:
     """The problems of every part's file, without its path."""
     for size in (*ladder.rungs, *filter(None, (ladder.check, ladder.target))):
@@ -324,13 +337,15 @@ def _problems_of_parts(ladder: Ladder) -> Iterator[str]:
         else:
             if study.metrics != ("val/loss",):
                 yield f"[objective] metric: a ladder is about val/loss alone, but got {', '.join(study.metrics)}"
+            if not fitted_keys(study):
+                yield "[search] a ladder fits laws of numbers, but all keys are texts, or have a 0 among their choices"
 
 
 def write_part(folder: Path, name: str, text: str) -> Path:
     """Writes a part's file into the ladder's folder, unless it is there, and returns its path."""
     path = folder / f"{name}.toml"
     if not path.exists():
-        path.write_text(text, encoding="utf-8")
+        write_atomic(path, text)
     return path
 
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -25,7 +24,7 @@ from hpstudy.spec import (
     vocab_size,
 )
 from hpstudy.study import checks
-from hpstudy.study.parse import read
+from hpstudy.study.parse import read, tables
 from hpstudy.study.schema import (
     FORMAT_OF_SEARCH,
     LEAST_LOOK,
@@ -102,8 +101,8 @@ def list_studies() -> list[tuple[str, str]]:
 
 def _ladder_question(path: Path) -> str | None:
     """What a ladder asks; None if the file is none."""
-    with suppress(UserError, tomllib.TOMLDecodeError):
-        data = tomllib.loads(read_text(path))
+    with suppress(UserError):
+        data = tables(read_text(path))
         if "ladder" in data and isinstance(question := data.get("question"), str):
             return question
     return None

@@ -35,23 +35,12 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     A key with a finding holds its default, or a stand-in if it has none, so that the rules between the other keys can
     still be checked. Raises UserError when the text is not TOML.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(f"must have at most {MAX_CHARACTERS:,} characters, but has {len(text):,}; is it a study file?")
-    if any(line.partition("=")[0].count(".") > MAX_DOTS for line in text.splitlines()):
-        raise UserError(TOO_DEEP)
-    try:
-        data = tomllib.loads(text)
-    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
-        raise UserError(f"not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise UserError(TOO_DEEP) from error
+    data = tables(text)
     if "ladder" in data:
         raise UserError(
             "[ladder]: this file is a ladder of several studies; `hpstudy run` and `hpstudy ladder` take it, and the "
             "other commands its rungs, such as NAME-2x64"
         )
-    if excesses := list(_excesses(data, ())):
-        raise UserError(excesses)
     try:
         return StudyFile.model_validate(data), []
     except ValidationError as error:
@@ -73,10 +62,27 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     return StudyFile.model_validate(stand_in), findings
 
 
-def sentences(error: ValidationError, section: str) -> list[str]:
-    """The errors of one table of the file, `section`, as sentences."""
+def tables(text: str) -> dict[str, Any]:
+    """The tables of a study file or a ladder. Raises UserError if its text is not TOML, or none that it could hold."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"must have at most {MAX_CHARACTERS:,} characters, but has {len(text):,}; is it a study file?")
+    if any(line.partition("=")[0].count(".") > MAX_DOTS for line in text.splitlines()):
+        raise UserError(TOO_DEEP)
+    try:
+        data = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
+        raise UserError(f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(TOO_DEEP) from error
+    if excesses := list(_excesses(data, ())):
+        raise UserError(excesses)
+    return data
+
+
+def sentences(error: ValidationError, *section: str) -> list[str]:
+    """The errors of the file, or of one table of it, as sentences."""
     found = error.errors(include_url=False)
-    return [_sentence({**each, "loc": (section, *each["loc"])}) for each in found]
+    return [_sentence({**each, "loc": (*section, *each["loc"])}) for each in found]
 
 
 def _without_consequences(errors: list[ErrorDetails]) -> list[ErrorDetails]:

@@ -129,6 +129,19 @@ def _pack(value: object) -> object:
     raise ValueError(f'must be a whole number of at least 1, or "auto", but got {shown(value)}')
 
 
+def _ladder_batch(value: object) -> object:
+    if value == "step-law" or (type(value) in (int, float) and 0 < value <= 1):  # type: ignore[operator]
+        return value
+    raise ValueError(f'must be a share of the run in (0, 1], or "step-law", but got {shown(value)}')
+
+
+def _ladder_trials(value: object) -> object:
+    counts = value if isinstance(value, list) else [value]
+    if value is None or (counts and all(type(count) is int and count >= 1 for count in counts)):
+        return value
+    raise ValueError(f"must be a whole number of at least 1, or a list of these, but got {shown(value)}")
+
+
 def _rules(value: object) -> object:
     """Reads one rule's name as a list, and refuses unknown names."""
     if value is None or value == "auto":
@@ -470,13 +483,13 @@ class LadderTable(Table):
     tokens_per_parameter: Annotated[float, Field(gt=0, le=1e6)] | None = _key(
         None, "budget of every size, in tokens for each parameter without embeddings, instead of tokens", 20
     )
-    batch: Annotated[float, Field(gt=0, le=1)] | Literal["step-law"] | None = _key(
+    batch: Annotated[float | Literal["step-law"] | None, BeforeValidator(_ladder_batch)] = _key(
         None,
         "batch of every size, instead of [hparams] batch_tokens: a share of the run's tokens, or 0.58 tokens^0.571 "
         "(arXiv:2503.04715); in either case the nearest power of two sequences",
         "step-law",
     )
-    trials: Annotated[list[Count], Field(max_length=MAX_RUNGS)] | Count | None = _key(
+    trials: Annotated[list[Count] | Count | None, BeforeValidator(_ladder_trials)] = _key(
         None, "trials of the rungs' searches, one number or one for each rung, instead of [budget] trials", [32, 24, 16]
     )
     check: Shape | None = _key(

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+_BARE = re.compile("[A-Za-z0-9_-]+")  # a key without quotes
 
 
 def value(item: object) -> str:
     """A value as TOML spells it in one line; a table is `{ key = ... }`."""
-    if isinstance(item, Mapping):
-        return f"{{ {', '.join(f'{key} = {value(inner)}' for key, inner in item.items())} }}" if item else "{}"
-    if isinstance(item, list | tuple):
-        return f"[{', '.join(map(value, item))}]"
-    return json.dumps(item, ensure_ascii=False)
+    match item:
+        case Mapping():
+            return (
+                f"{{ {', '.join(f'{_key(key)} = {value(inner)}' for key, inner in item.items())} }}" if item else "{}"
+            )
+        case list() | tuple():
+            return f"[{', '.join(map(value, item))}]"
+        case bool():
+            return "true" if item else "false"
+        case int() | float():
+            return repr(item)  # inf and nan are TOML too
+        case datetime.date() | datetime.time():
+            return item.isoformat()
+        case _:
+            return json.dumps(item, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def document(data: Mapping[str, Any], heading: Sequence[str] = ()) -> str:
     """A file: the heading as comments, then the values, then a section for each table."""
     lines = [f"# {line}".rstrip() for line in heading]
-    lines += [f"{key} = {value(item)}" for key, item in data.items() if not isinstance(item, Mapping)]
+    lines += [f"{_key(key)} = {value(item)}" for key, item in data.items() if not isinstance(item, Mapping)]
     for name, table in data.items():
         if isinstance(table, Mapping):
-            lines += ["", f"[{name}]", *(f"{key} = {value(item)}" for key, item in table.items())]
+            lines += ["", f"[{_key(name)}]", *(f"{_key(key)} = {value(item)}" for key, item in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else value(key)
