@@ -12,6 +12,8 @@ import pytest
 
 from hpstudy.analysis.ladder import LadderResults
 from hpstudy.analysis.ladder_trends import gain_sentence, slopes
+from hpstudy.analysis.numbers import rough
+from hpstudy.data.corpus import corpus_of
 from hpstudy.report.html import coded
 from hpstudy.report.ladder import ladder_figures, ladder_screen, write_ladder_report
 from hpstudy.report.style import apart
@@ -34,9 +36,9 @@ def written(found: LadderResults) -> Pages:
     return pages(found)
 
 
-def pages(results: LadderResults, **more: object) -> Pages:
+def pages(results: LadderResults) -> Pages:
     """The page and its Markdown."""
-    page = write_ladder_report(results, results.root / "report", **more)  # type: ignore[arg-type]
+    page = write_ladder_report(results, results.root / "report")
     assert page == results.root / "report" / "index.html"
     return page.read_text(), page.with_name("report.md").read_text()
 
@@ -62,8 +64,11 @@ def test_the_page_begins_with_the_answer_and_its_badge(found: LadderResults, wri
     page, markdown = written
     ((tone, badge, sentence),) = re.findall('<h1><span class="badge ([a-z]+)">(.*?)</span> (.*?)</h1>', page)
     assert (found.answer, tone, badge) == ("holds", "good", "Yes")
-    assert html.unescape(sentence).startswith("The prediction holds at 6x256: to a search of 16 trials")
+    assert html.unescape(sentence).startswith(
+        "The prediction holds at 6x256: its loss less that of a search of 16 trials is "
+    )
     assert "hpstudy run made-up-target" in page
+    assert found.sentences()[1].startswith("Likewise copied from 2x64: ")
     for said in found.sentences()[1:]:
         assert coded(said) in page
         assert said in plain_text(markdown)
@@ -92,9 +97,12 @@ def test_each_rung_links_to_its_own_report(written: Pages):
         assert f"[{label}](../../made-up-{part}/report/index.html)" in markdown
 
 
-def test_repeats_of_the_corpus_are_shown_if_they_are_known(found: LadderResults, written: Pages):
-    assert "epochs" not in written[1]
-    assert "| 1.7 |" in pages(found, epochs={"2x64": 1.7})[1]
+def test_the_rungs_say_how_often_a_run_sees_the_corpus(found: LadderResults, written: Pages):
+    first = found.rungs[0]
+    train_tokens = corpus_of(first.study.spec).num_train_tokens
+    assert first.epochs == pytest.approx(first.size.tokens / train_tokens)
+    assert "| epochs |" in written[1]
+    assert f"| {rough(first.epochs)} |" in written[1]
 
 
 @in_a_browser
