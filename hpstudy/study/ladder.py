@@ -123,7 +123,7 @@ class Ladder:
     ) -> str:
         """The file of the target's study: the predicted point first, within these ranges; other keys as they were."""
         data = {key: item for key, item in self._at(size).items() if key != "part_of"}
-        data["search"] = {**data["search"], **ranges}
+        data["search"] = {key: {**table, **ranges.get(key, {})} for key, table in data["search"].items()}
         data["budget"] = {**data.get("budget", {}), "first": [dict(first)]}
         return toml.document(data, heading)
 

@@ -15,6 +15,7 @@ import pytest
 from hpstudy.errors import UserError
 from hpstudy.search.rule_trials import rule_trials
 from hpstudy.search.sampling import first_proposals
+from hpstudy.study import FloatRange
 from hpstudy.study.ladder import CHECK, COPIED, Ladder, is_ladder, load_ladder, parse_ladder, write_part
 from hpstudy.study.schema import MAX_FIRST
 from tests.helpers.study_files import parse, problems_of, rendered
@@ -295,6 +296,13 @@ def test_the_targets_file_has_the_predicted_point_and_ranges_and_is_no_part() ->
     assert (lr.low, lr.high) == (0.3, 0.9)
     assert (decay.low, decay.high) == (1e-3, 1.0)
     assert study.trials == 16
+
+
+def test_the_targets_range_keeps_the_scale_that_the_file_states() -> None:
+    found = ladder(search={"weight_decay": {"low": 0, "high": 1, "scale": "linear"}})
+    assert found.target is not None
+    content = found.target_text(found.target, {"weight_decay": 0.2}, {"weight_decay": {"low": 0.0, "high": 0.5}}, [])
+    assert found.study(content, "x-target").space["weight_decay"] == FloatRange(low=0.0, high=0.5, scale="linear")
 
 
 def test_a_parts_file_is_written_once(tmp_path: Path) -> None:
