@@ -105,6 +105,9 @@ def state(results: StudyResults, *, flags: Sequence[str] = ()) -> State:
         stage, step = Stage.STOPPED, Step(brief="resume", advice=f"{left}; resume it", command=run_command(root))
     else:
         stage, step = _after(results)
+    if study.part_of and stage in (Stage.DONE, Stage.UNDECIDED):
+        ladder = command("ladder", study.part_of, root.parent)
+        step = Step(brief="ladder", advice=f"it is a part of the ladder {study.part_of}", command=ladder)
     ended = int(searched["outcome"].notna().sum())
     if flags and "hpstudy run " in step.command:
         step = replace(step, command=f"{step.command} {shlex.join(flags)}")

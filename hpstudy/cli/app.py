@@ -92,7 +92,9 @@ def check(name: Name, runs: Runs = RUNS, device: Device = "auto", trials: Trials
     if is_ladder(name):
         from hpstudy.cli import ladder_command
 
-        ladder_command.check(name, runs, device)
+        if trials is not None:
+            raise UserError("--trials: a ladder's trials are those of [ladder] trials; change them there")
+        ladder_command.check(name, runs, device, as_json=as_json)
         return
     check_command.check(name, runs, device, trials, as_json=as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hpstudy.files import write_atomic
 from hpstudy.running.capacity import num_workers
 from hpstudy.running.confirm import planned
 from hpstudy.running.cost import estimate
+from hpstudy.running.interface import Options
 from hpstudy.running.local import LocalExecutor
 from hpstudy.study import Study, study_name
 from hpstudy.study.ladder import CHECK, TARGET, Ladder, Size, fitted_keys, load_ladder
@@ -50,9 +52,12 @@ def finish(found: LadderResults, *, as_json: bool, figures: bool = False) -> Non
     """Writes the page, ladder.json and the target's study, and prints the screen or the values."""
     from hpstudy.report.ladder import ladder_screen, write_ladder_report
 
-    target = write_target(found)
-    write_atomic(found.root / "ladder.json", json.dumps(as_values(found, target), indent=1) + "\n")
-    page = write_ladder_report(found, found.root / "report", images=figures)
+    target = None
+    try:
+        target = write_target(found)
+    finally:  # also if another file has the target's name
+        write_atomic(found.root / "ladder.json", json.dumps(as_values(found, target), indent=1) + "\n")
+        page = write_ladder_report(found, found.root / "report", images=figures)
     if as_json:
         print_json(as_values(found, target))
         return
@@ -158,59 +163,75 @@ def as_values(found: LadderResults, target: Path | None) -> dict[str, Any]:
     }
 
 
-def check(name: str, runs: Path, device: str) -> None:
-    """Validates a ladder and prints what each rung costs here, from a few timed steps, and what the target would."""
-    from hpstudy.running.interface import Options
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """What a part of a ladder costs on this machine; of the check with all its sides."""
 
+    part: str
+    weights: int
+    tokens: int  # of one run
+    epochs: float  # of the corpus, in one run
+    trials: int
+    runs: int
+    seconds: float  # of all runs
+    flops_per_second: float  # of one worker
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table."""
+        counts = (f"{self.tokens / self.weights:.2g}", f"{self.epochs:.2g}", str(self.trials), str(self.runs))
+        return (self.part, short(self.weights), short(self.tokens), *counts, duration(self.seconds))
+
+
+HEADER = ("rung", "weights", "tokens", "per weight", "epochs", "trials", "runs", "time")
+
+
+def check(name: str, runs: Path, device: str, *, as_json: bool = False) -> None:
+    """Validates a ladder and prints what each rung costs here, from a few timed steps, and what the target would."""
     ladder, console = load_ladder(name), out()
-    options = Options(runs=runs, device=device, wandb="disabled")
-    sides = 2 + len(ladder.table.check_rules)
-    rows, total, rate = list[tuple[str, ...]](), 0.0, 0.0
-    parts = [(size, size.label) for size in ladder.rungs]
-    if ladder.check is not None:
-        parts.append((ladder.check, CHECK))
-    for size, label in parts:
-        study = _part_study(ladder, size, label)
-        corpus = corpus_of(study.spec)
-        check_size(corpus, study.spec.context, study.largest_batch_tokens)
-        shares = [share for phase in planned(study, None).values() for share in phase]
-        if label == CHECK:
-            shares += [1.0] * sides * (1 + ladder.table.check_seeds)
-        with tempfile.TemporaryDirectory() as folder:
-            cost = estimate(study, device, shares, LocalExecutor(Path(folder)), say)
-        workers = num_workers(study, cost.environment, options, lambda _line: None)
-        seconds = cost.seconds([shares], workers)
-        total += seconds
-        rate = run_flops(study) / cost.train_seconds
-        rows.append(
-            (
-                label if label != CHECK else f"check {size.label}",
-                short(size.weights),
-                short(size.tokens),
-                f"{size.tokens / size.weights:.2g}",
-                f"{size.tokens / corpus.num_train_tokens:.2g}",
-                str(study.trials),
-                str(len(shares)),
-                duration(seconds),
-            )
-        )
-    header = ("rung", "weights", "tokens", "per weight", "epochs", "trials", "runs", "time")
-    columns = zip(header, zip(*rows, strict=True), strict=True)
+    parts = [(size, size.label) for size in ladder.rungs] + ([(ladder.check, CHECK)] if ladder.check else [])
+    costs = [_cost(ladder, size, label, runs, device) for size, label in parts]
+    total, target = sum(cost.seconds for cost in costs), ladder.target
+    flops = run_flops(_part_study(ladder, target, target.label)) if target else None
+    if as_json:
+        listed = [asdict(cost) for cost in costs]
+        print_json({"ladder": ladder.name, "parts": listed, "seconds": total, "target_flops": flops})
+        return
     console.print(f"{ladder.name}: {ladder.question}")
+    columns = zip(HEADER, zip(*(cost.cells for cost in costs), strict=True), strict=True)
     say_table(console, [Column(heading=head, cells=cells, right=head != "rung") for head, cells in columns])
-    keys = ", ".join(_part_study(ladder, ladder.rungs[0], ladder.rungs[0].label).space)
-    say_fact(console, "keys", keys)
+    say_fact(console, "keys", ", ".join(_part_study(ladder, *parts[0]).space))
     upper = "up to " if not ladder.data.get("confirm", {}).get("seeds") else ""
     say_fact(console, "cost", f"{upper}{duration(total)} in all")
-    if ladder.target is not None:
-        flops = run_flops(_part_study(ladder, ladder.target, ladder.target.label))
-        last = ladder.rungs[-1]
-        say_fact(
-            console,
-            "target",
-            f"{ladder.target.label}: {flops:.2g} FLOPs a run, about {duration(flops / rate)} here; "
-            f"{ladder.target.weights / last.weights:.2g}x the largest rung's weights",
-        )
+    if target is not None and flops is not None:
+        here = duration(flops / costs[-1].flops_per_second)
+        beyond = f"{target.weights / ladder.rungs[-1].weights:.2g}x the largest rung's weights"
+        say_fact(console, "target", f"{target.label}: {flops:.2g} FLOPs a run, about {here} here; {beyond}")
+
+
+def _cost(ladder: Ladder, size: Size, label: str, runs: Path, device: str) -> _Cost:
+    """The cost of a part, from a few timed steps."""
+    study = _part_study(ladder, size, label)
+    corpus = corpus_of(study.spec)
+    check_size(corpus, study.spec.context, study.largest_batch_tokens)
+    shares = [share for phase in planned(study, None).values() for share in phase]
+    if label == CHECK:
+        sides = 2 + len(ladder.table.check_rules)
+        shares += [1.0] * sides * (1 + ladder.table.check_seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        cost = estimate(study, device, shares, LocalExecutor(Path(folder)), say)
+    options = Options(runs=runs, device=device, wandb="disabled")
+    workers = num_workers(study, cost.environment, options, lambda _line: None)
+    return _Cost(
+        part=f"{CHECK} {size.label}" if label == CHECK else label,
+        weights=size.weights,
+        tokens=size.tokens,
+        epochs=size.tokens / corpus.num_train_tokens,
+        trials=study.trials,
+        runs=len(shares),
+        seconds=cost.seconds([shares], workers),
+        flops_per_second=run_flops(study) / cost.train_seconds,
+    )
 
 
 def _part_study(ladder: Ladder, size: Size, label: str) -> Study:

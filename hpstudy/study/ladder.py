@@ -100,7 +100,8 @@ class Ladder:
         """The file of the study at a size, which tries the points `first` before others."""
         data = self._at(size)
         if first:
-            data["budget"] = {**data.get("budget", {}), "first": [dict(point) for point in first]}
+            stated = data.get("budget", {})
+            data["budget"] = {**stated, "first": [*stated.get("first", []), *map(dict, first)]}
         return toml.document(data, heading or [f"Rung {size.label} of the ladder {self.name}, written by hpstudy."])
 
     def check_text(self, size: Size, seeds: Sequence[int]) -> str:
@@ -125,6 +126,7 @@ class Ladder:
         data = {key: item for key, item in self._at(size).items() if key != "part_of"}
         data["search"] = {key: {**table, **ranges.get(key, {})} for key, table in data["search"].items()}
         data["budget"] = {**data.get("budget", {}), "first": [dict(first)]}
+        data["confirm"] = {key: item for key, item in data.get("confirm", {}).items() if key != "seeds"}  # fresh ones
         return toml.document(data, heading)
 
     def study(self, text: str, name: str) -> Study:
