@@ -102,17 +102,29 @@ def savings(results: StudyResults) -> Savings | None:
 
 def running_forecasts(results: StudyResults) -> dict[str, Forecast]:
     """Run id -> the forecast of its final loss, of the unfinished trials that have one. Empty without foresight."""
+    trials = _trials(results)
+    return _forecasts(results, trials[trials["outcome"].isna()], hindsight=False)
+
+
+def stopped_forecasts(results: StudyResults) -> dict[str, Forecast]:
+    """Run id -> the forecast of its final loss from all trials that ended, of the stopped trials that have one."""
+    trials = _trials(results)
+    return _forecasts(results, trials[trials["outcome"] == Outcome.PRUNED.value], hindsight=True)
+
+
+def _forecasts(results: StudyResults, wanted: pd.DataFrame, *, hindsight: bool) -> dict[str, Forecast]:
+    """Forecasts of some trials: from those that each may know, or with hindsight from all. Empty without foresight."""
     found, trials = foresight(results.study), _trials(results)
-    unfinished = trials[trials["outcome"].isna()]
-    if found is None or not len(unfinished):
+    if found is None or not len(wanted):
         return {}
     curves = _curves(results, trials)
     finished = _finished(trials, curves)
     forecasts: dict[str, Forecast] = {}
-    for number in unfinished["trial"].astype("int64"):
+    for number in wanted["trial"].astype("int64"):
         if (curve := curves.get(int(number))) is None:
             continue
-        forecast = found.forecast(_known(results, finished, curve.number), curve, max(curve.losses))
+        known = finished if hindsight else _known(results, finished, curve.number)
+        forecast = found.forecast(known, curve, max(curve.losses))
         if forecast is not None:
             forecasts[trial_run_id("search", curve.number)] = forecast
     return forecasts

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from hpstudy.analysis.foreseen import stopped_forecasts
 from hpstudy.analysis.in_short import opponent
 from hpstudy.analysis.numbers import interval_decimals, listed, rough, short, with_sign
 from hpstudy.analysis.region import ended_trials
@@ -37,6 +39,8 @@ from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_tria
 from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, fitted_keys, parse_ladder
 from hpstudy.study.schema import COMBINED, RuleName
 from hpstudy.tracking.store import begun_studies
+
+Array = NDArray[np.float64]
 
 FILE = "ladder.toml"  # in the ladder's folder: its file as it began
 LEVEL = 0.9  # of the intervals of optima and predictions
@@ -85,16 +89,48 @@ class Rung:
         return bool(searched["outcome"].notna().sum() >= num_trials(self.study))
 
     @cached_property
+    def trials(self) -> tuple[list[dict[Any, Any]], Array]:
+        """The search's trials as rows, and their final losses in nats.
+
+        A stopped trial has the loss that foresight expects, and is left out without a forecast: its last loss is of a
+        part of the run. A diverged one counts as a uniform guess.
+        """
+        rows, losses_N = ended_trials(self.study, self.results.trials)
+        expected = {run: forecast.loss for run, forecast in stopped_forecasts(self.results).items()}
+        worst, kept, losses = math.log(self.study.vocab_size), list[dict[Any, Any]](), list[float]()
+        for row, loss in zip(rows, losses_N, strict=True):
+            stopped = row["outcome"] == Outcome.PRUNED.value
+            if not stopped or str(row["run_id"]) in expected:
+                kept.append(row)
+                losses.append(min(expected[str(row["run_id"])], worst) if stopped else float(loss))
+        return kept, np.array(losses)
+
+    @property
+    def noise(self) -> float | None:
+        """The standard deviation of a loss from seed to seed near the optimum, in nats; None if it is not known.
+
+        The largest of three: the baseline's, the winner's on fresh seeds, and what the winner lost when it was trained
+        again, as the best of many trials is the luckiest.
+        """
+        measured = [self.results.noise.sd] if self.results.noise else []
+        if (found := self.results.tuned) is not None:
+            losses = self.results.fresh.complete_losses(found.run_id)
+            if len(losses) > 1:
+                measured.append(float(losses.std(ddof=1)))
+            if len(losses):
+                measured.append(abs(float(losses.mean()) - self.results.one_seed_loss(found.run_id)))
+        return max((each for each in measured if math.isfinite(each)), default=None)
+
+    @cached_property
     def optimum(self) -> Optimum | None:
         """The best point by a surface through all trials; None if they are too few."""
-        rows, losses_N = ended_trials(self.study, self.results.trials)
+        rows, losses_N = self.trials
         space = self.study.space
         if not rows:
             return None
         points_NK = np.array([[position(space[key], row[key]) for key in self.keys] for row in rows])
         ends = np.array([_ends(space[key]) for key in self.keys])
-        noise = self.results.noise
-        return optimum(points_NK, losses_N, ends[:, 0], ends[:, 1], noise=noise.sd if noise else None)
+        return optimum(points_NK, losses_N, ends[:, 0], ends[:, 1], noise=self.noise)
 
     @cached_property
     def best(self) -> dict[str, Value]:
@@ -119,7 +155,7 @@ class Rung:
     @cached_property
     def stable_lr(self) -> Boundary | None:
         """The largest stable lr; None if lr is not searched, or no trial is stable."""
-        rows, losses_N = ended_trials(self.study, self.results.trials)
+        rows, losses_N = self.trials
         if "lr" not in {raw_key(key) for key in self.study.space} or not rows:
             return None
         gain = math.log(self.study.vocab_size) - losses_N.min()
@@ -199,9 +235,9 @@ class LadderResults:
 
     @cached_property
     def boundary(self) -> Law | None:
-        """The law of the log of the largest stable lr; None if no rung bounds it."""
+        """The law of the log of the largest stable lr; None if fewer than two rungs bound it."""
         found = [(rung.size, at) for rung in self.rungs if (at := rung.stable_lr) is not None and at.bounded]
-        if not found:
+        if len(found) < 2:
             return None
         sizes_RM = np.array([self.ladder.coordinates(size) for size, _ in found])
         return law(sizes_RM, np.array([at.value for _, at in found]), np.array([at.error for _, at in found]))

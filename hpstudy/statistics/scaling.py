@@ -62,7 +62,8 @@ def optimum(
     its distance to the best)^2), so that neither a cliff nor a flat side bends the surface near the optimum. A prior
     holds what few trials leave open. In half boxes and distances of the median trial to the best, it is CURVATURE +- 1
     for curvatures, 0 +- 1/2 for cross terms and 0 +- 2 for slopes. `noise` is the standard deviation of a loss from
-    seed to seed, in nats; None takes it from the residuals of the better half of the trials.
+    seed to seed, in nats, if it is known. It is never taken for less than the residuals of the better half of the
+    trials show, so that no single lucky trial is the fit.
 
     Each draw weighs the trials anew (Rubin 1981, "The Bayesian bootstrap"), adds seed noise to the losses, and moves
     the prior's means by its standard deviations. The box keeps the draws of a flat surface together; as each rung
@@ -90,11 +91,10 @@ def optimum(
     def weights(noise: float) -> Array:
         return np.asarray(1 / (noise**2 + (MISFIT * heights_N) ** 2))
 
-    if noise is None:
-        near_N = heights_N <= np.median(heights_N)
-        surface_P = surfaces(weights(0.1 * median)[None], heights_N[None], means_P[None])[0]
-        noise = float(np.sqrt(np.mean((heights_N - features_NP @ surface_P)[near_N] ** 2)))
-    noise = max(noise, LEAST_NOISE)
+    near_N = heights_N <= np.median(heights_N)
+    surface_P = surfaces(weights(0.1 * median)[None], heights_N[None], means_P[None])[0]
+    residual = float(np.sqrt(np.mean((heights_N - features_NP @ surface_P)[near_N] ** 2)))
+    noise = max(noise or 0.0, residual, LEAST_NOISE)
     weights_N = weights(noise)
     surface_P = surfaces(weights_N[None], heights_N[None], means_P[None])[0]
     centre_K = _lowest(surface_P[None], num_keys)[0]
