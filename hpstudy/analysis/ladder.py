@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from hpstudy.analysis.foreseen import stopped_forecasts
 from hpstudy.analysis.in_short import opponent
-from hpstudy.analysis.numbers import interval_decimals, listed, rough, short, with_sign
+from hpstudy.analysis.numbers import interval_decimals, listed, rough, with_sign
 from hpstudy.analysis.region import ended_trials
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.coordinates import batch_of
 from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import HpstudyError, UserError
-from hpstudy.files import command
+from hpstudy.files import command, json_object, read_json
 from hpstudy.hparams import HParams, raw_key
 from hpstudy.records import Outcome
 from hpstudy.search.rule_trials import sizes as rule_sizes
@@ -34,39 +34,50 @@ from hpstudy.search.rules import PUBLISHED
 from hpstudy.spec import flops_per_token
 from hpstudy.statistics.difference import difference
 from hpstudy.statistics.race import BASELINE
-from hpstudy.statistics.scaling import Boundary, Law, Optimum, boundary, law, optimum
+from hpstudy.statistics.scaling import BEND_LEVEL, Boundary, Law, Optimum, boundary, law, optimum
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
-from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, fitted_keys, parse_ladder
+from hpstudy.study.frozen import SOURCE
+from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, fitted_keys, load_ladder, parse_ladder
 from hpstudy.study.schema import COMBINED, RuleName
 from hpstudy.tracking.store import begun_studies
 
 Array = NDArray[np.float64]
 
+MAY_CHANGE = (TARGET, f"{TARGET}_tokens")  # keys of [ladder] after it has begun
 FILE = "ladder.toml"  # in the ladder's folder: its file as it began
 LEVEL = 0.9  # of the intervals of optima and predictions
 SEARCH, GPT3_SIDE = "search", "gpt3"  # sides of the check
 UNSTABLE = 0.5  # of what training gains at a rung: a trial that gains less is beyond the boundary
 OVER_RULE = "lr_over_rule"  # a key whose values are shown as lr, which rules and the boundary are about
 DIGITS = 4  # of a proposed value
+OFF_COURSE = 2.0  # times the tokens of the rungs' course, from which a size is said to be off it
 LEAST_RANGE = math.log(1.25)  # half width of the target's range of a log scale, at least
 Answer = Literal["holds", "fails", "undecided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A value with its 90% interval."""
+    """A value with its 90% interval. An open end is one of the searched range: the interval may go on beyond it."""
 
     value: float
     low: float
     high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether trials leave the value open: the interval spans the searched range."""
+        return self.open_low and self.open_high
 
     def holds(self, value: float) -> bool:
         """Whether the interval holds a value."""
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
-        """`0.0021 [0.0017, 0.0026]`, with two digits."""
-        return f"{rough(self.value)} [{rough(self.low)}, {rough(self.high)}]"
+        """`0.0021 [0.0017, 0.0026]`, with two digits; `≥ 0.0026` for an open end."""
+        low, high = ("≤ " if self.open_low else ""), ("≥ " if self.open_high else "")
+        return f"{rough(self.value)} [{low}{rough(self.low)}, {high}{rough(self.high)}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,35 +254,35 @@ class LadderResults:
         return law(sizes_RM, np.array([at.value for _, at in found]), np.array([at.error for _, at in found]))
 
     def interval(self, key: str, size: Size) -> tuple[float, float, float]:
-        """The predicted best value of a key within its searched range at a size and its 90% interval, on its scale."""
-        return self.interval_at(key, self.ladder.coordinates(size))
+        """The predicted best value of a key at a size and its 90% interval, on its scale, within the boundary."""
+        value, low, high = self.interval_at(key, self.ladder.coordinates(size))
+        if raw_key(key) != "lr" or (stable := self.largest_lr(size)) is None:
+            return value, low, high
+        study = self.study_at(size)
+        most = float(study.value(replace(study.baseline, lr=stable.value), key))
+        place = position(self.rungs[-1].study.space[key], most)
+        return min(value, place), min(low, place), min(high, place)
 
     def interval_at(self, key: str, sizes: Sequence[float]) -> tuple[float, float, float]:
-        """As `interval`, at the natural logs of sizes on the ladder's axes."""
+        """The law's value and interval at the natural logs of sizes on the ladder's axes, on the key's scale.
+
+        Within the searched range, outside of which no trial was; but a raw lr may leave it, as it falls with size.
+        """
         least, most = _ends(self.rungs[-1].study.space[key])
         value, low, high = self.laws[key].at(np.array(sizes), LEVEL)
+        if key == "lr":
+            return value, low, high
         return min(max(value, least), most), min(max(low, least), most), min(max(high, least), most)
 
     def point(self, size: Size) -> dict[str, Value]:
-        """The predicted point at a size, within the searched ranges and the boundary.
-
-        Keys without a law, such as text, have the largest rung's best values.
-        """
+        """The predicted point at a size. Keys without a law, such as text, have the largest rung's best values."""
         largest = self.rungs[-1]
         values: dict[str, Value] = dict(largest.best)
         for key in self.laws:
             dimension = largest.study.space[key]
-            value = min(value_at(dimension, self.interval(key, size)[0]), self._most(key, size))
-            values[key] = nearest(dimension, rounded(dimension, value))
+            value = rounded(dimension, value_at(dimension, self.interval(key, size)[0]))
+            values[key] = value if key == "lr" and isinstance(dimension, FloatRange) else nearest(dimension, value)
         return values
-
-    def _most(self, key: str, size: Size) -> float:
-        """The largest value of a key that the boundary allows at a size: infinite but for lr and lr_over_rule."""
-        stable = self.largest_lr(size)
-        if raw_key(key) != "lr" or stable is None:
-            return math.inf
-        study = self.study_at(size)
-        return float(study.value(replace(study.baseline, lr=stable.value), key))
 
     def study_at(self, size: Size) -> Study:
         """The study of a size."""
@@ -299,19 +310,23 @@ class LadderResults:
             return None
         middle, low, high = self.interval(key, size)
         least = LEAST_RANGE if dimension.scale != "linear" else 0.05 * (dimension.high - dimension.low)
-        low, high = min(low, middle - least), max(high, middle + least)
+        high = middle if raw_key(key) == "lr" and high == middle else max(high, middle + least)
+        low = min(low, middle - least)
         values = sorted(value_at(dimension, end) for end in (low, high))
-        values = [min(max(value, dimension.low), dimension.high, self._most(key, size)) for value in values]
+        if raw_key(key) != "lr":
+            values = [min(max(value, dimension.low), dimension.high) for value in values]
         return {end: float(rounded(dimension, value)) for end, value in zip(("low", "high"), values, strict=True)}
 
     def side_values(self, check: Size) -> dict[str, dict[str, Value]]:
         """The raw values of each side of the check that searches nothing: predicted, copied, and published rules."""
         study, smallest = self.study_at(check), self.rungs[0]
-        raw = [raw_key(key) for key in study.space]
+        raw = raw_keys(list(study.space))
         found: dict[str, HParams] = {PREDICTED: self.predicted(check)}
         if smallest.results.tuned is not None:
             found[COPIED] = smallest.results.tuned.hparams
         values = {side: {key: _plain(getattr(hparams, key)) for key in raw} for side, hparams in found.items()}
+        if self.ladder.table.batch is not None and COPIED in values:
+            values[COPIED]["batch_tokens"] = found[COPIED].batch_tokens
         for rule in self.ladder.table.check_rules:
             values[rule] = rule_values(study, rule)
         return values
@@ -331,7 +346,7 @@ class LadderResults:
         return tuple(self._regret(side) for side in (SEARCH, *self.sides, GPT3_SIDE))
 
     def between(self, side: str, other: str) -> Regret:
-        """A side against another one instead of the search."""
+        """A side against another one, instead of against the search."""
         return self._regret(side, other)
 
     def _regret(self, side: str, other: str = SEARCH) -> Regret:
@@ -383,6 +398,8 @@ class LadderResults:
             return []
         others = [f"{self.side_name(r.side)}: {r}" for r in self.regrets if r.side not in (SEARCH, PREDICTED)]
         likewise = [f"Likewise {'; '.join(others)}."] if others and self.answer is not None else []
+        if likewise and COPIED in self.sides and PREDICTED in self.sides:
+            likewise.append(f"Predicted less copied: {self.between(PREDICTED, COPIED)}.")
         return [self.verdict, *likewise, *map(self._agreement, self.laws)]
 
     @property
@@ -415,19 +432,24 @@ class LadderResults:
     def _agreement(self, key: str) -> str:
         assert self.check is not None
         assert self.ladder.check is not None
-        name, ours = shown_key(key), self.estimate(key, self.ladder.check)
-        measured = self.check.estimate(key)
-        if measured is None:
-            return f"Predicted {name} {ours}; the check's trials are too few to measure an optimum."
-        held = "inside" if ours.holds(measured.value) else "outside"
-        return f"Predicted {name} {ours} at {self.ladder.check.label}; the measured optimum, {measured}, lies {held}."
+        name, ours, label = shown_key(key), self.estimate(key, self.ladder.check), self.ladder.check.label
+        if ours.is_open:
+            return f"{name}: the rungs leave it open, {ours} at {label}."
+        measured, place = self.check.estimate(key), self.check.keys.index(key)
+        if measured is None or self.check.optimum is None:
+            return f"Predicted {name} {ours} at {label}; the check's trials are too few to measure an optimum."
+        if not self.check.optimum.bent[place]:
+            return f"Predicted {name} {ours} at {label}; the check's trials show no optimum inside the range."
+        held = "holds" if ours.holds(measured.value) else "does not hold"
+        return f"Predicted {name} {ours} at {label}, which {held} the measured optimum, {measured}."
 
     def not_transferred(self) -> Iterator[str]:
         """A sentence for each key whose law bends, whose slope is unclear, or whose optimum lies at a range's end."""
         for place, key in enumerate(self.keys):
             name = shown_key(key)
-            if key in self.laws and self.laws[key].bent:
-                yield f"{name}: a line is not enough for these rungs (p = {self.laws[key].bend:.2g})."
+            bend = self.laws[key].bend if key in self.laws else None
+            if bend is not None and bend < BEND_LEVEL / len(self.laws):  # for all keys together
+                yield f"{name}: a line is not enough for these rungs (p = {bend:.2g})."
             ends = [r.size.label for r in self.rungs if r.optimum is not None and not r.optimum.bent[place]]
             if ends:
                 yield f"{name}: the trials of {listed(ends)} show no optimum inside the range."
@@ -436,6 +458,20 @@ class LadderResults:
         """How far a size is beyond the largest rung: `3.4x in weights and 1.5x in tokens`."""
         last = self.ladder.rungs[-1]
         return f"{size.weights / last.weights:.2g}x in weights and {size.tokens / last.tokens:.2g}x in tokens"
+
+    def off_course(self, size: Size) -> str:
+        """A sentence if a size has other tokens for its weights than the rungs, which a law in N alone cannot know."""
+        if self.ladder.axes != ("N",) or len(self.ladder.rungs) < 2:
+            return ""
+        logs = np.log([(rung.weights, rung.tokens) for rung in self.ladder.rungs])
+        slope, start = np.polyfit(logs[:, 0], logs[:, 1], 1)
+        factor = size.tokens / math.exp(start + slope * math.log(size.weights))
+        if 1 / OFF_COURSE < factor < OFF_COURSE:
+            return ""
+        return (
+            f"{size.label} trains on {factor:.2g} times the tokens that the rungs' own course gives at its size; the "
+            "laws know its weights alone."
+        )
 
 
 def run_flops(study: Study) -> float:
@@ -504,7 +540,11 @@ def _estimate(study: Study, point: Mapping[str, Value], key: str, ends: tuple[fl
     values = [value_at(dimension, end) for end in ends]
     if key == OVER_RULE:
         values = [study.trial_hparams({**point, key: value}, tokens).lr for value in values]
-    return Estimate(value=values[0], low=min(values), high=max(values))
+    least, most = _ends(dimension)
+    opened = (ends[1] <= least, ends[2] >= most)
+    if values[1] > values[2]:  # on the scale of 1 - value
+        opened = (opened[1], opened[0])
+    return Estimate(value=values[0], low=min(values), high=max(values), open_low=opened[0], open_high=opened[1])
 
 
 def _ends(dimension: Dimension) -> tuple[float, float]:
@@ -547,7 +587,18 @@ def begun_ladder(name: str, runs: Path) -> LadderResults:
     path = runs / name / FILE
     if not path.exists():
         raise UserError(f"{runs / name}: no ladder has begun there; start it with `{command('run', name, runs)}`")
-    return load_ladder_results(parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path), runs)
+    began = parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path)
+    return load_ladder_results(with_target_of_today(began, path.parent), runs)
+
+
+def with_target_of_today(began: Ladder, root: Path) -> Ladder:
+    """The ladder as it began, with the target that its own file states now: it may change, as nothing trains on it."""
+    with suppress(HpstudyError, KeyError, TypeError):
+        kept = read_json(root / SOURCE, json_object) or {}
+        now = load_ladder(str(Path(root.resolve(), str(kept["path"])).resolve()))
+        changes = {key: getattr(now.table, key) for key in MAY_CHANGE}
+        return replace(began, table=began.table.model_copy(update=changes), target=now.target)
+    return began
 
 
 def begun_ladders(runs: Path) -> list[str]:
@@ -609,8 +660,3 @@ def gains(results: LadderResults) -> Iterator[tuple[Rung, Any]]:
     for rung in (*results.rungs, *filter(None, [results.check])):
         contrasts = rung.results.verdict().contrasts
         yield rung, contrasts[0] if contrasts else None
-
-
-def described(size: Size) -> str:
-    """`2x64: 100k weights, 300k tokens`."""
-    return f"{size.label}: {short(size.weights)} weights, {short(size.tokens)} tokens"

@@ -32,8 +32,6 @@ from hpstudy.study.ladder import TARGET
 from hpstudy.study.load import LOCAL
 from hpstudy.study.schema import RuleName
 
-NORMAL_95 = 1.96  # half of a 95% interval in standard errors
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Next:
@@ -86,7 +84,7 @@ def gain_law(results: LadderResults) -> Law | None:
         return None
     flops, contrasts = zip(*found, strict=True)
     gained = np.array([-c.difference for c in contrasts])
-    errors = np.array([(c.high - c.low) / 2 / NORMAL_95 for c in contrasts])
+    errors = np.array([c.sd / math.sqrt(c.n) for c in contrasts])
     return law(np.log(np.array(flops, float))[:, None], gained, errors)
 
 

@@ -78,9 +78,13 @@ def write_target(found: LadderResults) -> Path | None:
     if path.exists() and WRITTEN not in path.read_text(encoding="utf-8").partition("\n")[0]:
         raise UserError(f"{path}: is not a file that a ladder has written; move it away, or rename the ladder")
     ranges = {key: found.range_at(key, ladder.target) for key in found.laws}
+    first = found.point(ladder.target)
+    for key, ends in ranges.items():
+        if ends is not None:
+            first[key] = min(max(float(first[key]), ends["low"]), ends["high"])
     text = ladder.target_text(
         ladder.target,
-        found.point(ladder.target),
+        first,
         {key: values for key, values in ranges.items() if values is not None},
         list(_target_heading(found, ladder.target)),
     )
@@ -99,8 +103,10 @@ def _target_heading(found: LadderResults, target: Size) -> Iterator[str]:
         yield f"  {shown_key(key)}: {found.estimate(key, target)}, with its 90% interval"
     if (stable := found.largest_lr(target)) is not None:
         yield f"  the largest stable lr is about {stable}"
-    if found.answer is not None:
-        yield found.verdict
+    yield from (
+        f"Beware: {sentence}" for sentence in filter(None, [found.off_course(target), *found.not_transferred()])
+    )
+    yield found.verdict if found.answer is not None else "Nothing has tested the prediction."
     yield _price(found, target)
 
 
@@ -112,9 +118,10 @@ def _price(found: LadderResults, target: Size) -> str:
     rate = speed * last.flops / last.size.tokens
     device = str(last.results.environment.get("device_name") or last.results.environment.get("device"))
     here = f"{duration(flops / rate)} here ({device}, at the {rate / 1e9:.3g} GFLOP/s of {last.size.label})"
+    runs = sum(map(len, planned(study, None).values()))
     return (
         f"One run takes {flops:.2g} FLOPs: about {here}, or {duration(flops / (H100_FLOPS * H100_MFU))} on an H100 at "
-        f"{H100_MFU:.0%} MFU."
+        f"{H100_MFU:.0%} of its peak, which is assumed; the study has up to {runs}."
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpstudy.analysis.ladder import FILE, LadderResults, load_ladder_results
+from hpstudy.analysis.ladder import FILE, MAY_CHANGE, LadderResults, load_ladder_results, nearest
 from hpstudy.analysis.results import load
 from hpstudy.analysis.state import Stage, state
 from hpstudy.cli.common import err, say
@@ -19,14 +19,12 @@ from hpstudy.cli.study_commands import flags_of, train
 from hpstudy.errors import UserError
 from hpstudy.files import command, write_atomic
 from hpstudy.study.frozen import SOURCE, source_of
-from hpstudy.study.ladder import CHECK, TABLE, TARGET, Ladder, Size, load_ladder, parse_ladder, write_part
+from hpstudy.study.ladder import CHECK, TABLE, Ladder, Size, load_ladder, parse_ladder, write_part
 from hpstudy.study.schema import FORMAT
 from hpstudy.tracking.store import RunStore, begun_studies
 
 if TYPE_CHECKING:
     from hpstudy.running.interface import Options
-
-MAY_CHANGE = (TARGET, f"{TARGET}_tokens")  # keys of [ladder] after it has begun
 
 
 def run(name: str, options: Options, *, as_json: bool = False) -> None:
@@ -90,7 +88,10 @@ def _start(found: LadderResults, size: Size) -> Mapping[str, Any]:
     smaller = tuple(
         rung for rung in found.rungs if found.ladder.rungs.index(rung.size) < found.ladder.rungs.index(size)
     )
-    return replace(found, rungs=smaller).point(size) if smaller else {}
+    if not smaller:
+        return {}
+    space, point = smaller[-1].study.space, replace(found, rungs=smaller).point(size)
+    return {key: value if isinstance(value, str) else nearest(space[key], value) for key, value in point.items()}
 
 
 def _check_parts(ladder: Ladder, runs: Path) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from hpstudy.files import write_atomic
 from hpstudy.hparams import fitting_batch
 from hpstudy.spec import PRESETS, ModelShape
 from hpstudy.study import toml
-from hpstudy.study.load import NAME, load_study, locate, parse_study, read_text, study_name
+from hpstudy.study.load import NAME, locate, parse_study, read_text, study_name
 from hpstudy.study.parse import sentences, tables
 from hpstudy.study.schema import FORMAT, LadderTable, ModelTable, StudyFile
 from hpstudy.study.study import Choices, Study, Value
@@ -349,8 +349,3 @@ def write_part(folder: Path, name: str, text: str) -> Path:
     if not path.exists():
         write_atomic(path, text)
     return path
-
-
-def part_study(path: Path) -> Study:
-    """The study of a part's file."""
-    return load_study(str(path))
