@@ -34,7 +34,7 @@ from hpstudy.search.rules import PUBLISHED
 from hpstudy.spec import flops_per_token
 from hpstudy.statistics.difference import difference
 from hpstudy.statistics.race import BASELINE
-from hpstudy.statistics.scaling import BEND_LEVEL, Boundary, Law, Optimum, boundary, law, optimum
+from hpstudy.statistics.scaling import BEND_LEVEL, Boundary, Law, Optimum, boundary, law, least_trials, optimum
 from hpstudy.study import Choices, Dimension, FloatRange, Study, Value, num_trials
 from hpstudy.study.frozen import SOURCE
 from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, fitted_keys, load_ladder, parse_ladder
@@ -580,6 +580,22 @@ def load_ladder_results(ladder: Ladder, runs: Path) -> LadderResults:
     names = {side: ladder.part(f"{CHECK}-{side}") for side in (PREDICTED, COPIED, *ladder.table.check_rules)}
     sides = {side: load(name, runs) for side, name in names.items() if name in begun}
     return LadderResults(ladder=ladder, runs=runs, rungs=tuple(rungs), check=check, sides=sides)
+
+
+def refuse_too_few(ladder: Ladder) -> None:
+    """Raises UserError if a rung or the check has too few trials for an optimum."""
+    problems = []
+    parts = [(size, "trials") for size in ladder.rungs] + ([(ladder.check, "check_trials")] if ladder.check else [])
+    for size, key in parts:
+        study = ladder.study(ladder.rung_text(size), ladder.part(size.label))
+        keys, trials = fitted_keys(study), num_trials(study)
+        if trials < (least := least_trials(len(keys))):
+            problems.append(
+                f"{ladder.path}: [ladder] {key}: the optimum of {len(keys)} searched keys takes at least {least} "
+                f"trials, but {size.label} has {trials}"
+            )
+    if problems:
+        raise UserError(problems)
 
 
 def begun_ladder(name: str, runs: Path) -> LadderResults:

@@ -13,6 +13,7 @@ from hpstudy.analysis.ladder import (
     LadderResults,
     begun_ladder,
     begun_ladders,
+    refuse_too_few,
     run_flops,
     shown_key,
 )
@@ -196,6 +197,7 @@ HEADER = ("rung", "weights", "tokens", "per weight", "epochs", "trials", "runs",
 def check(name: str, runs: Path, device: str, *, as_json: bool = False) -> None:
     """Validates a ladder and prints what each rung costs here, from a few timed steps, and what the target would."""
     ladder, console = load_ladder(name), out()
+    refuse_too_few(ladder)
     parts = [(size, size.label) for size in ladder.rungs] + ([(ladder.check, CHECK)] if ladder.check else [])
     costs = [_cost(ladder, size, label, runs, device) for size, label in parts]
     total, target = sum(cost.seconds for cost in costs), ladder.target

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpstudy.analysis.ladder import FILE, MAY_CHANGE, LadderResults, load_ladder_results, nearest
+from hpstudy.analysis.ladder import FILE, MAY_CHANGE, LadderResults, load_ladder_results, nearest, refuse_too_few
 from hpstudy.analysis.results import load
 from hpstudy.analysis.state import Stage, state
 from hpstudy.cli.common import err, say
@@ -31,7 +31,9 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
     """Runs or resumes every part of a ladder, writes its page and the target's study, and prints what it found."""
     if options.trials is not None:
         raise UserError("--trials: a ladder's trials are those of [ladder] trials; edit the file before it begins")
-    ladder = begun(load_ladder(name), options.runs)
+    ladder = load_ladder(name)
+    refuse_too_few(ladder)
+    ladder = begun(ladder, options.runs)
     err().print(f"{ladder.name}: {ladder.question}")
     for size in ladder.rungs:
         found = load_ladder_results(ladder, options.runs)

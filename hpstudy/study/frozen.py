@@ -181,7 +181,7 @@ def seeds_of_others(study: Study, runs: Path) -> Iterator[str]:
     The parts of a ladder may share seeds: they have other models, or are sides of one comparison.
     """
     for path in sorted(runs.glob(f"*/{STUDY_VALUES}")):
-        if path.parent.name == study.name or (study.part_of and path.parent.name.startswith(f"{study.part_of}-")):
+        if path.parent.name == study.name or _is_part_of(study.part_of, path.parent):
             continue
         with suppress(HpstudyError):  # another study's damage is not this one's
             seeds = (read_json(path, json_object) or {}).get("confirm.seeds")
@@ -190,6 +190,13 @@ def seeds_of_others(study: Study, runs: Path) -> Iterator[str]:
                     f"[confirm] seeds: {', '.join(map(str, shared))} were also used by {path.parent}: what was tuned "
                     "on their results is not judged on fresh seeds; take others"
                 )
+
+
+def _is_part_of(ladder: str | None, root: Path) -> bool:
+    """Whether the study in a run folder is a part of a ladder."""
+    with suppress(OSError, UserError):
+        return ladder is not None and read((root / STUDY_FILE).read_text(encoding="utf-8"))[0].part_of == ladder
+    return False
 
 
 def changed_keys(frozen: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -15,14 +15,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hpstudy.coordinates import RunSize, batch_of
 from hpstudy.errors import UserError
 from hpstudy.files import write_atomic
-from hpstudy.hparams import fitting_batch
+from hpstudy.hparams import fitting_batch, raw_key
 from hpstudy.spec import PRESETS, ModelShape
 from hpstudy.study import toml
 from hpstudy.study.load import NAME, locate, parse_study, read_text, study_name
 from hpstudy.study.parse import sentences, tables
-from hpstudy.study.schema import FORMAT, LadderTable, ModelTable, StudyFile
+from hpstudy.study.schema import FORMAT, RULE_KEYS, LadderTable, ModelTable, StudyFile, TrainerTable
 from hpstudy.study.study import Choices, Study, Value
 
 Point = Mapping[str, Value]
@@ -32,6 +33,7 @@ TABLE = "ladder"
 CHECK, TARGET = "check", "target"  # parts, after the ladder's name
 PREDICTED, COPIED = "predicted", "copied"  # sides of the check, after that
 LEAST_RUNGS = 2
+_OF_BATCHES = {key: TrainerTable.model_fields[key].default for key in ("context", "gpus", "processes")}
 _OF_SEARCHES = ("search", "baseline", "objective", "yes")  # what a study of given values leaves out
 
 
@@ -180,16 +182,17 @@ def parse_ladder(text: str, *, name: str, path: Path) -> Ladder:
         StudyFile.model_validate({**data, "trainer": {"model": "gpt-2x64", **data["trainer"], "tokens": 1}})
     except ValidationError as error:
         raise UserError(f"{path}: {sentence}" for sentence in sentences(error)) from error
-    context = data["trainer"].get("context", 1024)
+    context, *ranks = (data["trainer"].get(key, default) for key, default in _OF_BATCHES.items())
+    unit = context * math.prod(ranks)  # tokens of the smallest batch
     ladder = Ladder(
         name=name,
         path=path,
         text=text,
         table=table,
         data=data,
-        rungs=_rungs(table, data, context),
-        check=_beyond(table, data, context, CHECK),
-        target=_beyond(table, data, context, TARGET),
+        rungs=_rungs(table, data, unit),
+        check=_beyond(table, data, unit, CHECK),
+        target=_beyond(table, data, unit, TARGET),
     )
     found = [*_unusable(ladder), *_problems_of_parts(ladder)]
     if found:
@@ -241,7 +244,7 @@ def _problems(table: LadderTable, data: Mapping[str, Any]) -> Iterator[str]:
             yield f"{part}_tokens: also tokens_per_parameter; remove one of them"
 
 
-def _rungs(table: LadderTable, data: Mapping[str, Any], context: int) -> tuple[Size, ...]:
+def _rungs(table: LadderTable, data: Mapping[str, Any], unit: int) -> tuple[Size, ...]:
     listed: Sequence[ModelTable | None] = table.models or [None] * len(table.tokens or ())
     sizes = []
     for place, model in enumerate(listed):
@@ -249,7 +252,7 @@ def _rungs(table: LadderTable, data: Mapping[str, Any], context: int) -> tuple[S
         trials = table.trials[place] if isinstance(table.trials, list) else table.trials
         sizes.append((_shape(model, data), tokens, trials))
     repeated = len({shape for shape, _, _ in sizes}) < len(sizes)
-    made = [_size(table, context, shape, tokens, trials) for shape, tokens, trials in sizes]
+    made = [_size(table, unit, shape, tokens, trials) for shape, tokens, trials in sizes]
     if repeated:
         one_model = table.models is None
         made = [
@@ -259,23 +262,23 @@ def _rungs(table: LadderTable, data: Mapping[str, Any], context: int) -> tuple[S
     return tuple(made)
 
 
-def _beyond(table: LadderTable, data: Mapping[str, Any], context: int, part: str) -> Size | None:
+def _beyond(table: LadderTable, data: Mapping[str, Any], unit: int, part: str) -> Size | None:
     """The size of the check or the target; None if the file has none."""
     model, tokens = getattr(table, part), getattr(table, f"{part}_tokens")
     if model is None and tokens is None:
         return None
     trials = table.check_trials if part == CHECK else None
-    size = _size(table, context, _shape(model, data), tokens, trials)
+    size = _size(table, unit, _shape(model, data), tokens, trials)
     return _relabelled(size, _count(size.tokens)) if model is None else size
 
 
-def _size(table: LadderTable, context: int, shape: ModelShape, tokens: int | None, trials: int | None) -> Size:
+def _size(table: LadderTable, unit: int, shape: ModelShape, tokens: int | None, trials: int | None) -> Size:
     budget = tokens or math.ceil((table.tokens_per_parameter or 0) * shape.num_params(0, 0))
     batch = None
     if table.batch == "step-law":
-        batch = fitting_batch(budget, context)
+        batch = fitting_batch(budget, unit)
     elif table.batch is not None:
-        batch = context << max(round(math.log2(table.batch * budget / context)), 0)
+        batch = batch_of(table.batch, RunSize(weights=shape.num_params(0, 0), tokens=budget, batch_unit=unit))
     return Size(label=label_of(shape), model=shape, tokens=budget, trials=trials, batch_tokens=batch)
 
 
@@ -339,6 +342,14 @@ def _problems_of_parts(ladder: Ladder) -> Iterator[str]:
         else:
             if study.metrics != ("val/loss",):
                 yield f"[objective] metric: a ladder is about val/loss alone, but got {', '.join(study.metrics)}"
+            searched = {raw_key(key) for key in study.space}
+            for rule in ladder.table.check_rules:
+                if not searched & set(RULE_KEYS[rule]):
+                    about = ", ".join(RULE_KEYS[rule])
+                    yield f'[ladder] check_rules: "{rule}" speaks about {about}, of which the file searches none'
+            if study.confirm.looks is None and len(study.seeds) < ladder.table.check_seeds:
+                stated = f"but [confirm] seeds has {len(study.seeds)}"
+                yield f"[ladder] check_seeds: {ladder.table.check_seeds} seeds are to be trained, {stated}"
             if not fitted_keys(study):
                 yield "[search] a ladder fits laws of numbers, but all keys are texts, or have a 0 among their choices"
 

@@ -38,8 +38,8 @@ def read(text: str) -> tuple[StudyFile, list[Finding]]:
     data = tables(text)
     if "ladder" in data:
         raise UserError(
-            "[ladder]: this file is a ladder of several studies; `hpstudy run` and `hpstudy ladder` take it, and the "
-            "other commands its rungs, such as NAME-2x64"
+            "[ladder]: this file is a ladder of several studies; `hpstudy run` and `hpstudy ladder` take it, and this "
+            "command a part by its path, such as runs/NAME/NAME-2x64.toml"
         )
     try:
         return StudyFile.model_validate(data), []

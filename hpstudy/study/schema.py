@@ -496,7 +496,7 @@ class LadderTable(Table):
         None, "a larger model, which the fit does not see: there the prediction is compared with others", "gpt-4x128"
     )
     check_tokens: Tokens | None = _key(None, "budget of the check, if tokens lists the rungs'", 800_000, unit="tokens")
-    check_trials: Count = _key(8, "trials of the check's own search", le=MAX_TRIALS)
+    check_trials: Count = _key(16, "trials of the check's own search", le=MAX_TRIALS)
     check_seeds: Annotated[int, Field(ge=LEAST_LOOK, le=MAX_LOOKS)] = _key(
         LEAST_LOOK, "fresh seeds on which the check's sides are trained"
     )
