@@ -256,12 +256,16 @@ class LadderResults:
     def interval(self, key: str, size: Size) -> tuple[float, float, float]:
         """The predicted best value of a key at a size and its 90% interval, on its scale, within the boundary."""
         value, low, high = self.interval_at(key, self.ladder.coordinates(size))
+        most = self._most(key, size)
+        return min(value, most), min(low, most), min(high, most)
+
+    def _most(self, key: str, size: Size) -> float:
+        """The boundary at a size on a key's scale: infinite but for lr and lr_over_rule."""
         if raw_key(key) != "lr" or (stable := self.largest_lr(size)) is None:
-            return value, low, high
+            return math.inf
         study = self.study_at(size)
         most = float(study.value(replace(study.baseline, lr=stable.value), key))
-        place = position(self.rungs[-1].study.space[key], most)
-        return min(value, place), min(low, place), min(high, place)
+        return position(self.rungs[-1].study.space[key], most)
 
     def interval_at(self, key: str, sizes: Sequence[float]) -> tuple[float, float, float]:
         """The law's value and interval at the natural logs of sizes on the ladder's axes, on the key's scale.
@@ -310,7 +314,7 @@ class LadderResults:
             return None
         middle, low, high = self.interval(key, size)
         least = LEAST_RANGE if dimension.scale != "linear" else 0.05 * (dimension.high - dimension.low)
-        high = middle if raw_key(key) == "lr" and high == middle else max(high, middle + least)
+        high = min(max(high, middle + least), self._most(key, size))
         low = min(low, middle - least)
         values = sorted(value_at(dimension, end) for end in (low, high))
         if raw_key(key) != "lr":

@@ -21,13 +21,14 @@ from hpstudy.analysis.ladder import (
     optima_table,
     parts,
     position,
+    refuse_too_few,
     regrets_table,
     value_at,
 )
 from hpstudy.coordinates import step_law_lr
 from hpstudy.errors import UserError
 from hpstudy.study import FloatRange
-from hpstudy.study.ladder import COPIED, PREDICTED, Size
+from hpstudy.study.ladder import COPIED, PREDICTED, Size, parse_ladder
 from hpstudy.tracking.store import RunStore
 from tests.helpers.made_up_ladder import (
     BEST,
@@ -211,13 +212,14 @@ def test_the_prediction_holds_if_its_interval_ends_below_the_margin_and_fails_if
 
 
 def test_a_sentence_for_each_key_says_whether_the_measured_optimum_lies_inside(made) -> None:
-    _, likewise, *sentences = made.sentences()
+    _, likewise, less, *sentences = made.sentences()
     assert likewise.startswith("Likewise copied from ")
+    assert less == f"Predicted less copied: {made.between(PREDICTED, COPIED)}."
     assert len(sentences) == 3
     for key, sentence in zip(made.keys, sentences, strict=True):
         measured = made.check.estimate(key)
         held = made.estimate(key, made.ladder.check).holds(measured.value)
-        assert sentence.endswith("inside." if held else "outside.")
+        assert (" holds the measured optimum, " if held else " does not hold the measured optimum, ") in sentence
         assert str(measured) in sentence
 
 
@@ -311,4 +313,14 @@ def test_a_ladder_without_rungs_enough_for_a_fit_predicts_the_best_trial(tmp_pat
     assert found.point(check) == found.rungs[-1].best
     assert found.answer in ("holds", "fails", "undecided")
     assert found.sentences()[0] == found.verdict
-    assert len(found.sentences()) == 2  # the check's other sides, and no key
+    assert len(found.sentences()) == 3  # the check's other sides, and no key
+
+
+def test_too_few_trials_for_an_optimum_are_refused_with_the_least(tmp_path) -> None:
+    text = TEXT.replace("[32, 28, 24, 20]", "[32, 28, 24, 8]").replace("check_trials         = 16", "check_trials = 3")
+    with pytest.raises(UserError) as refused:
+        refuse_too_few(parse_ladder(text, name="few", path=tmp_path / "few.toml"))
+    assert [problem.partition("[ladder] ")[2] for problem in refused.value.problems] == [
+        "trials: the optimum of 3 searched keys takes at least 9 trials, but 6x192 has 8",
+        "check_trials: the optimum of 3 searched keys takes at least 9 trials, but 6x256 has 3",
+    ]

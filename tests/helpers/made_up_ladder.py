@@ -44,7 +44,7 @@ sampler = "random"
 rules   = []
 
 [confirm]
-seeds  = [101, 102, 103]
+seeds  = [101, 102, 103, 104]
 margin = 0.01
 
 [ladder]

@@ -180,8 +180,8 @@ def test_a_study_is_no_ladder_and_a_ladder_is_no_study(tmp_path: Path) -> None:
         assert is_ladder(str(tmp_path / f"{name}.toml")) is (name == "ladder")
     assert not is_ladder(str(tmp_path / "nothing.toml"))
     assert problems_of(text()) == [
-        "[ladder]: this file is a ladder of several studies; `hpstudy run` and `hpstudy ladder` take it, and the other "
-        "commands its rungs, such as NAME-2x64"
+        "[ladder]: this file is a ladder of several studies; `hpstudy run` and `hpstudy ladder` take it, and this "
+        "command a part by its path, such as runs/NAME/NAME-2x64.toml"
     ]
 
 
@@ -195,7 +195,7 @@ def test_rungs_check_and_target_have_the_stated_models_budgets_and_trials(tmp_pa
     ]  # fmt: skip
     assert found.check is not None
     assert found.target is not None
-    assert (found.check.label, found.check.tokens, found.check.trials) == ("4x128", 800_000, 8)
+    assert (found.check.label, found.check.tokens, found.check.trials) == ("4x128", 800_000, 16)
     assert (found.target.label, found.target.tokens, found.target.trials) == ("125m", 5_000_000, None)
     assert found.rungs[0].weights == 2 * (12 * 32**2 + 13 * 32) + 2 * 32  # blocks and the last norm, no embeddings
     assert found.coordinates(found.rungs[0]) == (math.log(found.rungs[0].weights),)
@@ -265,7 +265,7 @@ def test_the_checks_file_confirms_on_the_given_seeds_with_the_files_margin() -> 
     assert found.check is not None
     assert len(found.check_seeds) == 3
     study = found.study(found.check_text(found.check, (7, 8, 9)), found.part(CHECK))
-    assert (study.seeds, study.confirm.margin, study.trials) == ((7, 8, 9), 0.02, 8)
+    assert (study.seeds, study.confirm.margin, study.trials) == ((7, 8, 9), 0.02, 16)
     assert not tomllib.loads(found.check_text(found.check, (7, 8, 9)))["confirm"].get("looks")
 
 
