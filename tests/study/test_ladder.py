@@ -99,6 +99,8 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"ladder__check_seeds": 2}, "[ladder] check_seeds: must be greater than or equal to 3, but got 2"),
     ({"ladder__check_trials": 0}, "[ladder] check_trials: must be greater than or equal to 1, but got 0"),
     ({"ladder__check_margin": 0}, "[ladder] check_margin: must be greater than 0, but got 0"),
+    ({"ladder__check_rules": ["decay-to-zero"]}, '[ladder] check_rules: "decay-to-zero" speaks about min_lr_fraction, decay_fraction, of which the file searches none'),
+    ({"ladder__check_seeds": 5, "confirm": {"seeds": [1, 2, 3]}}, "[ladder] check_seeds: 5 seeds are to be trained, but [confirm] seeds has 3"),
     ({"ladder__check_rules": ["chinchilla"]}, "[ladder] check_rules: must be 'combined', 'step-law', 'half-life', 'power-lines', 'decay-to-zero', 'sqrt-batch' or 'batch-0.3', but got \"chinchilla\""),
     # between keys of [ladder]
     ({"ladder": {}, "trainer__model": "gpt-2x64"}, '[ladder] models: or tokens must list the rungs, as in `models = ["gpt-2x32", "gpt-2x64", "gpt-3x96"]`'),
