@@ -27,7 +27,7 @@ HEAVY = {"torch", "pandas", "scipy", "optuna", "wandb", "plotly", "pydantic", "n
 def test_root_help_lists_every_command_and_an_example() -> None:
     assert {
         *("check", "run", "confirm", "status", "export", "report", "sync", "compare", "results", "workspace"),
-        *("replay", "dashboard", "reference", "schema", "corpora", "prepare", "doctor", "bench", "new"),
+        *("replay", "dashboard", "reference", "schema", "corpora", "prepare", "doctor", "bench", "new", "ladder"),
     } == COMMANDS.keys()
     for result in (hpstudy(), hpstudy("--help")):
         assert result.code == 0
