@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hpstudy
-from hpstudy.analysis.foreseen import foreseen, running_forecasts, savings, schedule_blind
+from hpstudy.analysis.foreseen import foreseen, running_forecasts, savings, schedule_blind, stopped_forecasts
 from hpstudy.analysis.results import StudyResults
 from hpstudy.records import Outcome
 from tests.helpers.gallery import GALLERY
@@ -72,3 +72,10 @@ def test_a_study_without_foresight_has_none_of_it(tmp_path: Path) -> None:
     assert foreseen(results) is None
     assert savings(results) is None
     assert running_forecasts(results) == {}
+
+
+def test_every_stopped_trial_has_a_forecast_below_the_loss_at_which_it_stopped(stopped: StudyResults) -> None:
+    trials = stopped.trials[stopped.trials["outcome"] == Outcome.PRUNED].set_index("run_id")
+    found = stopped_forecasts(stopped)
+    assert found.keys() == set(trials.index)
+    assert all(forecast.loss < trials.loc[run, "val_loss"] for run, forecast in found.items())

@@ -13,6 +13,7 @@ import pytest
 from hpstudy.analysis.ladder import (
     GPT3_SIDE,
     SEARCH,
+    Estimate,
     LadderResults,
     Regret,
     begun_ladder,
@@ -324,3 +325,24 @@ def test_too_few_trials_for_an_optimum_are_refused_with_the_least(tmp_path) -> N
         "trials: the optimum of 3 searched keys takes at least 9 trials, but 6x192 has 8",
         "check_trials: the optimum of 3 searched keys takes at least 9 trials, but 6x256 has 3",
     ]
+
+
+def test_a_rungs_noise_is_never_below_what_its_winner_lost_on_fresh_seeds(made) -> None:
+    for rung in made.rungs:
+        found = rung.results.tuned
+        fresh = rung.results.fresh.complete_losses(found.run_id)
+        lost = abs(float(fresh.mean()) - rung.results.one_seed_loss(found.run_id))
+        assert rung.noise == max(rung.results.noise.sd, float(fresh.std(ddof=1)), lost)
+
+
+def test_an_end_of_the_searched_range_is_shown_as_open() -> None:
+    assert str(Estimate(value=0.3, low=0.1, high=0.5)) == "0.3 [0.1, 0.5]"
+    assert str(Estimate(value=0.3, low=0.1, high=0.5, open_high=True)) == "0.3 [0.1, ≥ 0.5]"
+    assert Estimate(value=0.3, low=0.1, high=0.5, open_low=True, open_high=True).is_open
+
+
+def test_a_size_with_other_tokens_than_the_rungs_course_is_said_to_be_off_it(made) -> None:
+    check, target = sizes(made)
+    assert made.off_course(check) == ""
+    far = replace(target, tokens=4 * target.tokens)
+    assert made.off_course(far).startswith("125m trains on 4 times the tokens that the rungs' own course gives")
