@@ -11,14 +11,8 @@ import plotly.graph_objects as go
 
 from hpstudy.analysis.answers import SPEED
 from hpstudy.analysis.in_short import found_name, in_short, opponent
-from hpstudy.analysis.ladder import (
-    LadderResults,
-    begun_ladder,
-    begun_ladders,
-    optima_table,
-    parts,
-    regrets_table,
-)
+from hpstudy.analysis.ladder import LadderResults
+from hpstudy.analysis.ladders import begun_ladder, begun_ladders, optima_table, parts, regrets_table
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import plain
 from hpstudy.analysis.results import StudyResults, best_by_loss

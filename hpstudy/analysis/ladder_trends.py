@@ -13,15 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from hpstudy.analysis.ladder import (
-    LEVEL,
-    OVER_RULE,
-    Estimate,
-    LadderResults,
-    Rung,
-    gains,
-)
+from hpstudy.analysis.ladder import LadderResults, gains
 from hpstudy.analysis.numbers import interval_decimals, listed, with_sign
+from hpstudy.analysis.rungs import LEVEL, OVER_RULE, Estimate, Rung
 from hpstudy.files import command
 from hpstudy.hparams import SEARCHABLE, raw_key
 from hpstudy.search.rule_trials import sizes as rule_sizes

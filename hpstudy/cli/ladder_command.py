@@ -9,15 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpstudy.analysis.ladder import (
-    LadderResults,
-    begun_ladder,
-    begun_ladders,
-    refuse_too_few,
-    run_flops,
-    shown_key,
-)
+from hpstudy.analysis.ladder import LadderResults
+from hpstudy.analysis.ladders import begun_ladder, begun_ladders, refuse_too_few
 from hpstudy.analysis.numbers import duration, short
+from hpstudy.analysis.rungs import run_flops, shown_key
 from hpstudy.cli.common import out, print_json, say
 from hpstudy.cli.layout import Column, say_fact, say_table
 from hpstudy.data.corpus import check_size, corpus_of

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpstudy.analysis.ladder import FILE, MAY_CHANGE, LadderResults, load_ladder_results, nearest, refuse_too_few
+from hpstudy.analysis.ladder import LadderResults
+from hpstudy.analysis.ladders import FILE, MAY_CHANGE, load_ladder_results, refuse_too_few
 from hpstudy.analysis.results import load
+from hpstudy.analysis.rungs import nearest
 from hpstudy.analysis.state import Stage, state
 from hpstudy.cli.common import err, say
 from hpstudy.cli.ladder_command import finish

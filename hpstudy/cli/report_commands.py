@@ -14,7 +14,7 @@ from hpstudy.analysis.dashboard import study_note, trial_attributes
 from hpstudy.analysis.export import Format
 from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import load as load_frames
-from hpstudy.analysis.ladder import begun_ladder, begun_ladders, optima_table, parts, regrets_table
+from hpstudy.analysis.ladders import begun_ladder, begun_ladders, optima_table, parts, regrets_table
 from hpstudy.analysis.overview import overview
 from hpstudy.analysis.results import StudyResults, load
 from hpstudy.cli.common import err, out, print_json, say

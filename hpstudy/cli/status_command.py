@@ -14,7 +14,7 @@ from rich.table import Table
 from hpstudy.analysis.answers import by_speed
 from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.in_short import in_a_word, opponent, shared_digits
-from hpstudy.analysis.ladder import begun_ladder, begun_ladders
+from hpstudy.analysis.ladders import begun_ladder, begun_ladders
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, short
 from hpstudy.analysis.overview import overview, unknown

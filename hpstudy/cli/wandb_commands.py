@@ -29,7 +29,7 @@ def sync(name: str, runs: Path, verify: bool) -> None:
 
     The runs of a winner get a tag that says so.
     """
-    from hpstudy.analysis.ladder import parts  # pandas takes half a second to import
+    from hpstudy.analysis.ladders import parts  # pandas takes half a second to import
 
     for part in parts(study_name(name), runs):
         _sync(part, runs, verify)
@@ -58,7 +58,7 @@ def _sync(name: str, runs: Path, verify: bool) -> None:
 
 def workspace(name: str, runs: Path, save: bool) -> None:
     """Prints the views' JSON without any network, or saves them and prints their addresses."""
-    from hpstudy.analysis.ladder import parts  # pandas takes half a second to import
+    from hpstudy.analysis.ladders import parts  # pandas takes half a second to import
 
     for part in parts(study_name(name), runs):
         _workspace(part, runs, save)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpstudy.analysis.in_short import InShort, Tone, opponent
-from hpstudy.analysis.ladder import Answer, LadderResults, Rung, raw_keys, shown_key
+from hpstudy.analysis.ladder import Answer, LadderResults
 from hpstudy.analysis.ladder_trends import (
     answer_badge,
     gain_sentence,
@@ -20,6 +20,7 @@ from hpstudy.analysis.ladder_trends import (
 )
 from hpstudy.analysis.measured import measured
 from hpstudy.analysis.numbers import plain, rough, short
+from hpstudy.analysis.rungs import Rung, raw_keys, shown_key
 from hpstudy.files import command, write_atomic
 from hpstudy.report.html import render
 from hpstudy.report.images import draw

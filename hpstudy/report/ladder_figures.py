@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from hpstudy.analysis.in_short import opponent
-from hpstudy.analysis.ladder import LEVEL, OVER_RULE, SEARCH, Estimate, LadderResults, Rung, gains, shown_key
+from hpstudy.analysis.ladder import SEARCH, LadderResults, gains
 from hpstudy.analysis.ladder_trends import (
     baseline_value,
     bent,
@@ -23,6 +23,7 @@ from hpstudy.analysis.ladder_trends import (
 )
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, rough, short
+from hpstudy.analysis.rungs import LEVEL, OVER_RULE, Estimate, Rung, shown_key
 from hpstudy.hparams import SEARCHABLE
 from hpstudy.report.curve_figures import area
 from hpstudy.report.scales import tick_text, ticks

@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from hpstudy.analysis.ladder import SEARCH, Estimate, LadderResults, shown_key
+from hpstudy.analysis.ladder import SEARCH, LadderResults
 from hpstudy.analysis.ladder_trends import next_step, target_file
 from hpstudy.analysis.numbers import rough, short
+from hpstudy.analysis.rungs import Estimate, shown_key
 
 MOST_LINES = 24
 GAP = 2  # characters between columns

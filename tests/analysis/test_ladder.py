@@ -10,22 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpstudy.analysis.ladder import (
-    GPT3_SIDE,
-    SEARCH,
-    Estimate,
-    LadderResults,
-    Regret,
+from hpstudy.analysis.ladder import GPT3_SIDE, SEARCH, LadderResults, Regret
+from hpstudy.analysis.ladders import (
     begun_ladder,
     begun_ladders,
     load_ladder_results,
     optima_table,
     parts,
-    position,
     refuse_too_few,
     regrets_table,
-    value_at,
 )
+from hpstudy.analysis.rungs import Estimate, position, value_at
 from hpstudy.coordinates import step_law_lr
 from hpstudy.errors import UserError
 from hpstudy.study import FloatRange

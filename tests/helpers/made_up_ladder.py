@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from hpstudy.analysis.ladder import FILE, LadderResults, load_ladder_results
+from hpstudy.analysis.ladder import LadderResults
+from hpstudy.analysis.ladders import FILE, load_ladder_results
 from hpstudy.coordinates import coordinate
 from hpstudy.records import Run
 from hpstudy.study import Study
