@@ -34,18 +34,25 @@ class ModelShape:
 
 PRESETS: dict[str, ModelShape] = {
     # small models for CPUs, named layers x width: a step of 2x64 takes milliseconds on one core
-    "gpt-2x32": ModelShape(layers=2, heads=1, width=32),
     "gpt-2x64": ModelShape(layers=2, heads=2, width=64),
-    "gpt-3x96": ModelShape(layers=3, heads=3, width=96),
     "gpt-4x128": ModelShape(layers=4, heads=4, width=128),
-    "gpt-5x160": ModelShape(layers=5, heads=5, width=160),
-    "gpt-6x192": ModelShape(layers=6, heads=6, width=192),
     "gpt-6x256": ModelShape(layers=6, heads=4, width=256),
     "gpt-8x512": ModelShape(layers=8, heads=8, width=512),
     # GPT-3's family, arXiv:2005.14165 Table 2.1
     "gpt-125m": ModelShape(layers=12, heads=12, width=768),
     "gpt-350m": ModelShape(layers=24, heads=16, width=1024),
 }
+"""The models that `new` chooses from and `bench` measures, from small to large."""
+
+MODELS: dict[str, ModelShape] = {
+    **PRESETS,
+    # sizes between them, for the rungs of a ladder
+    "gpt-2x32": ModelShape(layers=2, heads=1, width=32),
+    "gpt-3x96": ModelShape(layers=3, heads=3, width=96),
+    "gpt-5x160": ModelShape(layers=5, heads=5, width=160),
+    "gpt-6x192": ModelShape(layers=6, heads=6, width=192),
+}
+"""Every model that a study file may name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from hpstudy.report.html import render
 from hpstudy.report.sections import Section
 from hpstudy.report.style import ACCENT, INK, INK_BAND, MUTED, Figure, empty_plot, interval_row, inwards
 from hpstudy.report.tables import Table, interval, mean_se, relative
-from hpstudy.spec import PRESETS, ModelShape
+from hpstudy.spec import MODELS, ModelShape
 from hpstudy.study import Study
 
 REPORT = Path("report", "index.html")  # of a study, from its run folder
@@ -132,7 +132,7 @@ def _value(found: Finding, key: str) -> str:
 def _shown(value: object) -> str:
     """A value of a trainer spec; a model by its preset's name or its shape."""
     if isinstance(value, ModelShape):
-        named = (name for name, shape in PRESETS.items() if shape == value)
+        named = (name for name, shape in MODELS.items() if shape == value)
         return next(named, f"{value.layers} layers of width {value.width}")
     return f"{value:,}" if isinstance(value, int) else str(value)
 

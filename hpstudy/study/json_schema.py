@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from hpstudy.hparams import COORDINATES, GPT3, RULES, SEARCHABLE, Rule, raw_key
-from hpstudy.spec import PRESETS
+from hpstudy.spec import MODELS
 from hpstudy.study.schema import CORPUS_KINDS, MAX_LISTED, LadderTable, StudyFile
 from hpstudy.study.study import AUTO
 
@@ -29,7 +29,7 @@ def study_schema() -> dict[str, Any]:
     tables["LadderTable"] = ladder
     schema["properties"]["ladder"] = {"$ref": "#/$defs/LadderTable"}
     trainer, budget, search = (tables[name]["properties"] for name in ("TrainerTable", "Budget", "RangeTable"))
-    trainer["model"] = _or_name(trainer["model"], list(PRESETS))
+    trainer["model"] = _or_name(trainer["model"], list(MODELS))
     trainer["corpus"] |= {"pattern": CORPUS}
     trainer["tokenizer"] |= {"pattern": TOKENIZER}
     budget["pack"] = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": AUTO}]}
@@ -52,10 +52,10 @@ def study_schema() -> dict[str, Any]:
 
 def _ladder(ladder: dict[str, Any]) -> dict[str, Any]:
     """Lets models of [ladder] be named, and demands [trainer] model of files without it."""
-    models, names = ladder["properties"]["models"], {"enum": list(PRESETS)}
+    models, names = ladder["properties"]["models"], {"enum": list(MODELS)}
     models["items"] = {"anyOf": [names, models["items"]]}
     for part in ("check", "target"):
-        ladder["properties"][part] = _or_name(ladder["properties"][part], list(PRESETS))
+        ladder["properties"][part] = _or_name(ladder["properties"][part], list(MODELS))
     alone = {"properties": {"trainer": {"required": ["model"]}}}
     return {"if": {"required": ["ladder"]}, "else": alone}
 

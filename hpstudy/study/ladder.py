@@ -19,7 +19,7 @@ from hpstudy.coordinates import RunSize, batch_of
 from hpstudy.errors import UserError
 from hpstudy.files import write_atomic
 from hpstudy.hparams import fitting_batch, raw_key
-from hpstudy.spec import PRESETS, ModelShape
+from hpstudy.spec import MODELS, ModelShape
 from hpstudy.study import toml
 from hpstudy.study.load import NAME, locate, parse_study, read_text, study_name
 from hpstudy.study.parse import sentences, tables
@@ -291,14 +291,14 @@ def _shape(model: ModelTable | None, data: Mapping[str, Any]) -> ModelShape:
     if model is None:
         stated = data["trainer"]["model"]
         if isinstance(stated, str):
-            return PRESETS[stated]
+            return MODELS[stated]
         return ModelShape(**stated)
     return ModelShape(layers=model.layers, heads=model.heads, width=model.width)
 
 
 def label_of(shape: ModelShape) -> str:
     """`125m` for GPT-3's sizes, else layers x width, as in `2x64`."""
-    named = (name.removeprefix("gpt-") for name, preset in PRESETS.items() if preset == shape)
+    named = (name.removeprefix("gpt-") for name, preset in MODELS.items() if preset == shape)
     return next(named, f"{shape.layers}x{shape.width}")
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 
 from hpstudy.errors import CONTROLS, UserError, did_you_mean
 from hpstudy.hparams import RULES, SEARCHABLE, Scale
-from hpstudy.spec import MAX_TRIALS, PRESETS, PrecisionChoice, corpus_hint, num_ranks, vocab_size
+from hpstudy.spec import MAX_TRIALS, MODELS, PrecisionChoice, corpus_hint, num_ranks, vocab_size
 from hpstudy.study.hints import hint
 
 MetricName = Literal["val/loss", "train/tok_per_sec"]
@@ -85,9 +85,9 @@ def _preset(model: object) -> object:
     """Replaces a preset's name by its table."""
     if not isinstance(model, str):
         return model
-    if model not in PRESETS:
-        raise ValueError(f'unknown preset "{model}"{nearest(model, PRESETS)}; known are {", ".join(PRESETS)}')
-    return asdict(PRESETS[model])
+    if model not in MODELS:
+        raise ValueError(f'unknown preset "{model}"{nearest(model, MODELS)}; known are {", ".join(MODELS)}')
+    return asdict(MODELS[model])
 
 
 def _one_line(text: str) -> str:
@@ -246,7 +246,7 @@ class TrainerTable(Table):
     """What is the same in every run."""
 
     model: Annotated[ModelTable, BeforeValidator(_preset)] = _key(
-        ..., f"a preset ({', '.join(PRESETS)}), or a table of the keys below", "gpt-2x64"
+        ..., f"a preset ({', '.join(MODELS)}), or a table of the keys below", "gpt-2x64"
     )
     corpus: Annotated[Text, AfterValidator(_corpus)] = _key(
         "asv",

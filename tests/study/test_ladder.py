@@ -80,7 +80,7 @@ def problems(content: str, name: str = "x") -> list[str]:
 
 
 KNOWN = (
-    "known are gpt-2x32, gpt-2x64, gpt-3x96, gpt-4x128, gpt-5x160, gpt-6x192, gpt-6x256, gpt-8x512, gpt-125m, gpt-350m"
+    "known are gpt-2x64, gpt-4x128, gpt-6x256, gpt-8x512, gpt-125m, gpt-350m, gpt-2x32, gpt-3x96, gpt-5x160, gpt-6x192"
 )
 PROBLEMS: list[tuple[dict[str, Any], str]] = [
     # keys of [ladder]

@@ -73,7 +73,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"confirm__seeds": 5}, "[confirm] seeds: must be a valid list, but got 5; as in `seeds = [101, 102, 103, 104, 105]`"),
     ({"yes": True}, 'yes: must be a valid list, but got true; as in `yes = "better"`'),
     ({"confirm__seeds": [-1, 2]}, "[confirm] seeds: must be greater than or equal to 0, but got -1"),
-    ({"trainer__model": "gpt-125"}, '[trainer] model: unknown preset "gpt-125"; did you mean "gpt-125m"?; known are gpt-2x32, gpt-2x64, gpt-3x96, gpt-4x128, gpt-5x160, gpt-6x192, gpt-6x256, gpt-8x512, gpt-125m, gpt-350m'),
+    ({"trainer__model": "gpt-125"}, '[trainer] model: unknown preset "gpt-125"; did you mean "gpt-125m"?; known are gpt-2x64, gpt-4x128, gpt-6x256, gpt-8x512, gpt-125m, gpt-350m, gpt-2x32, gpt-3x96, gpt-5x160, gpt-6x192'),
     ({"trainer__corpus": "fineweb"}, '[trainer] corpus: unknown corpus "fineweb"; did you mean "fineweb-edu"?; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'),
     *(({"trainer__corpus": path}, f'[trainer] corpus: unknown corpus "{path}"; did you mean {meant}?; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"') for path, meant in PATHS.items()),
     ({"trainer__corpus": "txt:my.txt"}, '[trainer] corpus: unknown corpus "txt:my.txt"; did you mean "text:"?; known are "asv", "fineweb-edu", "text:PATH", "shards:GLOB" and "raw:GLOB"'),
