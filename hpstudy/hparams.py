@@ -130,39 +130,27 @@ class HParams:
 
 RULES: dict[str, Rule] = {f.name: f.metadata["rule"] for f in fields(HParams)}
 
+
+def _coordinate(unit: str, doc: str, **limits: Any) -> Rule:
+    return Rule(kind=float, unit=unit, doc=doc, low_open=True, scale="log", **limits)
+
+
 COORDINATES: dict[str, Rule] = {
-    "lr_over_rule": Rule(
-        kind=float,
-        unit="of Step Law's lr",
-        doc="peak learning rate over Step Law's, 1.79 N^-0.713 D^0.307 for N weights without embeddings and a run of D "
+    "lr_over_rule": _coordinate(
+        "of Step Law's lr",
+        "peak learning rate over Step Law's, 1.79 N^-0.713 D^0.307 for N weights without embeddings and a run of D "
         "tokens (arXiv:2503.04715)",
-        low_open=True,
-        scale="log",
     ),
-    "beta1_halflife": Rule(
-        kind=float, unit="of the run's tokens", doc="half-life of the gradient average", low_open=True, scale="log"
+    "beta1_halflife": _coordinate("of the run's tokens", "half-life of the gradient average"),
+    "beta2_halflife": _coordinate("of the run's tokens", "half-life of the squared-gradient average"),
+    "weight_decay_timescale": _coordinate(
+        "of the run's tokens",
+        "batch_tokens / (lr x weight_decay), after which weight decay at the peak lr has shrunk a weight to 1/e",
     ),
-    "beta2_halflife": Rule(
-        kind=float,
-        unit="of the run's tokens",
-        doc="half-life of the squared-gradient average",
-        low_open=True,
-        scale="log",
-    ),
-    "weight_decay_timescale": Rule(
-        kind=float,
-        unit="of the run's tokens",
-        doc="batch_tokens / (lr x weight_decay), after which weight decay at the peak lr has shrunk a weight to 1/e",
-        low_open=True,
-        scale="log",
-    ),
-    "batch_fraction": Rule(
-        kind=float,
-        unit="of the run's tokens",
-        doc="one step's batch, rounded to context x ranks x a power of two, the nearest on a log scale",
-        low_open=True,
+    "batch_fraction": _coordinate(
+        "of the run's tokens",
+        "one step's batch, rounded to context x ranks x a power of two, the nearest on a log scale",
         high=1,
-        scale="log",
     ),
 }
 """What [search] may vary in place of a raw key, alike for models and runs of any size; see hpstudy.coordinates."""

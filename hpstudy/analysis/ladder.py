@@ -81,6 +81,11 @@ class LadderResults:
         return self.runs / self.ladder.name
 
     @property
+    def searched(self) -> tuple[Rung, ...]:
+        """The rungs, and the check once its search is finished."""
+        return self.rungs if self.check is None else (*self.rungs, self.check)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The searched keys that laws are fitted for."""
         return fitted_keys(self.rungs[0].study) if self.rungs else ()
@@ -203,13 +208,10 @@ class LadderResults:
         """Each side of the check against its own search on the same fresh seeds; the search itself first."""
         if self.check is None:
             return ()
-        return tuple(self._regret(side) for side in (SEARCH, *self.sides, GPT3_SIDE))
+        return tuple(self.between(side) for side in (SEARCH, *self.sides, GPT3_SIDE))
 
-    def between(self, side: str, other: str) -> Regret:
-        """A side against another one, instead of against the search."""
-        return self._regret(side, other)
-
-    def _regret(self, side: str, other: str = SEARCH) -> Regret:
+    def between(self, side: str, other: str = SEARCH) -> Regret:
+        """A side of the check against another one, by default its own search, on the seeds that both have."""
         ours, theirs = self._losses(side), self._losses(other)
         seeds = [seed for seed in ours if seed in theirs]
         hparams = self.hparams_of(side)
@@ -352,6 +354,6 @@ def _plain(value: Any) -> Value:
 
 def gains(results: LadderResults) -> Iterator[tuple[Rung, Any]]:
     """Each rung, the check included, with its verdict's contrast of winner and baseline, if there is one."""
-    for rung in (*results.rungs, *filter(None, [results.check])):
+    for rung in results.searched:
         contrasts = rung.results.verdict().contrasts
         yield rung, contrasts[0] if contrasts else None

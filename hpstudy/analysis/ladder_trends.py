@@ -154,8 +154,7 @@ def next_step(results: LadderResults) -> Next:
             + (", and what follows" if len(ladder.rungs) > ended + 1 else ""),
             command=again,
         )
-    sides = 2 + len(ladder.table.check_rules)
-    if ladder.check is not None and (results.answer is None or len(results.sides) < sides):
+    if ladder.check is not None and (results.answer is None or len(results.sides) < len(ladder.sides)):
         done = "All rungs are searched, and so is the check; its sides are not all trained on fresh seeds."
         if results.check is None:
             done = f"All rungs are searched; the check at {ladder.check.label} is not."

@@ -18,7 +18,7 @@ from hpstudy.files import command, json_object, read_json
 from hpstudy.statistics.scaling import least_trials
 from hpstudy.study import num_trials
 from hpstudy.study.frozen import SOURCE
-from hpstudy.study.ladder import CHECK, COPIED, PREDICTED, TARGET, Ladder, Size, fitted_keys, load_ladder, parse_ladder
+from hpstudy.study.ladder import CHECK, TARGET, Ladder, Size, fitted_keys, load_ladder, parse_ladder
 from hpstudy.tracking.store import begun_studies
 
 MAY_CHANGE = (TARGET, f"{TARGET}_tokens")  # keys of [ladder] after it has begun
@@ -44,7 +44,7 @@ def load_ladder_results(ladder: Ladder, runs: Path) -> LadderResults:
             break
         rungs.append(found)
     check = rung(ladder.check, CHECK) if ladder.check is not None else None
-    names = {side: ladder.part(f"{CHECK}-{side}") for side in (PREDICTED, COPIED, *ladder.table.check_rules)}
+    names = {side: ladder.side_part(side) for side in ladder.sides}
     sides = {side: load(name, runs) for side, name in names.items() if name in begun}
     return LadderResults(ladder=ladder, runs=runs, rungs=tuple(rungs), check=check, sides=sides)
 
@@ -95,8 +95,8 @@ def parts(name: str, runs: Path) -> list[str]:
         return [name]
     path = runs / name / FILE
     ladder, begun = parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path), set(begun_studies(runs))
-    sides = (CHECK, *(f"{CHECK}-{side}" for side in (PREDICTED, COPIED, *ladder.table.check_rules)))
-    named = [ladder.part(label) for label in (*(size.label for size in ladder.rungs), *sides)]
+    rungs = (size.label for size in ladder.rungs)
+    named = [*(ladder.part(label) for label in (*rungs, CHECK)), *map(ladder.side_part, ladder.sides)]
     return [each for each in named if each in begun]
 
 
@@ -115,7 +115,7 @@ def optima_table(results: LadderResults) -> pd.DataFrame:
                 | ends
             )
 
-    for rung in (*results.rungs, *filter(None, [results.check])):
+    for rung in results.searched:
         part = "check" if rung is results.check else "rung"
         add(part, rung.results.name, rung.size, {key: rung.estimate(key) for key in rung.keys})
     for part, size in ((CHECK, ladder.check), (TARGET, ladder.target)):

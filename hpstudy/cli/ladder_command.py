@@ -52,10 +52,11 @@ def finish(found: LadderResults, *, as_json: bool, figures: bool = False) -> Non
     try:
         target = write_target(found)
     finally:  # also if another file has the target's name
-        write_atomic(found.root / "ladder.json", json.dumps(as_values(found, target), indent=1) + "\n")
+        values = as_values(found, target)
+        write_atomic(found.root / "ladder.json", json.dumps(values, indent=1) + "\n")
         page = write_ladder_report(found, found.root / "report", images=figures)
     if as_json:
-        print_json(as_values(found, target))
+        print_json(values)
         return
     console = out()
     console.print(ladder_screen(found, console.width), soft_wrap=True, end="")
@@ -220,8 +221,7 @@ def _cost(ladder: Ladder, size: Size, label: str, runs: Path, device: str) -> _C
     check_size(corpus, study.spec.context, study.largest_batch_tokens)
     shares = [share for phase in planned(study, None).values() for share in phase]
     if label == CHECK:
-        sides = 2 + len(ladder.table.check_rules)
-        shares += [1.0] * sides * (1 + ladder.table.check_seeds)
+        shares += [1.0] * len(ladder.sides) * (1 + ladder.table.check_seeds)
     with tempfile.TemporaryDirectory() as folder:
         cost = estimate(study, device, shares, LocalExecutor(Path(folder)), say)
     options = Options(runs=runs, device=device, wandb="disabled")

@@ -105,8 +105,7 @@ def _check_parts(ladder: Ladder, runs: Path) -> Iterator[tuple[str, str]]:
     yield ladder.part(CHECK), ladder.check_text(ladder.check, seeds)
     found = load_ladder_results(ladder, runs)
     for side, values in found.side_values(ladder.check).items():
-        name = ladder.part(f"{CHECK}-{side}")
-        yield name, ladder.side_text(ladder.check, side, values, seeds)
+        yield ladder.side_part(side), ladder.side_text(ladder.check, side, values, seeds)
 
 
 def _train(ladder: Ladder, options: Options, part: str, text: str, name: str) -> None:

@@ -120,7 +120,7 @@ def sides_table(results: LadderResults) -> Table:
 
 def rungs_table(results: LadderResults, folder: Path) -> Table:
     """A row for each rung and the check, linked to their own reports."""
-    rungs = [*results.rungs, *filter(None, [results.check])]
+    rungs = results.searched
     names = [rung.size.label if rung is not results.check else f"check {rung.size.label}" for rung in rungs]
     header = [
         "",

@@ -272,6 +272,11 @@ def _drawn(line: _Line, name: str, scale: Scale) -> go.Scatter:
     )
 
 
+def _mark(plot: go.Figure, x: float, y: float, hover: str, **style: Any) -> None:
+    template = f"{html.escape(hover)}<extra></extra>"
+    plot.add_trace(go.Scatter(x=[x], y=[y], mode="markers", cliponaxis=False, hovertemplate=template, **style))
+
+
 def _point(
     plot: go.Figure,
     x: float,
@@ -290,12 +295,7 @@ def _point(
     if hollow:
         marker |= {"color": GROUND}
     arms = {"array": [high - value], "arrayminus": [value - low], "color": colour, "thickness": 1.6, "width": 4}
-    plot.add_trace(
-        go.Scatter(
-            x=[x], y=[value], mode="markers", marker=marker, error_y=arms, cliponaxis=False,
-            hovertemplate=f"{html.escape(hover)}<extra></extra>",
-        )
-    )  # fmt: skip
+    _mark(plot, x, value, hover, marker=marker, error_y=arms)
 
 
 def _bar(
@@ -313,12 +313,7 @@ def _bar(
     if not limits[0] <= up(found.value) <= limits[1]:
         return
     dot = {"size": 9, "color": ACCENT, "line": {"color": GROUND, "width": 1.2}}
-    plot.add_trace(
-        go.Scatter(
-            x=[x], y=[value], mode="markers", marker=dot, cliponaxis=False,
-            hovertemplate=f"{html.escape(hover)}<extra></extra>",
-        )
-    )  # fmt: skip
+    _mark(plot, x, value, hover, marker=dot)
 
 
 def _name_sizes(
@@ -395,7 +390,7 @@ def _set_y(plot: go.Figure, limits: tuple[float, float], scale: Scale) -> None:
 
 def compute_figures(results: LadderResults) -> Iterator[Figure]:
     """Losses of both sides against the compute of a run, and beside it what tuning gains."""
-    rungs = [*results.rungs, *filter(None, [results.check])]
+    rungs = results.searched
     pairs = [(rung, *measured(rung.results)) for rung in rungs]
     full = [(rung, theirs, ours) for rung, theirs, ours in pairs if ours and ours.val_loss and theirs.val_loss]
     if full:

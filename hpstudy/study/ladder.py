@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ class Ladder:
         return tuple(math.log({"N": size.weights, "D": size.tokens}[axis]) for axis in self.axes)
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides of the check that are studies of their own."""
+        return (PREDICTED, COPIED, *self.table.check_rules)
+
+    @property
     def check_seeds(self) -> tuple[int, ...]:
         """The fresh seeds of the check: the first that the file states, or that follow from its name and values."""
         assert self.check is not None
@@ -97,6 +102,10 @@ class Ladder:
     def part(self, label: str) -> str:
         """The name of the study that is a part of the ladder."""
         return f"{self.name}-{label}"
+
+    def side_part(self, side: str) -> str:
+        """The name of the study that is a side of the check."""
+        return self.part(f"{CHECK}-{side}")
 
     def rung_text(self, size: Size, first: Sequence[Point] = (), heading: Sequence[str] = ()) -> str:
         """The file of the study at a size, which tries the points `first` before others."""
@@ -138,7 +147,7 @@ class Ladder:
     def _at(self, size: Size) -> dict[str, Any]:
         """The file's tables at a size."""
         data: dict[str, Any] = {"format": FORMAT, "part_of": self.name} | dict(self.data)
-        shape = {"layers": size.model.layers, "heads": size.model.heads, "width": size.model.width}
+        shape = asdict(size.model)
         data["trainer"] = {"model": shape, **data["trainer"], "tokens": size.tokens}
         if self.table.models is not None:
             data["trainer"]["model"] = shape
@@ -256,7 +265,7 @@ def _rungs(table: LadderTable, data: Mapping[str, Any], unit: int) -> tuple[Size
     if repeated:
         one_model = table.models is None
         made = [
-            _relabelled(size, _count(size.tokens) if one_model else f"{size.label}-{_count(size.tokens)}")
+            replace(size, label=_count(size.tokens) if one_model else f"{size.label}-{_count(size.tokens)}")
             for size in made
         ]
     return tuple(made)
@@ -269,7 +278,7 @@ def _beyond(table: LadderTable, data: Mapping[str, Any], unit: int, part: str) -
         return None
     trials = table.check_trials if part == CHECK else None
     size = _size(table, unit, _shape(model, data), tokens, trials)
-    return _relabelled(size, _count(size.tokens)) if model is None else size
+    return replace(size, label=_count(size.tokens)) if model is None else size
 
 
 def _size(table: LadderTable, unit: int, shape: ModelShape, tokens: int | None, trials: int | None) -> Size:
@@ -282,10 +291,6 @@ def _size(table: LadderTable, unit: int, shape: ModelShape, tokens: int | None, 
     return Size(label=label_of(shape), model=shape, tokens=budget, trials=trials, batch_tokens=batch)
 
 
-def _relabelled(size: Size, label: str) -> Size:
-    return Size(label=label, model=size.model, tokens=size.tokens, trials=size.trials, batch_tokens=size.batch_tokens)
-
-
 def _shape(model: ModelTable | None, data: Mapping[str, Any]) -> ModelShape:
     """A listed model, or the one of [trainer]."""
     if model is None:
@@ -293,7 +298,7 @@ def _shape(model: ModelTable | None, data: Mapping[str, Any]) -> ModelShape:
         if isinstance(stated, str):
             return MODELS[stated]
         return ModelShape(**stated)
-    return ModelShape(layers=model.layers, heads=model.heads, width=model.width)
+    return ModelShape(**model.model_dump())
 
 
 def label_of(shape: ModelShape) -> str:

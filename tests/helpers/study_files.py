@@ -47,7 +47,12 @@ def rendered(tables: dict[str, Any]) -> str:
 
 def text(**edits: Any) -> str:
     """The file BASE with edits such as search__lr=value; None removes a key."""
-    tables = deepcopy(BASE)
+    return edited(BASE, edits)
+
+
+def edited(base: dict[str, Any], edits: dict[str, Any]) -> str:
+    """A file of tables with edits such as search__lr=value; None removes a key."""
+    tables = deepcopy(base)
     for place, value in edits.items():
         *parents, key = place.split("__")
         table = tables

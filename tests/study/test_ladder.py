@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import tomllib
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hpstudy.search.sampling import first_proposals
 from hpstudy.study import FloatRange
 from hpstudy.study.ladder import CHECK, COPIED, Ladder, is_ladder, load_ladder, parse_ladder, write_part
 from hpstudy.study.schema import MAX_FIRST
-from tests.helpers.study_files import parse, problems_of, rendered
+from tests.helpers.study_files import edited, parse, problems_of
 from tests.helpers.study_files import text as study_text
 
 PLACE = Path("studies/x.toml")
@@ -55,16 +54,7 @@ POINT = {"lr_over_rule": 0.5, "weight_decay": 0.25}
 
 def text(**edits: Any) -> str:
     """The file BASE with edits such as ladder__tokens=value; None removes a key."""
-    tables = deepcopy(BASE)
-    for place, value in edits.items():
-        *parents, key = place.split("__")
-        table = tables
-        for name in parents:
-            table = table.setdefault(name, {})
-        table[key] = value
-        if value is None:
-            del table[key]
-    return rendered(tables)
+    return edited(BASE, edits)
 
 
 def ladder(**edits: Any) -> Ladder:
