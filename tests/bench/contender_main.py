@@ -26,7 +26,7 @@ from hpstudy.training.trainer import Trainer
 from tests.bench import recipe
 from tests.bench.notebook import train
 from tests.bench.peers import build
-from tests.bench.race import Built, DoesNotFit, Job, Turn
+from tests.bench.race import FUSED_FP32, Built, DoesNotFit, Job, Turn
 
 ENDLESS = 10**15  # tokens
 REPEATED_STEPS = 2
@@ -38,7 +38,7 @@ def serve(connection: Connection) -> None:
     """Builds the trainer, then takes turns until the connection ends."""
     job: Job = connection.recv()
     try:
-        placement = place(job.device, "auto")
+        placement = place(job.device, "fp32" if job.contender == FUSED_FP32 else "auto")
         built, steps = _build(job, placement)
     except HpstudyError as error:
         problems = error.problems if isinstance(error, UserError) else (str(error),)
@@ -101,7 +101,8 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
         recipe_model = recipe.build(setting.model, padded, setting.context, placement)
         return built, recipe.train(recipe_model, spec, run, corpus, placement)
     model, forward = build(job.contender, setting.model, padded, setting.context, placement)
-    return built, train(model, forward, spec, run, corpus, placement)
+    fused = placement.is_cuda or job.contender == FUSED_FP32
+    return built, train(model, forward, spec, run, corpus, placement, fused=fused)
 
 
 def _repeats(trainer: Trainer, run: Run) -> bool:
