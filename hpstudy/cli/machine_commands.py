@@ -157,11 +157,11 @@ def _flags_named(**flags: int) -> Iterator[None]:
 def bench_table(found: list[BenchResult]) -> Table:
     """A row per model. The limit is the fastest large matrix product in the training's precision.
 
-    The warm-up is what the first two steps take longer than the same steps again: compilation on a GPU.
+    The cold start is what the first two steps take longer than the same steps again: compilation on a GPU.
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("model")
-    for heading in ("tok/s", "MFU", "limit GFLOP/s", "peak GiB", "warm-up s"):
+    for heading in ("tok/s", "MFU", "limit GFLOP/s", "peak GiB", "cold start s"):
         table.add_column(heading, justify="right")
     for result in found:
         table.add_row(
@@ -170,7 +170,7 @@ def bench_table(found: list[BenchResult]) -> Table:
             f"{result.mfu:.1%}",
             f"{result.figures.flops_per_second / 1e9:,.0f}",
             f"{result.figures.peak_gib:.2f}",
-            f"{result.figures.warm_up_seconds:.1f}",
+            f"{result.figures.cold_start_seconds:.1f}",
         )
     return table
 

@@ -26,7 +26,7 @@ def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: 
     """
     far = 10**15  # tokens: neither the end nor an evaluation is reached
     run = Run(run_id="bench", phase="search", trial=None, seed=0, tokens=far, hparams=hparams)
-    (first, first_seconds), (again, again_seconds) = (_first_steps(trainer, run) for _ in range(2))
+    (first, first_seconds), (again, again_seconds) = (first_steps(trainer, run) for _ in range(2))
     peak_gib = trainer.memory_gib()[0]  # before the products take theirs
     steps, products = trainer.train(run), matrix_products(trainer.placement, PRODUCT_SIZE[trainer.placement.kind])
     paces, fastest = [], 0.0
@@ -40,13 +40,13 @@ def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: 
         flops_per_second=trainer.ranks.count * 2 * PRODUCT_SIZE[trainer.placement.kind] ** 3 * fastest,
         peak_gib=peak_gib,
         repeats=first == again,
-        warm_up_seconds=max(0.0, first_seconds - again_seconds),
+        cold_start_seconds=max(0.0, first_seconds - again_seconds),
         shares=time_shares(lambda: sum(_turn(steps, PROFILED_SHARE * turn_seconds, trainer)), trainer.placement),
     )
 
 
-def _first_steps(trainer: Trainer, run: Run) -> tuple[list[tuple[float, ...]], float]:
-    """(the figures of a run's first steps, the wall seconds that they took)."""
+def first_steps(trainer: Trainer, run: Run) -> tuple[list[tuple[float, ...]], float]:
+    """(the figures of a run's first two steps, the wall seconds that they took)."""
     start = time.perf_counter()
     figures = [_figures(record) for record in islice(trainer.train(run), REPEATED_STEPS)]
     if trainer.placement.is_cuda:  # a step launched ahead

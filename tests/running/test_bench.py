@@ -47,7 +47,7 @@ def test_mfu_is_the_flop_of_training_as_a_share_of_the_fastest_matrix_product():
         flops_per_second=8_544_384_000.0,
         peak_gib=1.0,
         repeats=True,
-        warm_up_seconds=0.0,
+        cold_start_seconds=0.0,
         shares={},
     )
     result = BenchResult(setting=SETTINGS[-1], device_name="here", precision="fp32", tok_per_sec=2.0, figures=figures)
@@ -63,7 +63,7 @@ def test_a_worker_measures_a_setting(tmp_path: Path):
     assert 0 < result.mfu < 1
     assert result.figures.repeats is True
     assert result.figures.peak_gib > 0.05  # torch alone takes more
-    assert result.figures.warm_up_seconds >= 0
+    assert result.figures.cold_start_seconds >= 0
     assert result.figures.shares["matrix products"] > 0
     assert sum(result.figures.shares.values()) == pytest.approx(1)
     assert result.device_name
@@ -142,7 +142,7 @@ def test_hpstudy_bench_prints_a_row_for_the_preset():
     assert result.code == 0, result.err
     machine, heading, row, _, shares_heading, *shares, _, repeats = result.out.splitlines()
     assert re.search(r", (fp32|bf16), 1 thread$", machine)
-    assert heading.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB", "warm-up", "s"]
+    assert heading.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB", "cold", "start", "s"]
     assert re.fullmatch(r"gpt-2x64 at 128 +[\d,]+ +\d+\.\d% +[\d,]+ +\d+\.\d\d +\d+\.\d", row.rstrip())
     assert shares_heading.split() == ["share", "of", "a", "step", "gpt-2x64"]
     assert [re.split("  +", each)[0] for each in shares] == [
