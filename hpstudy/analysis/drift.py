@@ -38,8 +38,8 @@ class Drift:
 
     @property
     def sentence(self) -> str:
-        """The same as a whole sentence."""
-        return f"Drift: {self}." if self.ratio is None else f"{str(self)[0].upper()}{str(self)[1:]}."
+        """`Drift: the baseline trained ... .`"""
+        return f"Drift: {self}."
 
     @property
     def warning(self) -> str:
