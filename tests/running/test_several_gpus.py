@@ -19,7 +19,7 @@ import torch
 from hpstudy.errors import MachineError
 from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome
-from hpstudy.running import driver, worker_main
+from hpstudy.running import driver, pool, worker_main
 from hpstudy.running.environment import kind_of
 from hpstudy.running.executors import Ending
 from hpstudy.running.local import worker_environment
@@ -117,6 +117,7 @@ def on(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
     def run(gpus: Gpus, *, device: str = "auto", workers: int = 4, **changes: str) -> tuple[Study, RunStore, Watch]:
         monkeypatch.setattr(driver, "executor_for", lambda *_: gpus)
+        monkeypatch.setattr(pool, "may_have_gpu", lambda: True)
         more = changes.pop("more", "")
         study = tiny(replace={"parallel = 2": "parallel = 4", "trials = 5": "trials = 8"} | changes, more=more)
         watch = Watch()
