@@ -28,6 +28,7 @@ class Outcome(enum.StrEnum):
 
 
 MEASURED = frozenset({Outcome.COMPLETE, Outcome.DIVERGED})  # the loss counts; a diverged run's as a uniform guess
+SETTLING_STEPS = 5  # at the full batch, left out of a run's tokens per second: they allocate, compile and capture
 BROKEN = frozenset({Outcome.OUT_OF_MEMORY, Outcome.FAILED})  # says nothing about the hyperparameters' loss
 
 
@@ -210,7 +211,7 @@ class RunResult:
     val_loss: float | None  # of the last evaluation, nats
     best_val_loss: float | None
     train_loss: float | None  # of the last step, nats
-    tok_per_sec: float | None  # median over the steps after the first 5, evaluation excluded
+    tok_per_sec: float | None  # median over the full batches after the first 5 of them, evaluation excluded
     train_seconds: float  # sum of step seconds
     clipped_share: float | None  # of the steps
     message: str = ""  # why it failed, for humans

@@ -100,6 +100,7 @@ class WorkerPool:
         self._wanted, self._wanted_at = 0, 0.0
         self._said = set[str]()
         self._early_deaths = Counter[str]()  # by machine: workers in a row that died before they were ready
+        self._useless = set[int]()  # numbers of the workers that could not be built on their GPU
         self._lost = 0  # workers in a row that were lost, without a new step
         self._code_noted = False
         self._file = WorkersFile(store)
@@ -250,7 +251,7 @@ class WorkerPool:
             places = self._executor.places(trainings_at_once(self._study, self.environment, self._options.device))
             self._wanted = num_workers(self._study, self.environment, self._options, self._say_once, places)
             self._wanted_at = now
-        for _ in range(self._wanted - len(self._workers)):
+        for _ in range(self._wanted - len(self._workers) - len(self._useless)):
             self._start_worker()
 
     def _say_once(self, line: str) -> None:
@@ -531,7 +532,7 @@ class WorkerPool:
 
     def _start_worker(self) -> None:
         """Starts a worker with the smallest free number."""
-        taken = set(self._workers.values())
+        taken = {*self._workers.values(), *self._useless}
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         worker = self._executor.start(self._setup(number), number)
         self._workers[worker], self._starting[worker] = number, self._clock.seconds()
@@ -585,8 +586,18 @@ class WorkerPool:
             raise UserError("it has another version of hpstudy than the workers before it; install the same everywhere")
 
     def _refuse(self, worker: Worker, why: UserError | MachineError, in_short: str = "") -> None:
-        """Leaves out the machine of a worker that cannot train this study. Raises `why` if there is no other."""
-        if not (self._executor.avoid(worker) and self._executor.places(0)):
+        """Leaves out the machine or GPU of a worker that cannot train this study. Raises `why` if it is the last."""
+        if self._executor.avoid(worker) and self._executor.places(0):
+            self._drop(worker)
+            self._leave_out(worker, in_short or str(why))
+        elif isinstance(why, MachineError) and self._can_do_without_a_gpu():
+            number = self._workers[worker]
+            self._useless.add(number)
+            self._drop(worker)
+            self._progress.say(f"worker {number}, on {self._setup(number).device}, is left out: {why}")
+        else:
             raise why
-        self._drop(worker)
-        self._leave_out(worker, in_short or str(why))
+
+    def _can_do_without_a_gpu(self) -> bool:
+        """Whether other GPUs of this machine train, so that one whose memory another program has may be left out."""
+        return bool(self._ready) and not self._executor.grows and self.environment["num_gpus"] > 1

@@ -74,11 +74,14 @@ class Placement:
     def environment(self) -> dict[str, Any]:
         """What this training runs on. Some of it must stay the same for the numbers to stay the same."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else _cpu_name()
+        count = torch.cuda.device_count() if self.is_cuda else 0
+        equal = [index for index in range(count) if torch.cuda.get_device_name(index) == name]
         return {
             **asdict(self),
             "device": self.kind,
             "device_name": name,
-            "num_gpus": torch.cuda.device_count() if self.is_cuda else 0,
+            "num_gpus": count,
+            **({"equal_gpus": equal} if self.is_cuda else {}),  # the same for each of them
             "cpu_capability": "" if self.is_cuda else _cpu_capability(),
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
