@@ -53,7 +53,7 @@ def num_workers(
     trainings that fit at once, if they are not those of this machine.
     """
     at_once = trainings_at_once(study, environment, options.device) if places is None else places
-    if study.spec.seconds is not None or "train/tok_per_sec" in study.metrics:
+    if study.measures_speed:
         devices = at_once if environment["num_gpus"] and study.spec.seconds is None else 1
         if (options.workers or 1) > devices:
             alone = "one worker" if devices == 1 else "one worker per device"

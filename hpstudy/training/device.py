@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hpstudy.errors import UserError
+from hpstudy.processes import num_cores
 from hpstudy.spec import PrecisionChoice
 from hpstudy.system import installed_gib, keep_freed_memory, peak_gib, room_gib
 
@@ -82,7 +83,7 @@ class Placement:
             "cpu_capability": "" if self.is_cuda else _cpu_capability(),
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            "cores": num_cores(),
             "torch": str(torch.__version__),  # itself it is a class of torch, which its reader would have to import
             "python": platform.python_version(),
             "platform": platform.platform(),
