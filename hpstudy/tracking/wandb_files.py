@@ -25,8 +25,9 @@ from hpstudy.tracking.wandb_runs import WandbRuns, end, finished_rows, in_short,
 
 ROWS = 5_000  # for which another writer is worth its start, which takes a second of a core
 MOST_WRITERS = 16  # each takes some 200 MB of memory
-BACKGROUND_SHARE = 4  # cores per writer while runs train
-LOW_SECONDS = 3.0  # after training, for a writer of the lowest priority to end its run
+LOW_ROWS = 1_000  # for which the first one is started while runs train
+LOW_CORES = 4  # per writer while runs train
+LOW_SECONDS = 2.0  # after training, for a writer of the lowest priority to end its run
 GRACE_SECONDS = 2.0  # for a writer to end by itself
 GO = {"GOMAXPROCS": "1", "GOGC": "400"}
 """Of wandb's own process, which is written in Go: one core, and less collecting of memory, take 0.7 of the time."""
@@ -86,8 +87,10 @@ class WandbFiles:
 
     def _start_writers(self) -> None:
         """Starts as many writers as the waiting rows are worth."""
-        most = processes.num_cores() if self._now else max(1, processes.num_cores() // BACKGROUND_SHARE)
         runs, rows = len(self._waiting) + len(self._writing), sum(self._waiting.values())
+        if not self._now and rows < LOW_ROWS:
+            return
+        most = processes.num_cores() if self._now else max(1, processes.num_cores() // LOW_CORES)
         wanted = min(most, MOST_WRITERS, runs, 1 + rows // ROWS)
         for _ in range(wanted - len(self._threads)):
             thread = threading.Thread(target=self._serve, args=[not self._now], name="wandb-files", daemon=True)

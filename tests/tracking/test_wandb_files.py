@@ -18,6 +18,7 @@ from hpstudy.study import Study
 from hpstudy.tracking import wandb_files
 from hpstudy.tracking.store import RunStore, RunView
 from hpstudy.tracking.wandb_sink import WandbSink, sink_for
+from tests.helpers.command_line import run_python
 from tests.helpers.running import any_alive, workers_of
 from tests.helpers.samples import header, record, result
 from tests.helpers.wandb_rows import history, inspected, new_sink, same, wait_until
@@ -97,8 +98,14 @@ def begun_files(store: RunStore, wandb_id: str = "id-*") -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in found}
 
 
-def test_several_processes_write_each_run_once_and_the_driver_never_loads_wandb(store: RunStore) -> None:
-    """Two writers, because two runs have the rows for which another one is started."""
+def test_several_processes_write_each_run_once_and_the_driver_never_loads_wandb(
+    store: RunStore, tmp_path: Path
+) -> None:
+    """Two writers, because two runs have the rows for which another one is started. None imports from its folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("hpstudy", "numpy", "wandb"):
+        (here / f"{name}.py").write_text("raise SystemExit('imported from the current folder')\n")
     program = f"""
 import os, sys
 from pathlib import Path
@@ -108,6 +115,7 @@ from tests.helpers.running import workers_of
 from tests.tracking.test_wandb_files import RunStore, deliver, sink_of
 wandb_files.ROWS, processes.num_cores = {2 * STEPS}, lambda: 2
 store, messages, seen = RunStore(Path({str(store.root)!r})), [], set()
+os.chdir({str(here)!r})
 sink = sink_of(store, messages)
 for view in store.runs():
     sink.replay(view)
@@ -115,7 +123,7 @@ sink.drain(lambda: seen.update(workers_of(os.getpid(), "wandb_files")))
 sink.close(30)
 print(messages, len(seen), "wandb" in sys.modules, workers_of(os.getpid(), "wandb_files"))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run_python(program, check=True)
     assert (done.stdout, done.stderr) == ("[] 2 False []\n", "")
     assert marked(store) == {f"search-000{trial}": f"id-{trial}" for trial in range(4)}
     assert all_whole(store)
@@ -185,6 +193,7 @@ time.sleep(60)
 def test_a_writer_beside_training_gets_only_spare_time_and_is_replaced_if_it_gets_none_after(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wandb_files, "LOW_ROWS", 4 * STEPS)
     monkeypatch.setattr(wandb_files, "LOW_SECONDS", 0.1)
     messages: list[str] = []
     sink = sink_of(store, messages, meanwhile=True)
@@ -213,7 +222,7 @@ def test_nothing_is_written_while_others_train_in_a_study_that_measures_speed(
     sink = sink_for(
         tiny(replace={"[budget]": f'[objective]\nmetric = "{metric}"\n[budget]'}), store.root, "offline", print
     )
-    sink.finish("search-0000", result(steps=STEPS))
+    sink.finish("search-0000", result(steps=wandb_files.LOW_ROWS))
     assert len(sink._files._threads) == (metric == "val/loss")
     sink.close()
 
