@@ -1,8 +1,8 @@
 """Runs a study: proposals become runs, workers train them, records go to the sinks, results are told.
 
 The driver is the only writer: it alone opens the Optuna journal, writes records and talks to W&B; workers write only
-the checkpoints that it orders, and the processes that write W&B's offline files write nothing else. The order of writing
-is header, steps, result, tell, so that a study killed at any moment resumes from what is on disk.
+the checkpoints that it orders, and the processes that write W&B's offline files write nothing else. The order of
+writing is header, steps, result, tell, so that a study killed at any moment resumes from what is on disk.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ GO = {"GOMAXPROCS": "1", "GOGC": "400"}
 class WandbFiles:
     """The runs whose files are to be written, and the writer processes.
 
-    While runs train, the writers have the lowest priority. Once a file is wanted `now`, as many writers at full
-    priority join them as the rows are worth, at most one per core. The first failure ends them all.
+    While runs train, the writers have the lowest priority. Once a file is wanted `now`, writers of full priority join
+    them, as many as the rows are worth, at most one per core. The first failure ends them all.
     """
 
     def __init__(self, runs: WandbRuns, on_written: Callable[[str, str], None], on_failure: Callable[[str], None]):
@@ -48,17 +48,16 @@ class WandbFiles:
         self._writing: dict[str, int] = {}
         self._seen: set[str] = set()
         self._writers: list[_Writer] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[threading.Thread, bool] = {}  # whether its writer has the lowest priority
         self._now = self._closed = self._killed = False
 
     def write(self, run_id: str, rows: int, *, now: bool) -> None:
         """Has the file of a finished run written, once: `now`, or else as far as it costs training nothing."""
         with self._changed:
             self._now |= now
-            if self._closed or run_id in self._seen:
-                return
-            self._seen.add(run_id)
-            self._waiting[run_id] = rows
+            if run_id not in self._seen:
+                self._seen.add(run_id)
+                self._waiting[run_id] = rows
             self._start_writers()
             self._changed.notify()
 
@@ -87,14 +86,14 @@ class WandbFiles:
 
     def _start_writers(self) -> None:
         """Starts as many writers as the waiting rows are worth."""
-        runs, rows = len(self._waiting) + len(self._writing), sum(self._waiting.values())
-        if not self._now and rows < LOW_ROWS:
+        rows, low = sum(self._waiting.values()), not self._now
+        if self._closed or rows < (LOW_ROWS if low else 1):
             return
-        most = processes.num_cores() if self._now else max(1, processes.num_cores() // LOW_CORES)
-        wanted = min(most, MOST_WRITERS, runs, 1 + rows // ROWS)
-        for _ in range(wanted - len(self._threads)):
-            thread = threading.Thread(target=self._serve, args=[not self._now], name="wandb-files", daemon=True)
-            self._threads.append(thread)
+        most = max(1, processes.num_cores() // LOW_CORES) if low else processes.num_cores()
+        wanted = min(most, MOST_WRITERS, len(self._waiting) + len(self._writing), 1 + rows // ROWS)
+        for _ in range(wanted - sum(other == low for other in self._threads.values())):
+            thread = threading.Thread(target=self._serve, args=[low], name="wandb-files", daemon=True)
+            self._threads[thread] = low
             thread.start()
 
     def _serve(self, low: bool) -> None:
@@ -131,7 +130,7 @@ class WandbFiles:
                 return
             if low and self._now and run_id:  # ended by _end_low
                 self._waiting = {run_id: self._writing.pop(run_id), **self._waiting}
-                self._threads.remove(threading.current_thread())
+                del self._threads[threading.current_thread()]
                 self._start_writers()
                 self._changed.notify()
                 return
@@ -157,7 +156,7 @@ class _Writer:
     """The driver's end of one writer process."""
 
     def __init__(self, runs: WandbRuns, *, low: bool) -> None:
-        self.low = low
+        self.low, self._has_written = low, False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
         with theirs:
@@ -178,6 +177,7 @@ class _Writer:
             problem = ": ".join([f"the process that writes W&B's files died (exit code {code})", *said])
         if problem:
             raise MachineError(problem)
+        self._has_written = True
         return str(wandb_id)
 
     def _send(self, order: object) -> None:
@@ -189,10 +189,11 @@ class _Writer:
         self._process.kill()
 
     def close(self) -> None:
-        """Lets the process end."""
+        """Lets the process end, or ends it if it has written nothing and may still be starting."""
         self._connection.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(GRACE_SECONDS)
+        if self._has_written:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE_SECONDS)
         self.kill()
         self._process.wait()
         self._log.close()
