@@ -1,7 +1,7 @@
 """W&B's offline files of finished runs, written by processes of their own.
 
-A row takes wandb about half a millisecond of a core, most of it under Python's lock. A writer process writes whole runs
-and nothing outside W&B's folder; the driver marks each run once its file is complete.
+A row takes wandb about half a millisecond of a core, here and in a process of its own. A writer process writes whole
+runs, and nothing outside W&B's folder; the driver marks each run once its file is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOW_CORES = 4  # per writer while runs train
 LOW_SECONDS = 2.0  # after training, for a writer of the lowest priority to end its run
 GRACE_SECONDS = 2.0  # for a writer to end by itself
 GO = {"GOMAXPROCS": "1", "GOGC": "400"}
-"""Of wandb's own process, which is written in Go: one core, and less collecting of memory, take 0.7 of the time."""
+"""For wandb's own process, a Go program: on one core, collecting memory less often, a row takes 0.7 of the CPU time."""
 
 
 class WandbFiles:

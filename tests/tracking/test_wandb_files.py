@@ -24,6 +24,7 @@ from tests.helpers.samples import header, record, result
 from tests.helpers.wandb_rows import history, inspected, same, wait_until
 
 STEPS = 60
+START_SECONDS = 60.0  # for a writer on a busy machine
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_killed_writer_is_reported_once_and_the_next_session_writes_the_rest_o
     sink = sink_of(store, messages)
     for view in store.runs():
         sink.replay(view)
-    wait_until(lambda: begun_files(store, "id-4"))
+    wait_until(lambda: begun_files(store, "id-4"), START_SECONDS)
     (writer,) = writers()
     os.kill(writer, signal.SIGKILL)
     sink.drain(lambda: None)
@@ -156,12 +157,12 @@ def test_a_stop_ends_the_writers_at_once_and_a_resumed_study_writes_the_rest(sto
     long, messages = add(store, 4, 4000), list[str]()
     sink = sink_of(store, messages)
     sink.replay(long)
-    wait_until(lambda: begun_files(store, "id-4"))
+    wait_until(lambda: begun_files(store, "id-4"), START_SECONDS)
     pids, began = writers(), time.monotonic()
     for view in store.runs():
         sink.replay(view)
     sink.close(30, hurried=True)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
     assert (messages, marked(store), any_alive(pids)) == ([], {}, False)
     assert deliver(store) == []
     assert len(marked(store)) == 5
@@ -179,7 +180,7 @@ sink.replay(RunStore(Path({str(store.root)!r})).view({long.run_id!r}))
 time.sleep(60)
 """
     driver = subprocess.Popen([sys.executable, "-c", program])
-    wait_until(lambda: begun_files(store, "id-4"))
+    wait_until(lambda: begun_files(store, "id-4"), START_SECONDS)
     (writer,) = pids = workers_of(driver.pid, "wandb_files")
     pids += workers_of(writer, "wandb-core")
     assert len(pids) == 2
@@ -199,11 +200,11 @@ def test_a_writer_beside_training_gets_only_spare_time_and_is_replaced_if_it_get
     for view in store.runs():
         assert view.result
         sink.finish(view.run_id, view.result)
-    wait_until(writers)
+    wait_until(writers, START_SECONDS)
     (low,) = writers()
-    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, low) == LOWEST)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, low) == LOWEST, START_SECONDS)
     if (group := Path(f"/proc/{low}/autogroup")).exists():
-        wait_until(lambda: group.read_text().split()[-1] == str(LOWEST))
+        wait_until(lambda: group.read_text().split()[-1] == str(LOWEST), START_SECONDS)
     os.kill(low, signal.SIGSTOP)
     for view in store.runs():
         sink.replay(view)
