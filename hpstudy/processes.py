@@ -80,8 +80,3 @@ def lower_priority(pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, LOWEST)
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST))
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -234,3 +235,5 @@ class BenchmarkFigures:
     flops_per_second: float  # of the fastest large matrix product, in the training's precision
     peak_gib: float  # memory
     repeats: bool  # whether the first steps, trained twice, gave the same numbers bitwise
+    cold_start_seconds: float  # that those steps took longer the first time: compilation, capture, first use of memory
+    shares: Mapping[str, float]  # of a step's time, by kind of work; empty if it could not be profiled

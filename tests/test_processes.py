@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
-from hpstudy.processes import LOWEST, lower_priority, num_cores
+from hpstudy.processes import LOWEST, lower_priority
 
 
 def test_a_process_of_lower_priority_passes_it_on_to_what_it_starts() -> None:
@@ -18,7 +17,3 @@ def test_lowering_the_priority_of_a_process_that_has_ended_does_nothing() -> Non
     process = subprocess.Popen(["true"])
     process.wait()
     lower_priority(process.pid)
-
-
-def test_the_cores_are_those_that_this_process_may_use() -> None:
-    assert num_cores() == len(os.sched_getaffinity(0))

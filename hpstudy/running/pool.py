@@ -15,6 +15,7 @@ from hpstudy.running.capacity import num_workers, trainings_at_once, worker_devi
 from hpstudy.running.environment import (
     ACCEPTED,
     admitted,
+    code_changes,
     describe,
     differences,
     inexact,
@@ -51,6 +52,7 @@ from hpstudy.running.run_queue import RunQueue
 from hpstudy.running.worker_states import Doing, WorkersFile, WorkerState
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
+from hpstudy.system import cores, may_have_gpu
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 
@@ -91,6 +93,7 @@ class WorkerPool:
         self._attempts: dict[str, tuple[int, int]] = {}  # of runs that wait again: worker deaths, furthest step
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
+        self._exact = True  # whether a step trained again must have the bits of its record
         self._clock = AwakeClock()
         self._looked = self._ordered = self._clock.seconds()  # at every worker; for checkpoints
         self._longest_gap = 0.0  # seconds between two records of any run
@@ -116,10 +119,33 @@ class WorkerPool:
         """
         while not self._ready:
             if not self._workers:
-                self._start_worker()
+                self._start_first()
             for worker in self._reporting():
                 self._handle_report(worker, None)
         return next(iter(self._idle or self._ready))
+
+    def _start_first(self) -> None:
+        """Starts the first workers."""
+        count = self._surely()
+        if self._environment is None:
+            if pinning := pinning_variables():
+                self._say_once(
+                    f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it"
+                )
+            many = "a worker" if count == 1 else f"{count} workers"
+            self._say_once(f"starting {many}: loading torch, the corpus and the model")
+        for _ in range(count):
+            self._start_worker()
+
+    def _surely(self) -> int:
+        """How many workers the study gets as far as that is sure before one of them has told what it runs on.
+
+        One, unless they train on this machine's CPU, and no measurement comes first that the others would disturb.
+        """
+        on_cpu = self._options.device == "cpu" or (self._options.device == "auto" and not may_have_gpu())
+        if self._executor.grows or self._study.auto_micro_batch or not on_cpu:
+            return 1
+        return num_workers(self._study, {"num_gpus": 0, "cores": cores()}, self._options, self._say_once)
 
     def measure(self, work: Callable[[Worker], T]) -> T:
         """What `work` measures on an idle worker, or on another one if its machine is lost meanwhile."""
@@ -141,7 +167,7 @@ class WorkerPool:
             raise Interrupted("stopped")
 
     def train(self, queue: RunQueue) -> None:
-        """Keeps the workers busy until the queue is empty and every run has ended.
+        """Keeps the workers busy until the queue is empty and every run that belongs to it has ended.
 
         If the study is stopped, or a cluster's head is lost, active runs write a last checkpoint, and each says where
         it resumes.
@@ -149,7 +175,7 @@ class WorkerPool:
         try:
             while True:
                 more = self._assign(queue)
-                if not self._active and not self._waiting and not more:
+                if not (self._waiting or more or any(queue.belongs(active.run) for active in self._active.values())):
                     return
                 for worker in self._reporting(0.0 if more else POLL_SECONDS):
                     self._handle_report(worker, queue)
@@ -238,6 +264,8 @@ class WorkerPool:
         A run with a result of an earlier session goes back to the queue at once, which may bring another run.
         """
         while not self._waiting and (run := queue.next()) is not None:
+            if any(active.run.run_id == run.run_id for active in self._active.values()):
+                continue  # a worker trained it ahead and goes on
             result = self._store.result(run.run_id)
             if result is None:
                 self._waiting.append(run)
@@ -260,7 +288,7 @@ class WorkerPool:
         worker.send(
             Train(
                 run=active.run,
-                awaits_decision=queue.awaits_decision,
+                awaits_decision=queue.awaits_decision(active.run),
                 checkpoint=active.checkpoint,
                 recorded=len(active.recorded),
             )
@@ -284,7 +312,7 @@ class WorkerPool:
             clock=self._clock,
             deaths=deaths,
             furthest=furthest,
-            exact=not inexact(self._study, self._environment or {}),
+            exact=self._exact,
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
         active.begin()
@@ -303,7 +331,7 @@ class WorkerPool:
         evals = self._study.spec.evals
         outcome = recorded_outcome(active.run, active.recorded, self._study.vocab_size, evals)
         last = active.recorded[-1] if active.recorded else None
-        if outcome is None and last and last.evaluated and queue.awaits_decision:
+        if outcome is None and last and last.evaluated and queue.awaits_decision(active.run):
             return Outcome.PRUNED if queue.should_stop(active.run, last) else None
         return outcome
 
@@ -363,7 +391,8 @@ class WorkerPool:
                 self._lost = 0
                 self._longest_gap = max(self._longest_gap, silent)
                 queue.on_step(active.run, record)
-                if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
+                is_last = record.eval_index == self._study.spec.evals
+                if record.evaluated and not is_last and queue.awaits_decision(active.run):
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
                     if (forecast := queue.forecast(active.run, record)) is not None:
                         self._progress.forecast(active.run, forecast)
@@ -482,8 +511,8 @@ class WorkerPool:
                         active = self._active[worker]
                         active.record(record)
                         queue.on_step(active.run, record)
-                        if record.evaluated and queue.awaits_decision:  # the next session decides: no checkpoint comes
-                            missing.discard(worker)
+                        if record.evaluated and queue.awaits_decision(active.run):
+                            missing.discard(worker)  # the next session decides: no checkpoint comes
                     case Saved() as saved:
                         self._active[worker].on_saved(saved)
                         missing.discard(worker)
@@ -502,12 +531,6 @@ class WorkerPool:
 
     def _start_worker(self) -> None:
         """Starts a worker with the smallest free number."""
-        if self._environment is None and not self._workers:
-            if pinning := pinning_variables():
-                self._say_once(
-                    f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it"
-                )
-            self._say_once("starting a worker: loading torch, the corpus and the model")
         taken = set(self._workers.values())
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         worker = self._executor.start(self._setup(number), number)
@@ -553,6 +576,7 @@ class WorkerPool:
         self._ready[worker], self._idle[worker] = report, None
         del self._early_deaths[worker.place]
         self._environment, self._num_params = report.environment, report.num_params
+        self._exact = not (inexact(self._study, report.environment) or code_changes(frozen, report.environment))
 
     def _refuse_other_code(self, report: Ready) -> None:
         """Raises UserError if the worker runs another hpstudy than those before it in this session."""

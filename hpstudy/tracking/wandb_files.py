@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 
 from hpstudy import processes
 from hpstudy.errors import MachineError
+from hpstudy.system import cores
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_runs import WandbRuns, end, finished_rows, in_short, wandb_process
 
@@ -89,7 +90,7 @@ class WandbFiles:
         rows, low = sum(self._waiting.values()), not self._now
         if self._closed or rows < (LOW_ROWS if low else 1):
             return
-        most = max(1, processes.num_cores() // LOW_CORES) if low else processes.num_cores()
+        most = max(1, cores() // LOW_CORES) if low else cores()
         wanted = min(most, MOST_WRITERS, len(self._waiting) + len(self._writing), 1 + rows // ROWS)
         for _ in range(wanted - sum(other == low for other in self._threads.values())):
             thread = threading.Thread(target=self._serve, args=[low], name="wandb-files", daemon=True)

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from hpstudy.errors import UserError
-from hpstudy.processes import num_cores
 from hpstudy.spec import PrecisionChoice
-from hpstudy.system import installed_gib, keep_freed_memory, peak_gib, room_gib
+from hpstudy.system import cores, installed_gib, keep_freed_memory, peak_gib, room_gib
 
 INSTRUCTIONS = ("avx2", "fma3", "avx512_f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 KERNEL_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
@@ -83,7 +82,7 @@ class Placement:
             "cpu_capability": "" if self.is_cuda else _cpu_capability(),
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
-            "cores": num_cores(),
+            "cores": cores(),
             "torch": str(torch.__version__),  # itself it is a class of torch, which its reader would have to import
             "python": platform.python_version(),
             "platform": platform.platform(),

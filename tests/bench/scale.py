@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from hpstudy.hparams import derived
-from hpstudy.processes import num_cores
 from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
 from hpstudy.study import load_frozen, load_study
 from hpstudy.tracking import wandb_files
@@ -71,7 +70,7 @@ def main() -> None:
 def wandb_files_rate(folder: Path) -> None:
     """Prints how fast W&B's offline files are written, by one process and by one per core, their start included."""
     views = iter(RunStore(folder / "tiny").runs())
-    for count in sorted({1, num_cores()}):
+    for count in sorted({1, wandb_files.cores()}):
         wandb_files.MOST_WRITERS = count
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         some, sink = (

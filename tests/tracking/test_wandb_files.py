@@ -109,11 +109,10 @@ def test_several_processes_write_each_run_once_and_the_driver_never_loads_wandb(
     program = f"""
 import os, sys
 from pathlib import Path
-from hpstudy import processes
 from hpstudy.tracking import wandb_files
 from tests.helpers.running import workers_of
 from tests.tracking.test_wandb_files import RunStore, deliver, sink_of
-wandb_files.ROWS, processes.num_cores = {2 * STEPS}, lambda: 2
+wandb_files.ROWS, wandb_files.cores = {2 * STEPS}, lambda: 2
 store, messages, seen = RunStore(Path({str(store.root)!r})), [], set()
 os.chdir({str(here)!r})
 sink = sink_of(store, messages)
