@@ -19,8 +19,9 @@ from hpstudy.cli.common import err, out, print_json
 from hpstudy.cli.progress import StudyProgress
 from hpstudy.errors import MachineError, UserError
 from hpstudy.files import RUNS, command
+from hpstudy.processes import STOP_SIGNALS
 from hpstudy.running.driver import run_study
-from hpstudy.running.interface import STOP_SIGNALS, Interrupted, Options, StopRequest
+from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.local import LocalExecutor
 from hpstudy.running.replay import replay as train_again
 from hpstudy.study import as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name

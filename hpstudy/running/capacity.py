@@ -68,7 +68,7 @@ def num_workers(
     unlike = environment["num_gpus"] - len(_usable_gpus(study, environment))
     if unlike and not options.device.startswith("cuda:"):
         say(f"{unlike} of {environment['num_gpus']} GPUs: not used, because they are not {environment['device_name']}s")
-    if study.spec.seconds is not None or "train/tok_per_sec" in study.metrics:
+    if study.measures_speed:
         devices = at_once if environment["num_gpus"] and study.spec.seconds is None else 1
         if (options.workers or 1) > devices:
             alone = "one worker" if devices == 1 else "one worker per device"

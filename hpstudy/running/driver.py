@@ -1,8 +1,8 @@
 """Runs a study: proposals become runs, workers train them, records go to the sinks, results are told.
 
 The driver is the only writer: it alone opens the Optuna journal, writes records and talks to W&B; workers write only
-the checkpoints that it orders. The order of writing is header, steps, result, tell, so that a study killed at any
-moment resumes from what is on disk.
+the checkpoints that it orders, and the processes that write W&B's offline files write nothing else. The order of
+writing is header, steps, result, tell, so that a study killed at any moment resumes from what is on disk.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class _Driver:
         the study measures speed or seconds.
         """
         study, store = self._study, self._store
-        if study.spec.tokens is None or "train/tok_per_sec" in study.metrics:
+        if study.measures_speed:
             return []
         result = store.result(study.baseline_run_id)
         if result is None:
@@ -208,7 +208,7 @@ class _Driver:
     def deliver(self) -> None:
         """Waits until W&B has every finished run, also those of earlier sessions.
 
-        Offline runs are written here, after all training: each row takes W&B most of a millisecond of a core.
+        Offline, what was not written while others trained is written here, on all cores.
         """
         if self._wandb.enabled and not self._wandb.live and any(map(self._wandb.lacks, self._finished())):
             self._progress.say("writing the W&B files from the run store")

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
+from hpstudy import processes
 from hpstudy.files import cache_dir, own_file, writing
 from hpstudy.running.executors import POLL_SECONDS, Ending, Worker
 from hpstudy.running.messages import Order, Report, Setup
@@ -26,16 +27,6 @@ from hpstudy.system import oom_kills
 GRACE_SECONDS = 1.0  # for a worker to end by itself
 PINNING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # would pin all workers to one core
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-PACKAGE = Path(__file__).parents[1]
-BOOTSTRAP = f"""
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("hpstudy", {str(PACKAGE / "__init__.py")!r})
-sys.modules["hpstudy"] = package = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(package)
-from hpstudy.running.worker_main import main
-main()
-"""
-"""Runs the driver's own hpstudy, whatever the current folder and sys.path hold."""
 
 
 class LocalWorker:
@@ -174,16 +165,13 @@ def worker_environment(threads: int) -> dict[str, str]:
     }
     environment: Mapping[str, str] = (
         defaults
-        | os.environ
+        | processes.environment_without_folder()
         | {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # makes cuBLAS deterministic
             "NCCL_NVLS_ENABLE": "0",  # it sums in another order from call to call
             "NCCL_ALGO": "Ring",
-            "PYTHONSAFEPATH": "1",
-            # an empty entry, as "$PYTHONPATH:more" leaves, would mean the current folder
-            "PYTHONPATH": os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))),
         }
     )
     return {key: value for key, value in environment.items() if key not in PINNING}
@@ -195,16 +183,5 @@ def pinning_variables() -> list[str]:
 
 
 def spawn(connection: socket.socket, threads: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Starts a fresh interpreter in its own session, so that a terminal's Ctrl-C reaches only the driver.
-
-    It serves `connection`, and writes to `log` or where this process writes.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-c", BOOTSTRAP, str(connection.fileno())],
-        pass_fds=[connection.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=worker_environment(threads),
-        start_new_session=True,
-    )
+    """Starts a worker process that serves `connection`, and writes to `log` or where this process writes."""
+    return processes.start("hpstudy.running.worker_main", connection, worker_environment(threads), log)

@@ -6,10 +6,7 @@ It writes no files but the checkpoints that the driver orders.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from dataclasses import replace
@@ -23,10 +20,10 @@ import torch
 
 from hpstudy.data.corpus import corpus_of
 from hpstudy.errors import UserError
+from hpstudy.processes import follow_parent
 from hpstudy.records import Outcome
 from hpstudy.running import messages
 from hpstudy.running.group import Joined, Line, serve_first, serve_other
-from hpstudy.running.interface import STOP_SIGNALS
 from hpstudy.training.benchmark import benchmark
 from hpstudy.training.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from hpstudy.training.device import is_out_of_memory, place, prepare_process
@@ -34,7 +31,6 @@ from hpstudy.training.divergence import DivergenceWatch
 from hpstudy.training.ranks import ALONE, PeerLost
 from hpstudy.training.trainer import Trainer
 
-WATCH_SECONDS = 1.0
 OUT_OF_MEMORY = "out of memory"  # the message of timed steps that ran out of it
 
 
@@ -241,22 +237,9 @@ def _benchmark(trainer: Trainer, order: messages.Benchmark) -> messages.Benchmar
         return messages.Benchmarked(figures=None, message=_short(error))
 
 
-def _end_with(driver: int) -> None:
-    """Ends this process soon after the driver has, also in the middle of an order that takes long."""
-    while os.getppid() == driver:
-        time.sleep(WATCH_SECONDS)
-    os._exit(1)
-
-
 def main() -> None:
-    """Serves the pipe whose file descriptor is the only argument.
-
-    A cluster may signal every process of a study at once. The driver gets the signal too and orders last checkpoints,
-    so the worker ignores it.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=[os.getppid()], name="driver-watch", daemon=True).start()
+    """Serves the pipe whose file descriptor is the only argument."""
+    follow_parent()  # which gets the signals too, and orders last checkpoints
     with (
         Connection(int(sys.argv[1])) as connection,
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),

@@ -124,6 +124,11 @@ class Study:
         return self.budget.trials
 
     @property
+    def measures_speed(self) -> bool:
+        """Whether the results depend on how fast a run trains."""
+        return self.spec.seconds is not None or "train/tok_per_sec" in self.metrics
+
+    @property
     def is_grid(self) -> bool:
         """Whether the search is a fixed list of points. An empty space counts, with its single point."""
         return self.budget.sampler.name == "grid" or not self.space

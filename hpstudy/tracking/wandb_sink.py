@@ -10,31 +10,28 @@ import dataclasses
 import queue
 import re
 import secrets
-import shutil
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hpstudy.errors import MachineError
-from hpstudy.files import command, json_object, read_json, spelled, to_json, write_atomic
-from hpstudy.records import BASELINE, BROKEN, GLOSSARY, Run, RunHeader, RunResult, StepRecord, as_row
+from hpstudy.files import command, to_json, write_atomic
+from hpstudy.records import RunHeader, RunResult, StepRecord, as_row
 from hpstudy.study import Study
-from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import DELIVERED, RunStore, RunView, delivery
+from hpstudy.tracking.wandb_files import WandbFiles
 from hpstudy.tracking.wandb_receipt import missing, read_back
+from hpstudy.tracking.wandb_runs import WandbRuns, end, finished_rows, in_short, wandb_process
 from hpstudy.tracking.wandb_settings import Mode, drop_redirects, resolve_project, study_config
 
 if TYPE_CHECKING:
     import wandb
 
 MAX_ID = 128  # characters of a W&B run id
-LAST = frozenset(GLOSSARY[key].name for key in ("loss", "val_loss", "tokens", "tok_per_sec"))
-"""Metrics whose last value the table of runs shows while a run trains."""
-RECORDED = {"precision": "precision", "device": "device", "device_name": "device_name", "git_commit": "commit"}
-"""Key of the environment -> entry of a run's config."""
 MAX_WAITING = 40_000  # tasks in the queue while rows are added; a row takes 0.7 kB of memory
 MAX_SENDINGS = 9  # of one run under ids of its own, each after one that W&B lost a part of
 
@@ -86,6 +83,7 @@ def sink_for(
         rules=rules or {},
         say=say,
         live=mode == "online",
+        meanwhile=not study.measures_speed,
     )
 
 
@@ -96,6 +94,8 @@ class WandbSink:
     thousand rows a second. If rows come faster, the queue holds MAX_WAITING tasks of them at most, about 30 MB; a run
     whose rows are left out of it falls behind, and the thread reads them from the run store as soon as it has caught
     up, at the latest when the run ends. So each row reaches W&B once, in order.
+
+    Offline, finished runs are written from the run store by processes of their own, see `WandbFiles`.
 
     When W&B fails, the thread falls back from online to offline and from offline to disabled, and calls `say` with one
     line. Runs open at that time are sent by a later replay.
@@ -113,20 +113,33 @@ class WandbSink:
         baseline: str = "",
         rules: Mapping[str, str] = MappingProxyType({}),
         live: bool = True,
+        meanwhile: bool = False,
         patience: float = 20.0,
     ) -> None:
         """`directory` is the study's run folder, `extra` joins each config, `patience` is the seconds per answer.
 
         `baseline` is the id of the baseline's run on the search's seed. `rules` names the published rule that proposed
-        a run, by the run's id; the name joins its config.
+        a run, by the run's id; the name joins its config. `meanwhile`: offline, the runs that have finished may be
+        written while others train.
         """
         self.live = live and mode != "disabled"
         """Whether steps are sent as they come; otherwise `replay` sends whole runs from the store."""
         self._hurried = False
         self._mode: Mode = mode
-        self._project, self._entity = project, entity
-        self._directory, self._extra, self._say, self._patience = directory, extra, say, patience
-        self._baseline, self._rules = baseline, rules
+        self._project, self._entity, self._directory = project, entity, directory
+        self._say, self._patience = say, patience
+        self._runs = WandbRuns(
+            project=project,
+            entity=entity,
+            directory=directory,
+            extra=extra,
+            baseline=baseline,
+            rules=dict(rules),
+            patience=patience,
+        )
+        self._files = WandbFiles(self._runs, self._on_file, self._fall_back)
+        self._falling = threading.Lock()
+        self._meanwhile = meanwhile and mode == "offline" and not live
         self._open: dict[str, wandb.Run] = {}  # by run id; only the thread uses it
         self._last: dict[str, int] = {}  # the last step logged, by run id; only the thread uses it
         self._behind: set[str] = set()  # runs that the queue lacks rows of; the thread does not use it
@@ -167,6 +180,8 @@ class WandbSink:
         """Writes the summary and closes the run."""
         self._catch_up_later(run_id)
         self._put_live(self._finish, run_id, result)
+        if self._meanwhile:
+            self._files.write(run_id, result.steps, now=False)
 
     def lacks(self, view: RunView) -> bool:
         """Whether W&B lacks a part of a finished run, in this mode and online."""
@@ -190,15 +205,17 @@ class WandbSink:
         self._put(done.set)
         while self._thread is not None and self._thread.is_alive() and not done.wait(0.2):
             meanwhile()
+        self._files.drain(meanwhile)
 
     def close(self, timeout: float = 60.0, *, hurried: bool = False) -> None:
         """Finishes the queue and abandons open runs, within `timeout` seconds. `hurried` drops replays."""
         if self._thread is None:
             return
-        self._hurried = hurried
+        self._hurried, until = hurried, time.monotonic() + timeout
         self._queue.put(None)
         self._thread.join(timeout)
-        if self._thread.is_alive():
+        has_files = self._files.close(max(0.0, until - time.monotonic()), hurried=hurried)
+        if self._thread.is_alive() or not has_files:
             self._mode = "disabled"  # the thread then reports no further failure
             self._say(self._line(f"some rows were not delivered within {timeout:g} s"))
             _end_service()
@@ -238,7 +255,7 @@ class WandbSink:
     def _begin(self, header: RunHeader, *, trains: bool = True) -> None:
         while self._mode != "disabled":
             try:
-                run = self._init(header, trains)
+                run = self._runs.open(header, self._mode, trains=trains)
             except Exception as error:
                 self._degrade(error)  # and try again in the weaker mode
             else:
@@ -246,75 +263,14 @@ class WandbSink:
                 self._last[header.run.run_id] = run.starting_step - 1  # a resumed one begins behind the server's last
                 return
 
-    def _init(self, header: RunHeader, trains: bool) -> wandb.Run:
-        """Opens the run under the header's `wandb_id`. If it trains now, W&B samples the machine's load beside it."""
-        import wandb
+    def _log(self, run_id: str, record: StepRecord) -> None:
+        self._add(run_id, record.step, as_row(record))
 
-        for fragment in (self._directory / "wandb").glob(f"*run-*-{header.wandb_id}*"):
-            shutil.rmtree(fragment)  # of an interrupted attempt; its rows are logged again
-        wandb.setup(wandb.Settings(silent=True))  # otherwise init greets on stderr
-        run = wandb.init(
-            mode=self._mode,
-            project=self._project,
-            entity=self._entity,
-            dir=str(self._directory),
-            id=header.wandb_id,
-            name=f"{header.study}/{header.run.run_id}",
-            group=header.study,
-            job_type=header.run.phase,
-            tags=self._tags(header.run),
-            notes=self._extra.get("question"),
-            config=spelled(self._extra | self._environment() | _config(header) | self._rule(header.run)),
-            resume="allow" if self._mode == "online" else None,
-            reinit="create_new",
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                symlink=False,
-                disable_git=True,
-                disable_code=True,
-                x_disable_stats=not trains,
-                x_save_requirements=False,
-                init_timeout=self._patience,
-                finish_timeout=self._patience,
-                finish_timeout_raises=True,
-            ),
-        )
-        given, asked = [run.project, run.id], [self._project, header.wandb_id]
-        if self._entity and self._mode == "online":
-            given, asked = [run.entity, *given], [self._entity, *asked]
-        if given != asked:
-            run.finish(exit_code=1)
-            raise MachineError(f"{header.run.run_id} was to go to {'/'.join(asked)}, but W&B opened {'/'.join(given)}")
-        for metric in GLOSSARY.values():  # no automatic minimum: a single NaN would spoil it for good
-            step_metric = None if metric.name == "tokens" else "tokens"
-            run.define_metric(metric.name, step_metric=step_metric, summary="last" if metric.name in LAST else "none")
-        return run
-
-    def _tags(self, run: Run) -> list[str]:
-        """The phase, "baseline" for runs of its values, and a rung's ladder. The outcome joins them at the end."""
-        is_baseline = run.run_id == self._baseline or run.candidate == BASELINE
-        ladder = [f"ladder:{self._extra['ladder']}"] if "ladder" in self._extra else []
-        return list(dict.fromkeys([run.phase, *([BASELINE] if is_baseline else []), *ladder]))
-
-    def _rule(self, run: Run) -> dict[str, str]:
-        """The published rule that proposed the run, if one did."""
-        return {"rule": self._rules[run.run_id]} if run.run_id in self._rules else {}
-
-    def _environment(self) -> dict[str, Any]:
-        """The precision, device and commit that the study began with, as far as they are recorded."""
-        try:
-            found: dict[str, Any] = read_json(self._directory / ENVIRONMENT, json_object) or {}
-        except MachineError:  # the driver refuses a damaged file itself
-            return {}
-        return {name: found[key] for key, name in RECORDED.items() if key in found}
-
-    def _log(self, run_id: str, record: StepRecord, when: float | None = None) -> None:
-        """Adds a row, as of now or of `when`, in seconds since 1970."""
+    def _add(self, run_id: str, step: int, row: dict[str, Any]) -> None:
         run = self._open.get(run_id)
-        if run and record.step > self._last[run_id]:
-            run.log(as_row(record) | ({} if when is None else {"_timestamp": when}), step=record.step)
-            self._last[run_id] = record.step
+        if run and step > self._last[run_id]:
+            run.log(row, step=step)
+            self._last[run_id] = step
 
     def _catch_up(self, run_id: str) -> None:
         """Adds the rows that the run store has and W&B lacks."""
@@ -325,10 +281,7 @@ class WandbSink:
     def _finish(self, run_id: str, result: RunResult) -> None:
         run = self._open.pop(run_id, None)
         if run:
-            figures = dataclasses.asdict(result) | {"outcome": result.outcome.value}  # wandb would write an enum's name
-            run.summary.update({f"result/{key}": spelled(v) for key, v in figures.items() if v not in (None, "")})
-            run.tags = (*(run.tags or ()), result.outcome.value)
-            run.finish(exit_code=int(result.outcome in BROKEN))  # red on W&B
+            end(run, result)
             lacks = self._mode == "online" and missing(self._path(run.id, run.entity), result, self._patience)
             if lacks:
                 self._say(self._line(f"{run_id}: {lacks}"))
@@ -339,16 +292,13 @@ class WandbSink:
         assert view.result is not None
         if self._hurried or not (self.lacks(view) or (verify and self._mode == "online")):
             return
-        header = self._settle(view, verify) if self._mode == "online" else view.header
-        if header is None:
-            return
-        self._begin(header, trains=False)
-        when = _began(header)
-        for record in view.records():  # as if it had not been interrupted, because only the start is recorded
-            if when is not None:
-                when += record.step_seconds + (record.eval_seconds or 0.0)
-            self._log(view.run_id, record, when)
-        self._finish(view.run_id, view.result)
+        if self._mode == "offline":
+            self._files.write(view.run_id, view.result.steps, now=True)
+        elif header := self._settle(view, verify):
+            self._begin(header, trains=False)
+            for step, row in finished_rows(view):
+                self._add(view.run_id, step, row)
+            self._finish(view.run_id, view.result)
 
     def _settle(self, view: RunView, verify: bool) -> RunHeader | None:
         """The header of a run that the server lacks a part of, with the W&B id to send it under; None if it has all.
@@ -377,7 +327,13 @@ class WandbSink:
         return "/".join(part for part in (entity, self._project, wandb_id) if part)
 
     def _mark(self, run_id: str, wandb_id: str, url: str | None) -> None:
-        write_atomic(self._directory / run_id / DELIVERED, to_json({"mode": self._mode, "url": url, "id": wandb_id}))
+        self._write_mark(run_id, {"mode": self._mode, "url": url, "id": wandb_id})
+
+    def _on_file(self, run_id: str, wandb_id: str) -> None:
+        self._write_mark(run_id, {"mode": "offline", "url": None, "id": wandb_id})
+
+    def _write_mark(self, run_id: str, delivery: dict[str, str | None]) -> None:
+        write_atomic(self._directory / run_id / DELIVERED, to_json(delivery))
 
     def _abandon(self, run_id: str) -> None:
         run = self._open.pop(run_id, None)
@@ -386,19 +342,23 @@ class WandbSink:
             run.finish(exit_code=1)
 
     def _degrade(self, error: Exception) -> None:
-        """Falls back by one mode and says so."""
-        if self._mode == "disabled":
-            return
-        import wandb
+        self._fall_back(in_short(error))
 
-        if self._mode == "online":
-            self._mode, effect = "offline", f"runs continue offline in {self._directory / 'wandb'}"
-        else:
-            self._mode, effect = "disabled", "W&B is left out from here"
+    def _fall_back(self, reason: str) -> None:
+        """Falls back by one mode and says so."""
+        with self._falling:
+            if self._mode == "disabled":
+                return
+            if self._mode == "online":
+                self._mode, effect = "offline", f"runs continue offline in {self._directory / 'wandb'}"
+            else:
+                self._mode, effect = "disabled", "W&B is left out from here"
         self._open.clear()
-        with contextlib.suppress(Exception, SystemExit):
-            wandb.teardown(exit_code=1)  # after a failed init the run's id is in use until its session has ended
-        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+        if "wandb" in sys.modules:
+            import wandb
+
+            with contextlib.suppress(Exception, SystemExit):
+                wandb.teardown(exit_code=1)  # after a failed init the run's id is in use until its session has ended
         self._say(self._line(f"{reason}; {effect}"))
 
     def _line(self, what: str) -> str:
@@ -410,37 +370,8 @@ def _end_service() -> None:
     """Ends wandb's own process, which would wait half a minute for a hanging server, and delay our exit."""
     import wandb
 
-    with contextlib.suppress(AttributeError):  # private names of wandb; without them the exit only takes longer
-        process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
+    if process := wandb_process():  # without it the exit only takes longer
         process.kill()
         process.wait()
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown(exit_code=1)
-
-
-def _began(header: RunHeader) -> float | None:
-    """When the run began, in seconds since 1970; None if its header says it in another form."""
-    try:
-        return datetime.fromisoformat(header.started).timestamp()
-    except ValueError:
-        return None
-
-
-def _config(header: RunHeader) -> dict[str, Any]:
-    run = header.run
-    return {
-        **dataclasses.asdict(run.hparams),
-        **header.derived,
-        "study": header.study,
-        "run_id": run.run_id,
-        "trial": run.trial,
-        "seed": run.seed,
-        "phase": run.phase,
-        "of": run.of,
-        "candidate": run.candidate,
-        "fraction": run.fraction,
-        "budget_tokens": run.tokens,
-        "num_params": header.num_params,
-        "started": header.started,
-        "wandb_id": header.wandb_id,
-    }

@@ -28,9 +28,10 @@ from rich.table import Table
 
 from hpstudy.cli.progress import StudyProgress
 from hpstudy.errors import HpstudyError
+from hpstudy.processes import STOP_SIGNALS
 from hpstudy.records import StepRecord, step_differences
 from hpstudy.running.driver import run_study
-from hpstudy.running.interface import STOP_SIGNALS, Options, StopRequest
+from hpstudy.running.interface import Options, StopRequest
 from hpstudy.search import Search
 from hpstudy.study import load_study
 from hpstudy.study.frozen import ENVIRONMENT

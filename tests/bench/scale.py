@@ -7,22 +7,27 @@ process of its own.
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
-from hpstudy.study import load_study
+from hpstudy.study import load_frozen, load_study
+from hpstudy.tracking import wandb_files
 from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.wandb_sink import sink_for
 from tests.helpers.tiny import TINY
 
 RUNS, STEPS, EVALS = 1_000, 10_000, 20
+WANDB_RUNS = 8  # whose files are written
 CURVES = 20  # different ones; the other runs get copies
 PARTS = {
     "load": "hpstudy.load('tiny', runs).steps",
@@ -55,10 +60,33 @@ def main() -> None:
         write(folder, args.runs, args.steps)
         seconds = time.perf_counter() - start
         print(f"{args.runs:,} runs of {args.steps:,} steps written in {seconds:.0f} s", flush=True)
+        wandb_files_rate(folder)
         for part, code in PARTS.items():
             command = [sys.executable, "-c", CODE.replace("PART", code), str(folder)]
             figures = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
             print(f"{part:<16} {figures}", flush=True)
+
+
+def wandb_files_rate(folder: Path) -> None:
+    """Prints how fast W&B's offline files are written, by one process and by one per core, their start included."""
+    views = iter(RunStore(folder / "tiny").runs())
+    for count in sorted({1, wandb_files.cores()}):
+        wandb_files.MOST_WRITERS = count
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        some, sink = (
+            list(islice(views, WANDB_RUNS)),
+            sink_for(load_frozen(folder / "tiny"), folder / "tiny", "offline", print),
+        )
+        for view in some:
+            sink.replay(view)
+        sink.drain(lambda: None)
+        seconds, rows = time.perf_counter() - start, sum(view.result.steps for view in some if view.result)
+        sink.close()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(
+            f"W&B files by {count:<3} {rows / seconds:,.0f} rows/s, {1000 * cpu / rows:.2f} ms of CPU a row", flush=True
+        )
 
 
 def write(folder: Path, num_runs: int = RUNS, num_steps: int = STEPS) -> None:

@@ -117,13 +117,13 @@ def run_at_start(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
-def workers_of(driver: int) -> list[int]:
-    """Pids of a driver's worker processes, from /proc."""
+def workers_of(driver: int, module: str = "worker_main") -> list[int]:
+    """Pids of a driver's processes that run a module, by default its workers, from /proc."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == driver and b"worker_main" in (status.parent / "cmdline").read_bytes():
+            if parent == driver and module.encode() in (status.parent / "cmdline").read_bytes():
                 found.append(int(status.parent.name))
         except (OSError, ValueError):
             continue

@@ -43,9 +43,9 @@ def new_sink(
     )
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    """Waits at most ten seconds."""
-    deadline = time.monotonic() + 10
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Waits at most some seconds."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -403,7 +403,8 @@ def test_a_run_that_wandb_opens_elsewhere_is_not_marked_and_goes_offline(
     assert json.loads((home / "search-0007" / "wandb.json").read_text())["mode"] == "offline"
 
 
-def test_the_load_of_the_machine_is_sampled_while_a_run_trains_and_not_when_it_is_written_later(
+@pytest.mark.usefixtures("server")
+def test_the_load_of_the_machine_is_sampled_while_a_run_trains_and_not_when_it_is_sent_later(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
@@ -419,12 +420,12 @@ def test_the_load_of_the_machine_is_sampled_while_a_run_trains_and_not_when_it_i
     store.create()
     writer = store.begin(header(wandb_id="later"))
     writer.finish(result(steps=0))
-    sink = new_sink(store.root, "offline", messages)
+    sink = new_sink(store.root, "online", messages)
     sink.begin(header(wandb_id="now"))
     sink.finish("search-0007", result(steps=0))
     sink.drain(lambda: None)
     (view,) = store.runs()
-    (view.folder / "wandb.json").unlink()  # as if it had never been written
+    (view.folder / "wandb.json").unlink()  # as if it had never been sent
     sink.replay(view)
     sink.close(30)
     assert (sampled, messages) == ({"now": True, "later": False}, [])

@@ -16,8 +16,8 @@ from typing import Any
 
 from hpstudy.errors import UserError
 from hpstudy.files import own_file
+from hpstudy.processes import STOP_SIGNALS
 from hpstudy.running.executors import AwakeClock, EngineLost
-from hpstudy.running.interface import STOP_SIGNALS
 
 ADDRESS = re.compile(r"[^/\s]+:\d+")
 INSTALL = 'pip install "hpstudy[cluster]"'
