@@ -21,7 +21,7 @@ from tests.helpers.command_line import PROGRAM, REPOSITORY, hpstudy
 ROOT = typer.main.get_command(app)
 COMMANDS = ROOT.commands
 PARSERS = (ROOT, *COMMANDS.values())
-HEAVY = {"torch", "pandas", "scipy", "optuna", "wandb", "plotly", "pydantic", "numpy"}
+HEAVY = {"torch", "pandas", "pyarrow", "scipy", "optuna", "wandb", "plotly", "pydantic", "numpy", "rich", "pygments"}
 
 
 def test_root_help_lists_every_command_and_an_example() -> None:
@@ -32,6 +32,7 @@ def test_root_help_lists_every_command_and_an_example() -> None:
     for result in (hpstudy(), hpstudy("--help")):
         assert result.code == 0
         assert all(name in result.out for name in COMMANDS)
+        assert all(command.help in " ".join(result.out.split()) for command in COMMANDS.values())
         assert "Example: hpstudy run quickstart" in result.out
 
 
