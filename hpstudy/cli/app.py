@@ -197,11 +197,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Writes the report as HTML and Markdown, and prints the path of the page."""
-    from hpstudy.cli import ladder_command, report_commands
+    from hpstudy.study import study_name
+    from hpstudy.tracking.store import begun_ladders
 
-    if ladder_command.is_begun(name, runs):
+    if study_name(name) in begun_ladders(runs):
+        from hpstudy.cli import ladder_command
+
         ladder_command.show(name, runs, as_json=as_json, figures=figures)
     else:
+        from hpstudy.cli import report_commands
+
         report_commands.report(name, runs, figures=figures, as_json=as_json)
 
 

@@ -12,24 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from hpstudy.analysis.answers import by_speed
-from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.in_short import in_a_word, opponent, shared_digits
-from hpstudy.analysis.ladders import begun_ladder, begun_ladders
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, short
-from hpstudy.analysis.overview import overview, unknown
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import Stage, State, state
 from hpstudy.cli.common import out, print_json, say
 from hpstudy.cli.layout import Column, as_table, say_fact, say_table, widest
-from hpstudy.cli.report_commands import loaded
+from hpstudy.cli.loading import loaded
 from hpstudy.errors import HpstudyError
 from hpstudy.files import command
 from hpstudy.records import Outcome
 from hpstudy.running.worker_states import Doing, Workers, read_workers
 from hpstudy.study import Study, list_studies, study_name
 from hpstudy.study.schema import LEAST_LOOK
-from hpstudy.tracking.store import begun_studies
+from hpstudy.tracking.store import begun_ladders, begun_studies
 
 UNREADABLE = "unreadable"
 MOST_WORKERS = 16  # with a row each; more are counted by node
@@ -42,6 +39,8 @@ def status(name: str | None, runs: Path, *, as_json: bool = False) -> None:
     elif name is not None:
         results = loaded(study_name(name), runs)
         if as_json:
+            from hpstudy.analysis.overview import overview
+
             print_json(overview(results))
         else:
             _print_study(out(), results, state(results))
@@ -59,6 +58,7 @@ def _names(runs: Path) -> tuple[list[str], dict[str, str]]:
 
 def _ladder(name: str, runs: Path, *, as_json: bool) -> None:
     """Prints what a ladder has found so far, and writes nothing."""
+    from hpstudy.analysis.ladders import begun_ladder
     from hpstudy.cli.ladder_command import as_values
     from hpstudy.report.ladder import ladder_screen
 
@@ -74,6 +74,8 @@ def _start(name: str, runs: Path) -> str:
 
 
 def _overviews(runs: Path) -> Iterator[dict[str, Any]]:
+    from hpstudy.analysis.overview import overview, unknown
+
     begun, waiting = _names(runs)
     for name in begun:
         try:
@@ -176,6 +178,8 @@ def _layouts(lines: Sequence[_Line]) -> Iterator[list[Column]]:
 
 
 def _print_study(console: Console, results: StudyResults, now: State) -> None:
+    from hpstudy.analysis.foreseen import running_forecasts
+
     study, verdict = results.study, results.verdict()
     console.print(f"{study.name}: {study.question}", style="bold")
     console.print(_phases(results))

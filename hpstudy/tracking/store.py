@@ -46,7 +46,7 @@ from hpstudy.records import (
     step_differences,
 )
 from hpstudy.study import GROWING
-from hpstudy.study.frozen import ENVIRONMENT, SOURCE, STUDY_FILE, STUDY_VALUES, source_of
+from hpstudy.study.frozen import ENVIRONMENT, LADDER_FILE, SOURCE, STUDY_FILE, STUDY_VALUES, source_of
 from hpstudy.tracking.lease import LEASE, Holding, held, leased
 from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, sealed
 
@@ -303,6 +303,11 @@ def _retrain(folder: Path) -> str:
 def begun_studies(runs: Path) -> list[str]:
     """The names of the studies that have begun in a folder of run stores, sorted."""
     return sorted(path.parent.name for path in runs.glob(f"*/{STUDY_VALUES}"))
+
+
+def begun_ladders(runs: Path) -> list[str]:
+    """The names of the ladders that have begun in a folder, sorted."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{LADDER_FILE}"))
 
 
 class _Kept(NamedTuple):
