@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -27,6 +28,7 @@ class Outcome(enum.StrEnum):
 
 
 MEASURED = frozenset({Outcome.COMPLETE, Outcome.DIVERGED})  # the loss counts; a diverged run's as a uniform guess
+SETTLING_STEPS = 5  # at the full batch, left out of a run's tokens per second: they allocate, compile and capture
 BROKEN = frozenset({Outcome.OUT_OF_MEMORY, Outcome.FAILED})  # says nothing about the hyperparameters' loss
 
 
@@ -209,7 +211,7 @@ class RunResult:
     val_loss: float | None  # of the last evaluation, nats
     best_val_loss: float | None
     train_loss: float | None  # of the last step, nats
-    tok_per_sec: float | None  # median over the steps after the first 5, evaluation excluded
+    tok_per_sec: float | None  # median over the full batches after the first 5 of them, evaluation excluded
     train_seconds: float  # sum of step seconds
     clipped_share: float | None  # of the steps
     message: str = ""  # why it failed, for humans
@@ -234,3 +236,5 @@ class BenchmarkFigures:
     flops_per_second: float  # of the fastest large matrix product, in the training's precision
     peak_gib: float  # memory
     repeats: bool  # whether the first steps, trained twice, gave the same numbers bitwise
+    cold_start_seconds: float  # that those steps took longer the first time: compilation, capture, first use of memory
+    shares: Mapping[str, float]  # of a step's time, by kind of work; empty if it could not be profiled

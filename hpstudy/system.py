@@ -1,4 +1,4 @@
-"""Main memory: what this process has used and may use, and how often the kernel killed because it ran out."""
+"""What the system says of this machine: its cores, its memory, and how often memory ran out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 NEVER = 0x7FFFFFFF
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, Windows' under WSL, AMD's
 PR_SET_PDEATHSIG = 1  # prctl.h
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_have_gpu() -> bool:
+    """Whether this machine may have a GPU that torch can use, without asking torch, which takes a second to import."""
+    return sys.platform != "darwin" and any(Path(driver).exists() for driver in GPU_DRIVERS)
 
 
 def keep_freed_memory() -> bool:

@@ -53,7 +53,7 @@ TRIALS_COLUMNS: dict[str, str] = {
     "val_loss": "of the last evaluation (nats); NaN if not finite or not known",
     "best_val_loss": "lowest of all evaluations (nats)",
     "train_loss": "of the last step (nats)",
-    "tok_per_sec": "median over steps after the first 5, evaluation excluded (tokens/s)",
+    "tok_per_sec": "median over the full batches after the first 5 of them, evaluation excluded (tokens/s)",
     "train_seconds": "sum of the steps' wall time (s)",
     "clipped_share": "share of the steps in which clipping scaled a gradient down",
     "budget_tokens": "tokens of the run's budget",

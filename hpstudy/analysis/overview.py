@@ -9,6 +9,7 @@ from typing import Any
 
 from hpstudy.analysis.answers import Contrast, Relative, deciding
 from hpstudy.analysis.departures import departures
+from hpstudy.analysis.drift import drift
 from hpstudy.analysis.measured import measured
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.rules import rule_results
@@ -36,6 +37,8 @@ OVERVIEW: dict[str, str] = {
     "tuned": "the same of the best values, with `confirmed`: whether fresh seeds compared them; null without any",
     "difference": "of val loss, tuned minus baseline (nats): `value`, `low`, `high` (95%), `p`, `margin`; or null",
     "speed": "tokens per second, tuned over baseline: `ratio`, `low`, `high`, `p`; null if speed is no objective",
+    "drift": "the baseline's tokens per second after the search over those at its start: `ratio` (null: `missing` says "
+    "why), over so many `runs`, and a `warning` if it is more than the best values gain; null if speed is no objective",
     "values": "per searched key: `key`, `baseline`, `tuned`, `ratio`; of betas and weight decay also "
     "`measure` (half-life or timescale), its `unit`, `baseline_measure` and `tuned_measure`; of coordinates the "
     "`measure` is the hyperparameter that they stand for",
@@ -91,6 +94,7 @@ def overview(results: StudyResults, *, flags: Sequence[str] = ()) -> dict[str, A
         "tuned": asdict(best) | {"confirmed": found.confirmed} if best and found else None,
         "difference": _difference(first),
         "speed": _speed(first.speed) if first and first.speed else None,
+        "drift": _drift(results),
         "values": [asdict(change) for change in found.changes] if found else [],
         "rules": [asdict(found) for found in rule_results(results)],
         "region": _region(results),
@@ -142,6 +146,11 @@ def _region(results: StudyResults) -> dict[str, Any] | None:
     ]
     simplest = {key: study.value(study.baseline, key) for key in found.kept} | dict(found.others)
     return {"margin": found.margin, "keys": keys, "simplest": simplest}
+
+
+def _drift(results: StudyResults) -> dict[str, Any] | None:
+    found = drift(results)
+    return {key: getattr(found, key) for key in ("ratio", "runs", "missing", "warning")} if found else None
 
 
 def _speed(found: Relative) -> dict[str, Any]:

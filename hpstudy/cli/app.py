@@ -355,7 +355,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Short turns, and no gpt-125m.")] = False,
     preset: Annotated[str | None, typer.Option("--preset", help="Only this model.", metavar="NAME")] = None,
 ) -> None:
-    """Measures tokens per second, MFU and memory of training on this machine."""
+    """Measures tokens per second, MFU, memory and where a step's time goes, of training on this machine."""
     from hpstudy.cli import machine_commands
 
     machine_commands.bench(device=device, threads=threads, gpus=gpus, processes=processes, quick=quick, preset=preset)

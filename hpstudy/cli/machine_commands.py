@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,6 +130,13 @@ def bench(*, device: str, threads: int, gpus: int, processes: int, quick: bool, 
     words = [found[0].device_name, found[0].precision, f"{threads} thread{'s' if threads > 1 else ''}"]
     out().print(", ".join(filter(None, [*words, ranks_named(gpus, processes)])))
     out().print(bench_table(found))
+    profiled = [result for result in found if result.figures.shares]
+    if profiled:
+        out().print()
+        out().print(shares_table(profiled))
+        out().print()
+    if len(profiled) < len(found):
+        say("torch's profiler recorded nothing on some models, so their shares of a step are missing")
     repeats = all(result.figures.repeats for result in found)
     out().print(f"the same numbers to the last bit when trained again: {'yes' if repeats else 'no'}")
 
@@ -148,10 +155,13 @@ def _flags_named(**flags: int) -> Iterator[None]:
 
 
 def bench_table(found: list[BenchResult]) -> Table:
-    """A row per model. The limit is the fastest large matrix product in the training's precision."""
+    """A row per model. The limit is the fastest large matrix product in the training's precision.
+
+    The cold start is what the first two steps take longer than the same steps again: compilation on a GPU.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("model")
-    for heading in ("tok/s", "MFU", "limit GFLOP/s", "peak GiB"):
+    for heading in ("tok/s", "MFU", "limit GFLOP/s", "peak GiB", "cold start s"):
         table.add_column(heading, justify="right")
     for result in found:
         table.add_row(
@@ -160,5 +170,19 @@ def bench_table(found: list[BenchResult]) -> Table:
             f"{result.mfu:.1%}",
             f"{result.figures.flops_per_second / 1e9:,.0f}",
             f"{result.figures.peak_gib:.2f}",
+            f"{result.figures.cold_start_seconds:.1f}",
         )
+    return table
+
+
+def shares_table(found: Sequence[BenchResult]) -> Table:
+    """A row per kind of work, a column per model: its share of a step's time, by the profiler."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("share of a step")
+    for result in found:
+        table.add_column(result.setting.name, justify="right")
+    for kind in found[0].figures.shares:
+        shares = [result.figures.shares[kind] for result in found]
+        if any(shares):
+            table.add_row(kind, *(f"{share:.1%}" for share in shares))
     return table

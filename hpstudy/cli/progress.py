@@ -48,6 +48,7 @@ class StudyProgress:
         self._complete: list[Score] = []  # trials of the search
         self._phase, self._num_runs, self._done = "", 0, 0
         self._active: dict[str, _Active] = {}
+        self._trained = set[str]()  # the runs that have ended in this session
         self._last_line = 0.0
         self._live = Live(get_renderable=self._render, console=console, auto_refresh=False, transient=True)
         self._last_frame = 0.0
@@ -67,8 +68,8 @@ class StudyProgress:
         self._left.phase(name, num_runs, [run for run, _ in finished], most)
         for run, result in finished:
             self._rank(run, result)
-        if finished:
-            self.say(f"{name}: {len(finished)} of {num_runs} are done from an earlier session")
+        if before := sum(run.run_id not in self._trained for run, _ in finished):
+            self.say(f"{name}: {before} of {num_runs} are done from an earlier session")
 
     def grow(self, num_runs: int, most: int) -> None:
         self._num_runs = num_runs
@@ -97,16 +98,18 @@ class StudyProgress:
 
     def finish(self, run: Run, result: RunResult) -> None:
         del self._active[run.run_id]
+        ahead = self._left.is_ahead(run)
         self._left.finish(run)
-        self._done += 1
-        self._num_runs = max(self._num_runs, self._done)  # a run of the next look, which trained ahead
+        self._trained.add(run.run_id)
+        if not ahead:
+            self._done += 1
+            self._num_runs = max(self._num_runs, self._done)  # a run of the next look, which trained ahead
         self._rank(run, result)
         name = f"{run.run_id} (baseline)" if run.run_id == self._study.baseline_run_id else run.run_id
         what = f"val loss {_loss(result.val_loss)}" if result.outcome is Outcome.COMPLETE else result.outcome.value
         speed = f"{result.tok_per_sec:,.0f} tok/s" if result.tok_per_sec else "no steps"
-        self.say(
-            f"{self._phase} {self._done}/{self._num_runs}  {name}: {what}, {speed} in {duration(result.train_seconds)}"
-        )
+        place = "ahead" if ahead else f"{self._phase} {self._done}/{self._num_runs}"
+        self.say(f"{place}  {name}: {what}, {speed} in {duration(result.train_seconds)}")
         if result.message:
             self.say(f"  {result.message.splitlines()[-1]}")
 
@@ -151,8 +154,9 @@ class StudyProgress:
         return f"step {active.last.step}, {share:.0%}, loss {active.last.loss:.4f}{val}, {speed:,.0f} tok/s"
 
     def _shares(self) -> float:
-        """The trained shares of the active runs, added up."""
-        return sum(a.last.tokens / a.run.tokens for a in self._active.values() if a.last)
+        """The trained shares of the phase's active runs, added up."""
+        active = [a for a in self._active.values() if not self._left.is_ahead(a.run)]
+        return sum(a.last.tokens / a.run.tokens for a in active if a.last)
 
     def _render(self) -> Group:
         if not self._phase:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpstudy.analysis.answers import by_speed
+from hpstudy.analysis.drift import drift
 from hpstudy.analysis.in_short import in_a_word, opponent, shared_digits
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, short
@@ -116,6 +117,8 @@ def print_study(console: Console, results: StudyResults) -> None:
         say_fact(console, "answer", verdict.sentence)
     if verdict.noise and (verdict.noise.pairs or verdict.noise.n >= LEAST_LOOK):
         say_fact(console, "noise", str(verdict.noise))
+    if drifted := drift(results):
+        say_fact(console, "drift", f"{drifted}; {drifted.warning}" if drifted.warning else str(drifted))
     say_fact(console, "next", now.advice)
     say_fact(console, "", now.command, whole=True)
 

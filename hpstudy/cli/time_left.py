@@ -20,7 +20,7 @@ LEAST_TRAINED = 0.05  # full runs, before which a pace says little
 class _Share:
     """How much of an active run is trained, and how much of that before this session."""
 
-    budget: float  # the run's, in full runs
+    run: Run
     now: float
     before: float
 
@@ -71,7 +71,7 @@ class TimeLeft:
             self._since = time.monotonic()
         share = tokens / run.tokens
         again = self._active.get(run.run_id)
-        self._active[run.run_id] = _Share(run.fraction, share, min(share, again.before) if again else share)
+        self._active[run.run_id] = _Share(run, share, min(share, again.before) if again else share)
 
     def step(self, run: Run, tokens: int) -> None:
         """A run has trained on so many tokens."""
@@ -81,12 +81,23 @@ class TimeLeft:
     def finish(self, run: Run) -> None:
         """A run has ended. One that ended early counts whole, as others like it will end early too."""
         active = self._active.pop(run.run_id)
-        self._trained += active.budget * (1 - active.before)
-        self._done += active.budget
+        self._trained += run.fraction * (1 - active.before)
+        if not self.is_ahead(run):
+            self._done += run.fraction
+        elif run.run_id == self._baseline_id:
+            self._planned["baseline"] = 0
+        else:
+            self._earlier_baselines += 1
+
+    def is_ahead(self, run: Run) -> bool:
+        """Whether a run belongs to a later phase than the one that is under way."""
+        if self._phase == "baseline":
+            return run.run_id != self._baseline_id
+        return self._phase != "confirm" and run.phase != self._phase
 
     def seconds(self) -> tuple[float, float] | None:
         """(at least, at most); None before the pace is known."""
-        trained = self._trained + sum(a.budget * (a.now - a.before) for a in self._active.values())
+        trained = self._trained + sum(a.run.fraction * (a.now - a.before) for a in self._active.values())
         if self._since is None or trained < LEAST_TRAINED:
             return None
         pace = (time.monotonic() - self._since) / trained
@@ -102,7 +113,7 @@ class TimeLeft:
 
     def _runs_left(self) -> tuple[float, float]:
         """Full runs that are left: at least, at most."""
-        active = self._done + sum(a.budget * a.now for a in self._active.values())
+        active = self._done + sum(a.run.fraction * a.now for a in self._active.values() if not self.is_ahead(a.run))
         if self._phase == "confirm":
             low, high = (max(0.0, runs * self._mean - active) for runs in (self._num_runs, self._most_runs))
             return low, high

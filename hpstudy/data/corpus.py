@@ -139,14 +139,15 @@ class WindowSampler:
 
     def windows(self, first: int, count: int) -> Windows:
         """Inputs and targets of the run's sequences `first` to `first + count - 1`, [2, count, context]."""
-        windows = np.empty((2, count, self._context), np.int64)
-        inputs, targets = windows
-        for row in range(count):
-            epoch, place = divmod(first + row, self._num_windows)
+        epochs, places = np.divmod(np.arange(first, first + count), self._num_windows)
+        starts = np.empty(count, np.int64)
+        for epoch in dict.fromkeys(epochs.tolist()):
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, self._shuffled(epoch)
-            ids = self._train.read(int(self._order[place]) * self._context, self._context + 1)
-            inputs[row], targets[row] = ids[:-1], ids[1:]
+            starts[epochs == epoch] = self._order[places[epochs == epoch]]
+        ids = self._train.rows(starts * self._context, self._context + 1)
+        windows = np.empty((2, count, self._context), np.int64)
+        windows[0], windows[1] = ids[:, :-1], ids[:, 1:]
         return windows
 
     def _shuffled(self, epoch: int) -> npt.NDArray[np.uint32]:

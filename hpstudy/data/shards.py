@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from hpstudy.errors import UserError
 from hpstudy.files import CACHE_REMEDY, note, write_atomic
@@ -182,6 +183,19 @@ class TokenSequence:
         if len(ids) == count:
             return ids
         return np.concatenate([ids, self.read(start + len(ids), count - len(ids))])
+
+    def rows(self, starts: npt.NDArray[np.int64], count: int) -> TokenIds:
+        """`read` from each of `starts`, [len(starts), count], gathered at once from each shard."""
+        rows = np.empty((len(starts), count), np.uint16)
+        shards = np.searchsorted(self._starts, starts, side="right") - 1
+        for number in set(shards.tolist()):
+            offsets = starts - self._starts[number]
+            inside = (shards == number) & (offsets + count <= len(self._shards[number]))
+            if inside.any():
+                rows[inside] = sliding_window_view(self._shards[number], count)[offsets[inside]]
+            for place in np.flatnonzero((shards == number) & ~inside):  # it ends in another shard
+                rows[place] = self.read(int(starts[place]), count)
+        return rows
 
     def head(self, count: int) -> TokenSequence:
         """The first `count` ids."""

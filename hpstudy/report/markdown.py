@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from hpstudy.analysis.answers import by_speed, deciding
 from hpstudy.analysis.departures import departures_sentence
+from hpstudy.analysis.drift import drift
 from hpstudy.analysis.measured import ONE_SEED_DIGITS
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.rules import rule_records
@@ -162,6 +163,7 @@ def _result(results: StudyResults) -> list[str]:
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in runs.items() if count)
     hours = results.trials["train_seconds"].sum() / 3600
     noise = [f"Noise: {verdict.noise}."] if verdict.noise else []
+    noise += [drifted.sentence] if (drifted := drift(results)) else []
     return [
         f"## {_md(study.name)}",
         f"> {_md(study.question)}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpstudy.analysis.answers import Verdict
+from hpstudy.analysis.drift import apart, drift
 from hpstudy.analysis.foreseen import Foreseen, foreseen
 from hpstudy.analysis.in_short import InShort, opponent
 from hpstudy.analysis.numbers import short
@@ -61,12 +62,13 @@ def sections(results: StudyResults, importances: Mapping[str, Importance], shown
     panels = tuple(search_figures.hyperparameter_panels(results, winner))
     together = (search_figures.importance_bars(importances),) if len(importances) > 1 else ()
     commit, rules, stopping = results.commit, tables.rules_table(results), foreseen(results)
+    drifted = drift(results)
     parts = [
         Section(
             title="How sure",
             id="certainty",
             warnings=tuple(_warnings(results)),
-            text=(verdict.headline, _certainty(verdict)),
+            text=(verdict.headline, _certainty(verdict), *([drifted.sentence] if drifted else [])),
             tables=tuple(table for table in certain if table),
             folded=reached,
         ),
@@ -128,7 +130,7 @@ def _foresight(found: Foreseen) -> Section:
 
 
 def _warnings(results: StudyResults) -> list[str]:
-    contrasts = results.verdict().contrasts
+    contrasts, drifted = results.verdict().contrasts, drift(results)
     return [
         *(f"resumed in another environment: {change}" for change in results.accepted_changes),
         *(f"trained on {kind} too: {'; '.join(what)}" for kind, what in results.other_kinds.items()),
@@ -139,6 +141,12 @@ def _warnings(results: StudyResults) -> list[str]:
         *results.frames.problems,
         *(f"{run} diverged and counts with the loss of a uniform guess" for c in contrasts for run in c.diverged),
         *(f"{c.candidate}: the verdict lacks {run}" for c in contrasts for run in c.left_out),
+        *([drifted.warning] if drifted and drifted.warning else []),
+        *(
+            f"{name} trained on fresh seeds after the baseline had: the ratio of their speeds holds what the machine's "
+            "speed changed by in between; a new study with as many trials trains both in turns"
+            for name in apart(results)
+        ),
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from hpstudy.analysis.answers import SPEED, Contrast, by_speed, deciding, found_nothing
+from hpstudy.analysis.drift import apart, drift
 from hpstudy.analysis.foreseen import savings
 from hpstudy.analysis.in_short import Tone, best_trial, found_name, in_short, opponent, shared_digits
 from hpstudy.analysis.measured import ONE_SEED_DIGITS, Measured, measured
@@ -53,7 +54,8 @@ def last_screen(
     region = _region(results, width, encoding)
     links = list(_links(results, now, page, width))
     cautions, saved = _cautions(results), savings(results)
-    around = len(question) + len(answer) + len(region) + bool(saved) + bool(cautions) + len(links)
+    drifted = _drift(results, width)
+    around = len(question) + len(answer) + len(region) + len(drifted) + bool(saved) + bool(cautions) + len(links)
     others = around + 4  # title, headings, two empty lines
     shown = _table(results, width, None if height is None else height - PROMPT_LINES - others, encoding)
     mark, color = MARKS[in_short(results, now).tone]
@@ -66,7 +68,7 @@ def last_screen(
         Text.assemble("  ", (mark, f"bold {color}"), " ", (answer[0], "bold")),
         *(Text(f"    {line}", style="bold") for line in answer[1:]),
     ]
-    lines += map(Text, region)
+    lines += map(Text, [*region, *drifted])
     if saved:
         said = f"foresight stopped {saved.stopped} of {saved.ended} trials and saved {saved.share:.0%} of the tokens"
         lines.append(Text(f"    {said}", style="dim"))
@@ -220,9 +222,15 @@ def _region(results: StudyResults, width: int, encoding: str) -> list[str]:
     return textwrap.wrap(sentence, width, initial_indent="    ", subsequent_indent="    ")
 
 
+def _drift(results: StudyResults, width: int) -> list[str]:
+    """How the machine's speed changed during the search, in the lines of the screen."""
+    found = drift(results)
+    return textwrap.wrap(f"drift: {found}", width, initial_indent="    ", subsequent_indent="    ") if found else []
+
+
 def _cautions(results: StudyResults) -> list[str]:
     """What lowers the trust in the answer, in a few words each."""
-    contrasts = results.verdict().contrasts
+    contrasts, drifted = results.verdict().contrasts, drift(results)
     found = {
         "uneven runs": any(c.uneven for c in contrasts),
         "diverged runs": any(c.diverged for c in contrasts),
@@ -230,6 +238,8 @@ def _cautions(results: StudyResults) -> list[str]:
         "an extended search": bool(contrasts and results.store and len(read_selections(results.store)) > 1),
         "a changed environment": bool(results.accepted_changes),
         "several kinds of machines": bool(results.other_kinds),
+        "a drift larger than the lead": bool(drifted and drifted.warning),
+        "sides that trained apart": bool(apart(results)),
     }
     return [what for what, is_so in found.items() if is_so]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpstudy.running.interface import Options
@@ -22,21 +22,33 @@ def trainings_per_device(study: Study, environment: Mapping[str, Any]) -> int:
 
 def trainings_at_once(study: Study, environment: Mapping[str, Any], device: str) -> int:
     """Trainings that run side by side on all devices that `device` names, at most `parallel`."""
-    devices = 1 if device.startswith("cuda:") else _places(study, environment)
+    devices = 1 if device.startswith("cuda:") else max(1, len(_first_gpus(study, environment)))
     return min(devices * trainings_per_device(study, environment), study.budget.parallel)
 
 
 def worker_device(index: int, study: Study, environment: Mapping[str, Any], device: str) -> str:
     """The device of a study's worker, by its number: the first of its `gpus` GPUs, or what the user named."""
-    if device not in ("auto", "cuda") or not environment.get("num_gpus"):
-        return device
-    return f"cuda:{index % _places(study, environment) * study.spec.gpus}"
+    first = _first_gpus(study, environment) if environment else []
+    return f"cuda:{first[index % len(first)]}" if first and device in ("auto", "cuda") else device
 
 
-def _places(study: Study, environment: Mapping[str, Any]) -> int:
-    """Trainings that have GPUs of their own here, or 1."""
-    gpus: int = environment["num_gpus"]
-    return max(1, gpus // study.spec.gpus)
+def _first_gpus(study: Study, environment: Mapping[str, Any]) -> list[int]:
+    """The first GPU of each training that fits on this machine; each has `gpus` neighbours, all of one kind.
+
+    That is the kind of the GPU that the environment is of, since another would round differently.
+    """
+    usable, found = set(_usable_gpus(study, environment)), list[int]()
+    for gpu in sorted(usable):
+        if usable.issuperset(own := range(gpu, gpu + study.spec.gpus)):
+            found.append(gpu)
+            usable.difference_update(own)
+    return found
+
+
+def _usable_gpus(study: Study, environment: Mapping[str, Any]) -> Sequence[int]:
+    """The GPUs of the kind that the environment is of; every one if the study takes several kinds."""
+    every = range(environment["num_gpus"])
+    return every if study.mixed else environment.get("equal_gpus", every)
 
 
 def num_workers(
@@ -53,6 +65,9 @@ def num_workers(
     trainings that fit at once, if they are not those of this machine.
     """
     at_once = trainings_at_once(study, environment, options.device) if places is None else places
+    unlike = environment["num_gpus"] - len(_usable_gpus(study, environment))
+    if unlike and not options.device.startswith("cuda:"):
+        say(f"{unlike} of {environment['num_gpus']} GPUs: not used, because they are not {environment['device_name']}s")
     if study.spec.seconds is not None or "train/tok_per_sec" in study.metrics:
         devices = at_once if environment["num_gpus"] and study.spec.seconds is None else 1
         if (options.workers or 1) > devices:

@@ -58,8 +58,7 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     """
     views = store.runs()
     selections, now = read_selections(store), select(study, views)
-    begun = {view.run_id for view in views if view.header.run.phase in ("baseline", "confirm")}
-    if not selections and begun - {study.baseline_run_id}:
+    if not selections and any(view.header.run.phase == "confirm" for view in views):
         raise MachineError(
             f"{store.root / FILE}: is missing, though runs on fresh seeds have begun: nothing says how often "
             "candidates were selected, on which the verdict depends; restore it from a copy, or start again with "

@@ -19,7 +19,7 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running import warm_start
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
-from hpstudy.running.confirm import control_of_best, is_new, read_selections, select, update_selections
+from hpstudy.running.confirm import control_of_best, fresh_run, is_new, read_selections, select, update_selections
 from hpstudy.running.environment import inexact
 from hpstudy.running.executors import Executor
 from hpstudy.running.interface import Options, Progress, StopRequest
@@ -32,7 +32,7 @@ from hpstudy.running.warm_start import Gathered
 from hpstudy.search import JOURNAL, Search
 from hpstudy.search.rule_trials import rule_runs
 from hpstudy.search.warm_start import Prior
-from hpstudy.statistics.race import Race
+from hpstudy.statistics.race import BASELINE, Race, Rules
 from hpstudy.study import Study, as_begun, frozen_text, refuse_changes
 from hpstudy.study.frozen import ENVIRONMENT
 from hpstudy.tracking.store import RunStore, RunView
@@ -135,11 +135,14 @@ class _Driver:
 
     def baseline(self) -> None:
         """Trains the baseline on the search seed, unless it is trial 0."""
-        if self._study.baseline_proposal() is not None:
-            return
+        if self._study.baseline_proposal() is None:
+            self._train_alone("baseline", self._baseline_alone())
+
+    def _baseline_alone(self) -> Run:
+        """The baseline on the search seed, if it is no trial."""
         spec = self._study.spec
         tokens = spec.tokens or self._tokens(self._study.baseline_hparams(None))
-        run = Run(
+        return Run(
             run_id=self._study.baseline_run_id,
             phase="baseline",
             trial=None,
@@ -147,7 +150,24 @@ class _Driver:
             tokens=tokens,
             hparams=self._study.baseline_hparams(tokens),
         )
-        self._train_alone("baseline", run)
+
+    def _certain(self) -> list[Run]:
+        """Runs of later phases that have not ended, and that are trained whatever the search finds.
+
+        These are the baseline, if it is no trial, and once it is complete the runs of its first fresh seeds. None, if
+        the study measures speed or seconds.
+        """
+        study, store = self._study, self._store
+        if study.spec.tokens is None or "train/tok_per_sec" in study.metrics:
+            return []
+        result = store.result(study.baseline_run_id)
+        if result is None:
+            return [self._baseline_alone()] if study.baseline_proposal() is None else []
+        if not study.seeds or result.outcome is not Outcome.COMPLETE:
+            return []
+        own = store.view(study.baseline_run_id).header.run
+        runs = [fresh_run(study, BASELINE, own, place) for place in range(Rules.of(study).looks[0])]
+        return [run for run in runs if store.result(run.run_id) is None]
 
     def tuned_lr(self) -> None:
         """Searches the lr of the tuned-lr opponent, in as many trials as the search has."""
@@ -205,7 +225,7 @@ class _Driver:
 
     def _search_phase(self, study: Study, journal: str, trials: int | None, phase: Phase) -> None:
         """Trains every trial of a search, after checking that its journal and the run store agree."""
-        earlier = self._earlier if phase == "search" else ()
+        earlier, later = (self._earlier, self._certain) if phase == "search" else ((), list[Run])
         search = Search(study, self._store.root / journal, trials=trials, warm_start=earlier)
         if search.repaired:
             self._progress.say(search.repaired)
@@ -219,7 +239,7 @@ class _Driver:
         if lost or len(finished) < search.num_trials:
             self._pool.first()  # admitted before a trial is asked for, which the journal keeps
         self._progress.phase(phase, max(search.num_trials, search.num_asked), finished)
-        self._pool.train(TrialQueue(study, search, self._tokens, phase, lost))
+        self._pool.train(TrialQueue(study, search, self._tokens, phase, lost, later))
 
     def _lost(self, study: Study, search: Search, phase: Phase, finished: Collection[str]) -> list[int]:
         """The finished trials whose runs are missing or incomplete. Raises MachineError if they cannot be retrained."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -71,18 +72,23 @@ def other_kinds(environment: Mapping[str, Any]) -> dict[str, list[str]]:
     return {str(kind): list(map(str, changes)) for kind, changes in found.items()} if isinstance(found, dict) else {}
 
 
-def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment file once a worker trains, with the change of hpstudy's own code if there is one.
+def code_changes(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[str]:
+    """How a worker's hpstudy differs from that with which the study began, as `differences`; empty if it does not.
 
-    Recorded, not refused: each version trains, proposes and judges as those before it, which its tests hold.
+    Each version trains, proposes and judges as those before it, which its tests hold, but may round otherwise.
     """
     now = describe(worker)
     known = "code_sha256" if frozen.get("code_sha256") else "git_commit"  # 0.1.0 knew the commit only
-    change = f"hpstudy was {_code(frozen)}, is {_code(now)}"
+    if not frozen.get(known) or frozen[known] == now[known]:
+        return []
+    return [f"hpstudy was {_code(frozen)}, is {_code(now)}"]
+
+
+def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment file once a worker trains: a change of hpstudy's own code is recorded, not refused."""
     accepted = accepted_changes(frozen)
-    if not frozen.get(known) or frozen[known] == now[known] or change in accepted:
-        return dict(frozen)
-    return {**frozen, ACCEPTED: [*accepted, change]}
+    new = [change for change in code_changes(frozen, worker) if change not in accepted]
+    return {**frozen, ACCEPTED: accepted + new} if new else dict(frozen)
 
 
 def _code(environment: Mapping[str, Any]) -> str:
@@ -113,6 +119,7 @@ def admitted(frozen: Mapping[str, Any], worker: Mapping[str, Any], folder: str, 
     return {**frozen, ACCEPTED: accepted + found} if found else dict(frozen)
 
 
+@cache
 def _git_commit() -> str | None:
     """The commit of the checkout that hpstudy runs from, whatever the current folder is."""
     try:

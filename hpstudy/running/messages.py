@@ -123,7 +123,7 @@ class Finished:
 
     outcome: Outcome
     message: str
-    last: bool = False  # whether the worker ends with it, because its ranks are no longer at the same step
+    last: bool = False  # whether the worker ends with it, because no later order could be trusted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from hpstudy.running.capacity import num_workers, trainings_at_once, worker_devi
 from hpstudy.running.environment import (
     ACCEPTED,
     admitted,
+    code_changes,
     describe,
     differences,
     inexact,
@@ -51,6 +52,7 @@ from hpstudy.running.run_queue import RunQueue
 from hpstudy.running.worker_states import Doing, WorkersFile, WorkerState
 from hpstudy.study import Study, study_sha256
 from hpstudy.study.frozen import ENVIRONMENT
+from hpstudy.system import cores, may_have_gpu
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import WandbSink
 
@@ -91,12 +93,14 @@ class WorkerPool:
         self._attempts: dict[str, tuple[int, int]] = {}  # of runs that wait again: worker deaths, furthest step
         self._environment: dict[str, Any] | None = None
         self._num_params = 0
+        self._exact = True  # whether a step trained again must have the bits of its record
         self._clock = AwakeClock()
         self._looked = self._ordered = self._clock.seconds()  # at every worker; for checkpoints
         self._longest_gap = 0.0  # seconds between two records of any run
         self._wanted, self._wanted_at = 0, 0.0
         self._said = set[str]()
         self._early_deaths = Counter[str]()  # by machine: workers in a row that died before they were ready
+        self._useless = set[int]()  # numbers of the workers that could not be built on their GPU
         self._lost = 0  # workers in a row that were lost, without a new step
         self._code_noted = False
         self._file = WorkersFile(store)
@@ -116,10 +120,33 @@ class WorkerPool:
         """
         while not self._ready:
             if not self._workers:
-                self._start_worker()
+                self._start_first()
             for worker in self._reporting():
                 self._handle_report(worker, None)
         return next(iter(self._idle or self._ready))
+
+    def _start_first(self) -> None:
+        """Starts the first workers."""
+        count = self._surely()
+        if self._environment is None:
+            if pinning := pinning_variables():
+                self._say_once(
+                    f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it"
+                )
+            many = "a worker" if count == 1 else f"{count} workers"
+            self._say_once(f"starting {many}: loading torch, the corpus and the model")
+        for _ in range(count):
+            self._start_worker()
+
+    def _surely(self) -> int:
+        """How many workers the study gets as far as that is sure before one of them has told what it runs on.
+
+        One, unless they train on this machine's CPU, and no measurement comes first that the others would disturb.
+        """
+        on_cpu = self._options.device == "cpu" or (self._options.device == "auto" and not may_have_gpu())
+        if self._executor.grows or self._study.auto_micro_batch or not on_cpu:
+            return 1
+        return num_workers(self._study, {"num_gpus": 0, "cores": cores()}, self._options, self._say_once)
 
     def measure(self, work: Callable[[Worker], T]) -> T:
         """What `work` measures on an idle worker, or on another one if its machine is lost meanwhile."""
@@ -141,7 +168,7 @@ class WorkerPool:
             raise Interrupted("stopped")
 
     def train(self, queue: RunQueue) -> None:
-        """Keeps the workers busy until the queue is empty and every run has ended.
+        """Keeps the workers busy until the queue is empty and every run that belongs to it has ended.
 
         If the study is stopped, or a cluster's head is lost, active runs write a last checkpoint, and each says where
         it resumes.
@@ -149,7 +176,7 @@ class WorkerPool:
         try:
             while True:
                 more = self._assign(queue)
-                if not self._active and not self._waiting and not more:
+                if not (self._waiting or more or any(queue.belongs(active.run) for active in self._active.values())):
                     return
                 for worker in self._reporting(0.0 if more else POLL_SECONDS):
                     self._handle_report(worker, queue)
@@ -224,7 +251,7 @@ class WorkerPool:
             places = self._executor.places(trainings_at_once(self._study, self.environment, self._options.device))
             self._wanted = num_workers(self._study, self.environment, self._options, self._say_once, places)
             self._wanted_at = now
-        for _ in range(self._wanted - len(self._workers)):
+        for _ in range(self._wanted - len(self._workers) - len(self._useless)):
             self._start_worker()
 
     def _say_once(self, line: str) -> None:
@@ -238,6 +265,8 @@ class WorkerPool:
         A run with a result of an earlier session goes back to the queue at once, which may bring another run.
         """
         while not self._waiting and (run := queue.next()) is not None:
+            if any(active.run.run_id == run.run_id for active in self._active.values()):
+                continue  # a worker trained it ahead and goes on
             result = self._store.result(run.run_id)
             if result is None:
                 self._waiting.append(run)
@@ -260,7 +289,7 @@ class WorkerPool:
         worker.send(
             Train(
                 run=active.run,
-                awaits_decision=queue.awaits_decision,
+                awaits_decision=queue.awaits_decision(active.run),
                 checkpoint=active.checkpoint,
                 recorded=len(active.recorded),
             )
@@ -284,7 +313,7 @@ class WorkerPool:
             clock=self._clock,
             deaths=deaths,
             furthest=furthest,
-            exact=not inexact(self._study, self._environment or {}),
+            exact=self._exact,
             checkpoint_seconds=self._options.checkpoint_seconds,
         )
         active.begin()
@@ -303,7 +332,7 @@ class WorkerPool:
         evals = self._study.spec.evals
         outcome = recorded_outcome(active.run, active.recorded, self._study.vocab_size, evals)
         last = active.recorded[-1] if active.recorded else None
-        if outcome is None and last and last.evaluated and queue.awaits_decision:
+        if outcome is None and last and last.evaluated and queue.awaits_decision(active.run):
             return Outcome.PRUNED if queue.should_stop(active.run, last) else None
         return outcome
 
@@ -363,7 +392,8 @@ class WorkerPool:
                 self._lost = 0
                 self._longest_gap = max(self._longest_gap, silent)
                 queue.on_step(active.run, record)
-                if record.evaluated and queue.awaits_decision and record.eval_index != self._study.spec.evals:
+                is_last = record.eval_index == self._study.spec.evals
+                if record.evaluated and not is_last and queue.awaits_decision(active.run):
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
                     if (forecast := queue.forecast(active.run, record)) is not None:
                         self._progress.forecast(active.run, forecast)
@@ -482,8 +512,8 @@ class WorkerPool:
                         active = self._active[worker]
                         active.record(record)
                         queue.on_step(active.run, record)
-                        if record.evaluated and queue.awaits_decision:  # the next session decides: no checkpoint comes
-                            missing.discard(worker)
+                        if record.evaluated and queue.awaits_decision(active.run):
+                            missing.discard(worker)  # the next session decides: no checkpoint comes
                     case Saved() as saved:
                         self._active[worker].on_saved(saved)
                         missing.discard(worker)
@@ -502,13 +532,7 @@ class WorkerPool:
 
     def _start_worker(self) -> None:
         """Starts a worker with the smallest free number."""
-        if self._environment is None and not self._workers:
-            if pinning := pinning_variables():
-                self._say_once(
-                    f"{', '.join(pinning)} would pin every training to the same cores, so workers do not get it"
-                )
-            self._say_once("starting a worker: loading torch, the corpus and the model")
-        taken = set(self._workers.values())
+        taken = {*self._workers.values(), *self._useless}
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         worker = self._executor.start(self._setup(number), number)
         self._workers[worker], self._starting[worker] = number, self._clock.seconds()
@@ -553,6 +577,7 @@ class WorkerPool:
         self._ready[worker], self._idle[worker] = report, None
         del self._early_deaths[worker.place]
         self._environment, self._num_params = report.environment, report.num_params
+        self._exact = not (inexact(self._study, report.environment) or code_changes(frozen, report.environment))
 
     def _refuse_other_code(self, report: Ready) -> None:
         """Raises UserError if the worker runs another hpstudy than those before it in this session."""
@@ -561,8 +586,18 @@ class WorkerPool:
             raise UserError("it has another version of hpstudy than the workers before it; install the same everywhere")
 
     def _refuse(self, worker: Worker, why: UserError | MachineError, in_short: str = "") -> None:
-        """Leaves out the machine of a worker that cannot train this study. Raises `why` if there is no other."""
-        if not (self._executor.avoid(worker) and self._executor.places(0)):
+        """Leaves out the machine or GPU of a worker that cannot train this study. Raises `why` if it is the last."""
+        if self._executor.avoid(worker) and self._executor.places(0):
+            self._drop(worker)
+            self._leave_out(worker, in_short or str(why))
+        elif isinstance(why, MachineError) and self._can_do_without_a_gpu():
+            number = self._workers[worker]
+            self._useless.add(number)
+            self._drop(worker)
+            self._progress.say(f"worker {number}, on {self._setup(number).device}, is left out: {why}")
+        else:
             raise why
-        self._drop(worker)
-        self._leave_out(worker, in_short or str(why))
+
+    def _can_do_without_a_gpu(self) -> bool:
+        """Whether other GPUs of this machine train, so that one whose memory another program has may be left out."""
+        return bool(self._ready) and not self._executor.grows and self.environment["num_gpus"] > 1

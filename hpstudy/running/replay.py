@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpstudy.errors import MachineError, UserError, did_you_mean
 from hpstudy.records import Run, StepRecord, step_differences
-from hpstudy.running.environment import differences, inexact
+from hpstudy.running.environment import code_changes, differences, inexact
 from hpstudy.running.executors import Executor, Worker, wait_until_ready
 from hpstudy.running.messages import Finished, Recorded, Setup, Train
 from hpstudy.running.summary import RunSummary
@@ -56,7 +56,7 @@ def replay(study: Study, store: RunStore, run_id: str, device: str, executor: Ex
     worker = executor.start(Setup(spec=study.spec, device=device, base=Path.cwd()), 0)
     try:
         environment = wait_until_ready(worker).environment
-        changed = differences(frozen, environment) + inexact(study, environment)
+        changed = differences(frozen, environment) + code_changes(frozen, environment) + inexact(study, environment)
         first, largest = _compare(recorded, _again(worker, views[run_id], len(recorded)))
     finally:
         executor.stop([worker])

@@ -6,7 +6,7 @@ Both queues hand out runs, and are called back with their steps and results.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hpstudy.hparams import HParams
@@ -34,27 +34,34 @@ class TrialQueue:
         budget: Callable[[HParams], int],
         phase: Phase = "search",
         lost: Collection[int] = (),
+        later: Callable[[], Sequence[Run]] = lambda: (),
     ) -> None:
-        """`lost` are the numbers of finished trials whose runs are gone; these are trained again."""
+        """`lost` are the numbers of finished trials whose runs are gone; these are trained again.
+
+        `later` gives runs of later phases, for workers without a trial while the last ones train.
+        """
         from hpstudy.search import Proposal  # Optuna takes half a second to import
 
         self._study, self._search, self._budget, self._phase = study, search, budget, phase
+        self._later = later
+        self._given = set[str]()  # runs of later phases that a worker has had
         self._results: dict[int, RunResult] = {}  # results that wait for their turn
         trials = search.trials()
         self._waiting = deque(Proposal(number=t.number, values=t.values) for t in trials if t.number in lost)
         self._waiting += search.pending()  # asked by an earlier session
         self._next_tell = sum(trial.state != "running" for trial in trials)
-        self.awaits_decision = study.budget.pruner.name != "none"
-        """Whether a run waits for `should_stop` after each of its evaluations."""
         while (proposal := search.ask()) is not None:
             self._waiting.append(proposal)
 
     def next(self) -> Run | None:
-        """The next trial as a run on the search seed. If none waits, tells results that are due, which brings one."""
+        """The next trial as a run on the search seed. If none waits, tells results that are due, which brings one.
+
+        While the last trials train, a run of a later phase.
+        """
         while not self._waiting and self._next_tell in self._results:
             self._tell_next()
         if not self._waiting:
-            return None
+            return self._next_later()
         proposal = self._waiting.popleft()
         # use the baseline's own values: encoding and decoding a proposal may change the last bit
         is_baseline = proposal.number == 0 and self._study.baseline_proposal() is not None
@@ -70,6 +77,23 @@ class TrialQueue:
             hparams=self._hparams(proposal, tokens, is_baseline),
         )
 
+    def _next_later(self) -> Run | None:
+        last = self._search.num_trials
+        if self._search.num_asked < last or self._next_tell + len(self._results) >= last:
+            return None  # more trials come, or all have ended and the phase with them
+        run = next((run for run in self._later() if run.run_id not in self._given), None)
+        if run is not None:
+            self._given.add(run.run_id)
+        return run
+
+    def belongs(self, run: Run) -> bool:
+        """Whether a run is a trial of this search. Others may train on when the search has ended."""
+        return run.phase == self._phase
+
+    def awaits_decision(self, run: Run) -> bool:
+        """Whether a run waits for `should_stop` after each of its evaluations."""
+        return self._study.budget.pruner.name != "none" and self.belongs(run)
+
     def _hparams(self, proposal: Proposal, tokens: int | None, is_baseline: bool) -> HParams:
         if is_baseline:
             return self._study.baseline_hparams(tokens)
@@ -77,6 +101,8 @@ class TrialQueue:
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         """Reports an evaluation to the search, if the step has one. A report that the journal has is ignored."""
+        if not self.belongs(run):
+            return
         assert run.trial is not None
         if record.eval_index is not None and record.val_loss is not None and run.trial >= self._next_tell:
             self._search.report(run.trial, record.eval_index, record.val_loss)
@@ -98,6 +124,8 @@ class TrialQueue:
 
         A trial that Optuna has as finished is compared instead. Raises MachineError if its result is another now.
         """
+        if not self.belongs(run):
+            return
         assert run.trial is not None
         if run.trial < self._next_tell:
             self._search.check(run.trial, run.hparams, result)
@@ -118,14 +146,20 @@ class TrialQueue:
 class RunList:
     """A fixed list of runs, never pruned: the baseline, the runs on fresh seeds."""
 
-    awaits_decision = False
-
     def __init__(self, runs: Iterable[Run]) -> None:
         self._runs_left = deque(runs)
 
     def next(self) -> Run | None:
         """The next run of the list."""
         return self._runs_left.popleft() if self._runs_left else None
+
+    def belongs(self, run: Run) -> bool:
+        """Always: what an earlier phase has left in training ends with this one."""
+        return True
+
+    def awaits_decision(self, run: Run) -> bool:
+        """Never."""
+        return False
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         """Does nothing."""

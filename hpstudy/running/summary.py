@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from hpstudy.records import Outcome, RunResult, StepRecord
-
-SETTLING_STEPS = 5  # left out of a run's tokens per second, because they allocate and compile
+from hpstudy.records import SETTLING_STEPS, Outcome, RunResult, StepRecord
 
 
 class RunSummary:
@@ -17,11 +15,14 @@ class RunSummary:
         self._last: StepRecord | None = None
         self._val_losses: list[float] = []
         self._tok_per_sec: list[float] = []
+        self._ramp_steps = 0  # before the first step of the last batch size
         self._seconds = 0.0
         self._clipped = 0
 
     def add(self, record: StepRecord) -> None:
         """Adds one step."""
+        if self._last and record.batch_tokens != self._last.batch_tokens:
+            self._ramp_steps = len(self._tok_per_sec)
         self._last = record
         self._tok_per_sec.append(record.tok_per_sec)
         self._seconds += record.step_seconds
@@ -32,7 +33,7 @@ class RunSummary:
     def result(self, outcome: Outcome, message: str = "") -> RunResult:
         """The result if the run ends here."""
         last, losses = self._last, self._val_losses
-        speeds = self._tok_per_sec[SETTLING_STEPS:] or self._tok_per_sec
+        speeds = self._speeds()
         finite = [loss for loss in losses if math.isfinite(loss)]
         return RunResult(
             outcome=outcome,
@@ -46,3 +47,11 @@ class RunSummary:
             clipped_share=self._clipped / last.step if last else None,
             message=message,
         )
+
+    def _speeds(self) -> list[float]:
+        """The tokens per second of the steps that count: settled ones at the full batch, whose shape no longer changes.
+
+        Of a run too short for that: those after the first SETTLING_STEPS, or all.
+        """
+        every = self._tok_per_sec
+        return every[self._ramp_steps + SETTLING_STEPS :] or every[SETTLING_STEPS:] or every

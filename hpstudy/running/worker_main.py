@@ -35,6 +35,7 @@ from hpstudy.training.ranks import ALONE, PeerLost
 from hpstudy.training.trainer import Trainer
 
 WATCH_SECONDS = 1.0
+OUT_OF_MEMORY = "out of memory"  # the message of timed steps that ran out of it
 
 
 def serve(connection: Connection) -> None:
@@ -49,7 +50,7 @@ def serve(connection: Connection) -> None:
 
 
 def _serve(line: Line, setup: messages.Setup, joined: Joined) -> None:
-    """Builds the trainer, then obeys orders. Ranks that train together end with the first order that fails."""
+    """Builds the trainer, then obeys orders, until one fails after which the process is of no use; see `_ends`."""
     try:
         trainer, environment = _build(setup, joined)
     except PeerLost:
@@ -59,7 +60,6 @@ def _serve(line: Line, setup: messages.Setup, joined: Joined) -> None:
         line.send(messages.Refused(problems=problems, by_user=isinstance(error, UserError)))
         return
     line.send(messages.Ready(environment=environment, num_params=trainer.num_params))
-    together = not trainer.ranks.alone
     report: messages.Report
     while True:
         match line.recv():
@@ -73,12 +73,28 @@ def _serve(line: Line, setup: messages.Setup, joined: Joined) -> None:
                 report = _benchmark(trainer, order)
             case order:
                 raise AssertionError(f"unexpected order {order!r}")
-        ends = together and messages.failed(report)
+        ends = _ends(trainer, report)
         if isinstance(report, messages.Finished | messages.Timed):
             report = replace(report, last=ends)
         line.send(report)
         if ends:
             return
+
+
+def _ends(trainer: Trainer, report: messages.Report) -> bool:
+    """Whether the process ends with a report of failure.
+
+    Ranks may have failed at different steps. A GPU's error may stay with the process and fail every later run.
+    """
+    if not trainer.ranks.alone:
+        return messages.failed(report)
+    match report:
+        case messages.Finished(outcome=outcome):
+            return trainer.placement.is_cuda and outcome is Outcome.FAILED
+        case messages.Timed(message=message):
+            return trainer.placement.is_cuda and message not in ("", OUT_OF_MEMORY)
+        case _:
+            return False
 
 
 def _short(error: Exception) -> str:
@@ -201,7 +217,7 @@ def time_steps(trainer: Trainer, order: messages.TimeSteps) -> messages.Timed:
     except PeerLost:
         raise
     except Exception as error:
-        message = "out of memory" if is_out_of_memory(error) else _short(error)
+        message = OUT_OF_MEMORY if is_out_of_memory(error) else _short(error)
     if message:
         torch.cuda.empty_cache()  # here, as in `train`
     peak, room = (trainer.placement if message else trainer).memory_gib()

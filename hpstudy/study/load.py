@@ -15,6 +15,7 @@ from typing import Any
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.hparams import COORDINATES, SEARCHABLE
+from hpstudy.records import SETTLING_STEPS
 from hpstudy.spec import (
     ModelShape,
     TrainerSpec,
@@ -280,6 +281,12 @@ def _warnings(study: Study) -> Iterator[str]:
         yield (
             f"[hparams] batch_tokens: the baseline has {steps} step{'s' if steps > 1 else ''} of {batch:,} tokens, too "
             f"few to learn in; take e.g. {checks.batch_example(spec.tokens, context * spec.ranks)}"
+        )
+    full = 0 if spec.tokens is None else round(spec.tokens * (1 - study.baseline.batch_ramp_fraction)) // batch
+    if "train/tok_per_sec" in study.metrics and spec.tokens is not None and full <= SETTLING_STEPS:
+        yield (
+            f"[objective] metric: a run's speed leaves out its first {SETTLING_STEPS} full batches, which may compile, "
+            f"but the baseline has {full}, so its speed holds them; give [trainer] more tokens"
         )
     share = embedding_share(spec.model, study.vocab_size, context)
     if share > MOST_EMBEDDINGS and takes_any_tokenizer(spec.corpus):

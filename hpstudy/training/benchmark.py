@@ -11,20 +11,22 @@ import torch
 from hpstudy.hparams import HParams
 from hpstudy.records import BenchmarkFigures, Run, StepRecord
 from hpstudy.training.device import Placement
+from hpstudy.training.profile import time_shares
 from hpstudy.training.trainer import Trainer
 
 REPEATED_STEPS = 2
+PROFILED_SHARE = 0.25  # of a turn's seconds; the profiler's records of a second of small steps take longer to read
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the square matrices
 
 
 def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: float) -> BenchmarkFigures:
     """Alternates matrix products and full-batch steps, each for `turn_seconds`, after a round of warm-up.
 
-    Every rank does both, and the products of all count.
+    Every rank does both, and the products of all count. Some more steps are profiled at the end.
     """
     far = 10**15  # tokens: neither the end nor an evaluation is reached
     run = Run(run_id="bench", phase="search", trial=None, seed=0, tokens=far, hparams=hparams)
-    first, again = ([_figures(r) for r in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
+    (first, first_seconds), (again, again_seconds) = (first_steps(trainer, run) for _ in range(2))
     peak_gib = trainer.memory_gib()[0]  # before the products take theirs
     steps, products = trainer.train(run), matrix_products(trainer.placement, PRODUCT_SIZE[trainer.placement.kind])
     paces, fastest = [], 0.0
@@ -38,7 +40,18 @@ def benchmark(trainer: Trainer, hparams: HParams, *, rounds: int, turn_seconds: 
         flops_per_second=trainer.ranks.count * 2 * PRODUCT_SIZE[trainer.placement.kind] ** 3 * fastest,
         peak_gib=peak_gib,
         repeats=first == again,
+        cold_start_seconds=max(0.0, first_seconds - again_seconds),
+        shares=time_shares(lambda: sum(_turn(steps, PROFILED_SHARE * turn_seconds, trainer)), trainer.placement),
     )
+
+
+def first_steps(trainer: Trainer, run: Run) -> tuple[list[tuple[float, ...]], float]:
+    """(the figures of a run's first two steps, the wall seconds that they took)."""
+    start = time.perf_counter()
+    figures = [_figures(record) for record in islice(trainer.train(run), REPEATED_STEPS)]
+    if trainer.placement.is_cuda:  # a step launched ahead
+        torch.cuda.synchronize()
+    return figures, time.perf_counter() - start
 
 
 def _figures(record: StepRecord) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ import torch
 
 from hpstudy.errors import UserError
 from hpstudy.spec import PrecisionChoice
-from hpstudy.system import installed_gib, keep_freed_memory, peak_gib, room_gib
+from hpstudy.system import cores, installed_gib, keep_freed_memory, peak_gib, room_gib
 
 INSTRUCTIONS = ("avx2", "fma3", "avx512_f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 KERNEL_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
@@ -74,15 +74,18 @@ class Placement:
     def environment(self) -> dict[str, Any]:
         """What this training runs on. Some of it must stay the same for the numbers to stay the same."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else _cpu_name()
+        count = torch.cuda.device_count() if self.is_cuda else 0
+        equal = [index for index in range(count) if torch.cuda.get_device_name(index) == name]
         return {
             **asdict(self),
             "device": self.kind,
             "device_name": name,
-            "num_gpus": torch.cuda.device_count() if self.is_cuda else 0,
+            "num_gpus": count,
+            **({"equal_gpus": equal} if self.is_cuda else {}),  # the same for each of them
             "cpu_capability": "" if self.is_cuda else _cpu_capability(),
             "threads": torch.get_num_threads(),
             "memory_gib": round(self._memory_gib()),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            "cores": cores(),
             "torch": str(torch.__version__),  # itself it is a class of torch, which its reader would have to import
             "python": platform.python_version(),
             "platform": platform.platform(),

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 LOGITS_PER_CHUNK = {"cpu": 2**27, "cuda": 2**30}  # of one matrix product of the output layer; 256 MiB, 2 GiB in bf16
 LOGITS_PER_BLOCK = 2**18  # of one softmax on a CPU: 1 MiB in fp32, so that its passes stay in a core's cache
+LOG2_E = math.log2(math.e)
 FLEX_MULTIPLE = 128  # tokens; the block size of FlexAttention
 # FlexAttention's blocks that were fastest for D = 64 on an H100, whose shared memory they need
 HOPPER_BLOCKS = {
@@ -150,7 +151,8 @@ def _softmax_gradient_(logits_NV: Tensor, targets_N: Tensor, vocab_size: int, fa
         wide[:, vocab_size:] = -torch.inf
         peak = wide.amax(dim=1, keepdim=True)
         total += (peak - wide.gather(1, index)).sum()
-        weights = wide.sub_(peak).exp_()
+        # exp(x - peak) as a power of 2, by one multiply-add: torch's exp2 takes a third of the time of its exp
+        weights = torch.add(-LOG2_E * peak, wide, alpha=LOG2_E, out=wide).exp2_()
         norm = weights.sum(dim=1, keepdim=True)
         total += norm.log().sum()
         weights.mul_(factor / norm).scatter_add_(1, index, torch.full_like(norm, -factor))

@@ -46,12 +46,13 @@ def _print_races(args: argparse.Namespace) -> None:
     settings = [s for s in SETTINGS if s.name == args.preset] if args.preset else QUICK if args.quick else SETTINGS
     if not settings:
         raise UserError(f"--preset {args.preset}: must be one of {', '.join(setting.name for setting in SETTINGS)}")
-    for name in peers_here(settings[0])[1] if args.peers else ():
-        say(f"{name} is not installed and left out; it comes with: pip install 'hpstudy[peers]'")
+    peers, left_out = peers_here(args.device) if args.peers else ([], {})
+    for name, why in left_out.items():
+        say(f"{name} is left out: it {why}")
     races = [
         race(
             setting,
-            ["hpstudy", *(peers_here(setting)[0] if args.peers else [])],
+            ["hpstudy", *peers],
             device=args.device,
             threads=args.threads,
             turn_seconds=QUICK_TURN_SECONDS if args.quick else TURN_SECONDS,
@@ -76,7 +77,7 @@ def _print_study_races(args: argparse.Namespace) -> None:
 
 
 def race_table(races: Sequence[Race]) -> Table:
-    """A row per contender. The limit is the fastest large matrix product of that race."""
+    """A row per contender. The limit is the fastest large matrix product of that race, in the device's precision."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("model")
     table.add_column("trainer")

@@ -45,7 +45,7 @@ def run_trial(trial: Trial) -> float:
         settings=wandb.Settings(silent=True),
     )
     val_loss = float("nan")
-    for step, loss in train(model, forward, spec, run, corpus, placement):
+    for step, loss in train(model, forward, spec, run, corpus, placement, fused=placement.is_cuda):
         row = {"train/loss": loss, "train/lr": step.lr, "tokens": step.tokens}
         if step.eval_index is not None:
             val_loss = evaluate(forward, batches, placement)

@@ -8,37 +8,34 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from multiprocessing.connection import Connection
 
 import torch
 
 from hpstudy.data.corpus import load_corpus
 from hpstudy.errors import HpstudyError, UserError
-from hpstudy.records import Run, StepRecord
+from hpstudy.records import Run
 from hpstudy.running.messages import Refused
 from hpstudy.spec import TrainerSpec
 from hpstudy.system import peak_gib
-from hpstudy.training.benchmark import matrix_products
+from hpstudy.training.benchmark import PRODUCT_SIZE, first_steps, matrix_products
 from hpstudy.training.device import Placement, is_out_of_memory, place, prepare_process
 from hpstudy.training.gpt import VOCAB_MULTIPLE
 from hpstudy.training.trainer import Trainer
 from tests.bench import recipe
 from tests.bench.notebook import train
 from tests.bench.peers import build
-from tests.bench.race import Built, DoesNotFit, Job, Turn
+from tests.bench.race import FUSED_FP32, Built, DoesNotFit, Job, Turn
 
 ENDLESS = 10**15  # tokens
-REPEATED_STEPS = 2
 UNFUSED = 4  # memory of logits that leave compiled code, as a multiple of logits that stay in it
-GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 def serve(connection: Connection) -> None:
     """Builds the trainer, then takes turns until the connection ends."""
     job: Job = connection.recv()
     try:
-        placement = place(job.device, "auto")
+        placement = place(job.device, "fp32" if job.contender == FUSED_FP32 else "auto")
         built, steps = _build(job, placement)
     except HpstudyError as error:
         problems = error.problems if isinstance(error, UserError) else (str(error),)
@@ -86,7 +83,7 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     """(the size of a contender's step, its steps). A step may return before the device has finished it."""
     torch.set_num_threads(job.threads)
     if job.contender == "gemm":
-        size = GEMM_SIZE[placement.kind]
+        size = PRODUCT_SIZE[placement.kind]
         return _built(placement, 0, 2 * size**3), matrix_products(placement, size)
     setting = job.setting
     corpus = load_corpus("asv", setting.tokenizer, setting.context)
@@ -95,23 +92,15 @@ def _build(job: Job, placement: Placement) -> tuple[Built, Iterator[object]]:
     if job.contender == "hpstudy":
         prepare_process(job.threads)  # as in a worker
         trainer = Trainer(spec, corpus, placement)
-        return replace(built, repeats=_repeats(trainer, run)), trainer.train(run)
+        (first, _), (again, _) = (first_steps(trainer, run) for _ in range(2))
+        return replace(built, repeats=first == again), trainer.train(run)
     padded = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE  # as in hpstudy's model
     if job.contender == "build-nanogpt":
         recipe_model = recipe.build(setting.model, padded, setting.context, placement)
         return built, recipe.train(recipe_model, spec, run, corpus, placement)
     model, forward = build(job.contender, setting.model, padded, setting.context, placement)
-    return built, train(model, forward, spec, run, corpus, placement)
-
-
-def _repeats(trainer: Trainer, run: Run) -> bool:
-    """Whether the first steps give the same numbers twice, to the last bit."""
-
-    def figures(record: StepRecord) -> tuple[float, ...]:
-        return record.loss, record.grad_norm, record.update_to_weight
-
-    first, again = ([figures(record) for record in islice(trainer.train(run), REPEATED_STEPS)] for _ in range(2))
-    return first == again
+    fused = placement.is_cuda or job.contender == FUSED_FP32
+    return built, train(model, forward, spec, run, corpus, placement, fused=fused)
 
 
 def _built(placement: Placement, tokens: int, flops: int) -> Built:

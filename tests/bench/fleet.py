@@ -74,7 +74,7 @@ class MadeUpWorker:
             case StopDecision(stop=stop):
                 self._stop = stop
             case Save():
-                self._reports.append(Saved(seconds=0.0, problem=""))
+                self._reports.append(Saved(step=self._step, seconds=0.0, problem=""))
             case _:
                 raise AssertionError(order)
 

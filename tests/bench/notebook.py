@@ -114,11 +114,21 @@ def configure_optimizer(model: nn.Module, hparams: HParams, *, fused: bool) -> t
 
 
 def train(
-    model: nn.Module, forward: Forward, spec: TrainerSpec, run: Run, corpus: Corpus, placement: Placement
+    model: nn.Module,
+    forward: Forward,
+    spec: TrainerSpec,
+    run: Run,
+    corpus: Corpus,
+    placement: Placement,
+    *,
+    fused: bool = False,
 ) -> Iterator[tuple[StepPlan, float]]:
-    """Trains a run and yields each step with its mean loss over the micro-batches. Clips by the global norm."""
+    """Trains a run and yields each step with its mean loss over the micro-batches. Clips by the global norm.
+
+    `fused`: AdamW by torch's fused kernel instead of its default for the device.
+    """
     hparams = run.hparams
-    optimizer = configure_optimizer(model, hparams, fused=placement.is_cuda)
+    optimizer = configure_optimizer(model, hparams, fused=fused)
     sampler = WindowSampler(corpus, spec.context, run.seed)
     for step in plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals):
         windows = sampler.windows(step.tokens_before // spec.context, step.batch_tokens // spec.context)

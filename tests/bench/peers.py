@@ -16,7 +16,7 @@ def build(
 ) -> tuple[nn.Module, Forward]:
     """A peer's model on the device and its forward pass, compiled on a GPU, as is usual there."""
     match name:
-        case "notebook":
+        case "notebook" | "notebook, fp32, fused":
             model: nn.Module = NotebookGPT(shape, vocab_size, context)
         case "transformers":
             model = _transformers(shape, vocab_size, context)

@@ -7,16 +7,21 @@ whatever else the machine does affects all of them alike.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Literal, NamedTuple, Self, TypeVar
+
+import torch
 
 from hpstudy.errors import MachineError
 from hpstudy.running.bench import BenchSetting
@@ -24,7 +29,8 @@ from hpstudy.running.executors import refusal
 from hpstudy.running.messages import Refused
 from tests.bench import ROOT
 
-Name = Literal["gemm", "hpstudy", "notebook", "transformers", "litgpt", "build-nanogpt"]
+Name = Literal["gemm", "hpstudy", "notebook", "transformers", "litgpt", "build-nanogpt", "notebook, fp32, fused"]
+FUSED_FP32: Name = "notebook, fp32, fused"  # the notebook's loop with torch's fused AdamW, and no bf16
 
 T = TypeVar("T")
 
@@ -127,12 +133,25 @@ class Race:
         return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def peers_here(setting: BenchSetting) -> tuple[list[Name], list[Name]]:
-    """(the peers that can run here, those that are not installed). build-nanogpt's recipe is for gpt-125m only."""
+def peers_here(device: str) -> tuple[list[Name], dict[Name, str]]:
+    """(the peers that can run here on a device, why the others cannot).
+
+    On a CPU with bf16 arithmetic, a plain loop may be faster in fp32, so that one races there too.
+    """
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     packaged: tuple[Name, ...] = ("transformers", "litgpt")
-    missing = [name for name in packaged if find_spec(name) is None]
-    recipes: list[Name] = ["build-nanogpt"] if setting.name == "gpt-125m" else []
-    return ["notebook", *(name for name in packaged if name not in missing), *recipes], missing
+    reason = "is not installed; it comes with: pip install 'hpstudy[peers]'"
+    left_out = {name: reason for name in packaged if find_spec(name) is None}
+    if not on_gpu and not _compiles_on_cpu():
+        left_out["build-nanogpt"] = "is compiled, but a C++ compiler or Python's headers are missing"
+    peers: list[Name] = ["notebook", *packaged, "build-nanogpt", *([] if on_gpu else [FUSED_FP32])]
+    return [name for name in peers if name not in left_out], left_out
+
+
+def _compiles_on_cpu() -> bool:
+    """Whether torch.compile finds what it needs for a CPU."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return shutil.which(compiler) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def race(

@@ -1,8 +1,9 @@
-"""A peer for large GPUs: the recipe of build-nanogpt, which trains GPT-2's 124M parameters, on the notebook's model.
+"""A peer: the recipe of build-nanogpt, which trains GPT-2's 124M parameters on GPUs, on the notebook's model.
 
-TF32 for products in fp32, bf16 autocast, model and loss compiled as one, fused AdamW, micro-batches of 64 sequences
-accumulated to 2^19 tokens, and one synchronisation per step. Its kernels need not be deterministic. Source: Karpathy
-2024, "Let's reproduce GPT-2 (124M)".
+TF32 for products in fp32, bf16 autocast if the device has it, model and loss compiled as one, fused AdamW and one
+synchronisation per step. Micro-batches are those of the race: on a GPU, for gpt-125m, its author's 64 sequences
+accumulated to 2^19 tokens. Its author compiles, so it is compiled on CPUs too. Its kernels need not be
+deterministic. Source: Karpathy 2024, "Let's reproduce GPT-2 (124M)".
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ def train(model: NotebookGPT, spec: TrainerSpec, run: Run, corpus: Corpus, place
     """Trains a run and yields each step after the device has finished it."""
     torch.set_float32_matmul_precision("high")
     hparams = run.hparams
-    forward = WithLoss(model)
-    loss_of = torch.compile(forward) if placement.is_cuda else forward
+    loss_of = torch.compile(WithLoss(model))
     optimizer = configure_optimizer(model, hparams, fused=True)
     sampler = WindowSampler(corpus, spec.context, run.seed)
     for step in plan(hparams, budget=run.tokens, unit=spec.ramp_multiple * spec.context, evals=spec.evals):

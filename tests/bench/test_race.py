@@ -9,7 +9,7 @@ import pytest
 
 from hpstudy.errors import UserError
 from tests.bench.__main__ import main
-from tests.bench.race import Built, Race, Result, Turn, race, taking_turns
+from tests.bench.race import FUSED_FP32, Built, Name, Race, Result, Turn, peers_here, race, taking_turns
 from tests.helpers.running import run_at_start
 from tests.helpers.tiny import TINY_SETTING
 
@@ -41,19 +41,26 @@ def test_contenders_take_turns():
     assert order == ["gemm", "hpstudy", "notebook"] * 2
 
 
+UNCOMPILED = "import torch\n\ntorch.compile = lambda model: model\n"
+FIELD: list[Name] = ["hpstudy", "build-nanogpt", FUSED_FP32]
+
+
 def test_a_race_times_every_contender_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run_at_start(tmp_path / "site", UNCOMPILED, monkeypatch)  # compiling takes a minute
     monkeypatch.chdir(tmp_path)  # the contenders are found from any folder
     lines: list[str] = []
-    done = race(TINY_SETTING, ["hpstudy", "notebook", "build-nanogpt"], rounds=2, turn_seconds=0.02, say=lines.append)
-    assert list(done.results) == ["hpstudy", "notebook", "build-nanogpt"]
+    done = race(TINY_SETTING, FIELD, device="cpu", rounds=2, turn_seconds=0.02, say=lines.append)
+    assert list(done.results) == FIELD
+    assert done.results[FUSED_FP32].built.precision == "fp32"
+    assert done.results["build-nanogpt"].built.precision == done.gemm.built.precision
     assert done.results["hpstudy"].built.repeats
     for each in (done.gemm, *done.results.values()):
         assert [len(turn.seconds) > 0 for turn in each.turns] == [True, True]
         assert each.peak_memory_gib > 0.05  # torch alone takes more
     assert done.results["hpstudy"].built.tokens_per_step == 4 * 16
     assert 0 < done.mfu("hpstudy") < 1
-    low, high = done.speedup("notebook").low, done.speedup("notebook").high
-    assert 0 < low <= done.speedup("notebook").median <= high
+    speedup = done.speedup("build-nanogpt")
+    assert 0 < speedup.low <= speedup.median <= speedup.high
     assert lines == ["tiny: warming up", "tiny: round 1 of 2", "tiny: round 2 of 2"]
 
 
@@ -80,6 +87,31 @@ def test_a_peer_that_does_not_fit_is_left_out_with_a_line(tmp_path: Path, monkey
 def test_a_device_that_is_not_there_is_the_users_error():
     with pytest.raises(UserError, match="--device cuda:99: "):
         race(TINY_SETTING, ["hpstudy"], device="cuda:99", say=lambda _: None)
+
+
+def test_a_cpu_without_a_compiler_leaves_out_the_peer_that_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    peers, left_out = peers_here("cpu")
+    assert "build-nanogpt" not in peers
+    assert left_out["build-nanogpt"] == "is compiled, but a C++ compiler or Python's headers are missing"
+    assert {"notebook", FUSED_FP32} <= set(peers)
+
+
+def test_peers_race_in_fp32_on_cpus_only():
+    assert FUSED_FP32 in peers_here("cpu")[0]
+    peers, left_out = peers_here("cuda:0")
+    assert FUSED_FP32 not in peers
+    assert "build-nanogpt" in peers
+    assert set(peers) | set(left_out) == {"notebook", "transformers", "litgpt", "build-nanogpt"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("build-nanogpt" not in peers_here("cpu")[0], reason="needs a C++ compiler")
+def test_the_recipe_races_compiled():
+    done = race(
+        TINY_SETTING, ["hpstudy", "build-nanogpt"], device="cpu", rounds=1, turn_seconds=0.02, say=lambda _: None
+    )
+    assert done.results["build-nanogpt"].tok_per_sec > 0
 
 
 @pytest.mark.slow

@@ -149,12 +149,30 @@ def outside_training(store: RunStore) -> float:
     That time is spent on proposals, records and tells, on waiting for them, and on waiting for the last runs of other
     workers.
     """
+    times = times_of(store)
+    return 1 - times.trained / (times.workers * (times.ended - times.begun))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """When a study's runs were trained, and for how long."""
+
+    begun: float  # when the first run began and the last one ended, seconds since 1970
+    ended: float
+    trained: float  # worker-seconds of steps and evaluations
+    workers: int
+
+
+def times_of(store: RunStore) -> Times:
+    """From the files of a study that ran in one session."""
     views = store.runs()
-    begun = min((view.folder / "header.json").stat().st_mtime for view in views)
-    ended = max((view.folder / "result.json").stat().st_mtime for view in views)
     records = [record for view in views for record in view.records()]
-    trained = sum(record.step_seconds + (record.eval_seconds or 0.0) for record in records)
-    return 1 - trained / (len(list(store.root.glob("worker-*.log"))) * (ended - begun))
+    return Times(
+        begun=min((view.folder / "header.json").stat().st_mtime for view in views),
+        ended=max((view.folder / "result.json").stat().st_mtime for view in views),
+        trained=sum(record.step_seconds + (record.eval_seconds or 0.0) for record in records),
+        workers=len(list(store.root.glob("worker-*.log"))),
+    )
 
 
 def _run_agents(

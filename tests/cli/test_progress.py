@@ -128,6 +128,18 @@ def test_a_resumed_phase_shows_what_is_done_and_continues_the_count(study) -> No
     assert second.startswith("search 2/3  search-0001: ")
 
 
+def test_a_run_of_a_later_phase_is_shown_as_ahead_and_not_counted(study) -> None:
+    progress, file = in_a_file(study)
+    ahead = replace(a_run(study), run_id="baseline-s7", phase="baseline", trial=None)
+    progress.phase("search", 2, [])
+    for run in (a_run(study, 1), ahead):
+        progress.start(run)
+        progress.finish(run, a_result(5.0))
+    progress.phase("confirm", 2, [(ahead, a_result(5.0))])
+    first, second = file.getvalue().splitlines()  # and no line that an earlier session had trained it
+    assert (first.split()[:3], second.split()[:2]) == (["search", "1/2", "search-0001:"], ["ahead", "baseline-s7:"])
+
+
 def test_a_terminal_shows_run_step_losses_speed_best_and_baseline(study) -> None:
     def events(progress: StudyProgress) -> None:
         progress.phase("search", 5, [])

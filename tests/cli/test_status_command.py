@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hpstudy.analysis.drift import drift
 from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.analysis.results import load
@@ -249,3 +250,11 @@ def test_a_running_trial_of_foresight_has_its_forecast(status, tmp_path: Path) -
     ((run, forecast),) = running_forecasts(load("late", tmp_path / "runs")).items()
     said = f"forecast {run}: {forecast.loss:.4f} [{forecast.low:.4f}, {forecast.high:.4f}]"
     assert said in status("late").out.splitlines()
+
+
+def test_a_study_by_speed_has_a_line_on_the_machines_drift(status, tmp_path: Path) -> None:
+    train("fast", GALLERY["speed"], tmp_path / "runs")
+    found = drift(load("fast", tmp_path / "runs"))
+    lines = status("fast").out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("drift"))
+    assert " ".join(" ".join(lines[at : at + 2]).split()).startswith(f"drift {found}")

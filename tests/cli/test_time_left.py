@@ -181,6 +181,18 @@ def test_an_extended_search_does_not_count_the_baselines_runs_that_are_there(rac
     assert left.seconds() == (10 * (1 + 3), 10 * (1 + 5 + 8))
 
 
+def test_runs_of_a_later_phase_are_not_counted_as_trials_nor_twice(raced: Study, wait: Clock) -> None:
+    left, ahead = TimeLeft(raced), a_run(raced, 9, "baseline", trial=None)
+    left.phase("search", 4, [])
+    left.start(ahead, 0)
+    wait(5)
+    left.step(ahead, TOKENS // 2)
+    assert left.seconds() == (10 * (4 + 6), 10 * (4 + 16))
+    train(left, wait, ahead, 5)
+    # one of the baseline's seeds is there
+    assert left.seconds() == (10 * (4 + 5), 10 * (4 + 15))
+
+
 def test_a_study_without_fresh_seeds_ends_with_its_search(tiny: Callable[..., Study], wait: Clock) -> None:
     left = TimeLeft(tiny())
     left.phase("search", 5, [])

@@ -139,7 +139,7 @@ def _run(run: Run, queue: RunQueue, study: Study, made_up: MadeUp, store: RunSto
         if watch.diverged(record):
             outcome = Outcome.DIVERGED
             break
-        if queue.awaits_decision and record.evaluated and queue.should_stop(run, record):
+        if queue.awaits_decision(run) and record.evaluated and queue.should_stop(run, record):
             outcome = Outcome.PRUNED
             break
     result = summary.result(outcome, MESSAGES.get(outcome, ""))

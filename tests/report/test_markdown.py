@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpstudy.analysis.drift import drift
 from hpstudy.analysis.foreseen import foreseen
 from hpstudy.analysis.results import StudyResults
 from hpstudy.report import results_markdown
@@ -87,3 +88,14 @@ def test_foresight_has_a_part_with_its_savings_and_its_audit(gallery, report) ->
     assert f"The interval held the final loss of {held} of {len(found.audited)} audited trials." in part
     assert 'id="foresight"' in pages.html
     assert "Foresight" not in report(gallery("pruned")).markdown
+
+
+def test_a_study_by_speed_says_how_the_machine_drifted_in_its_report_and_among_results(gallery, report) -> None:
+    results = gallery("speed")
+    sentence = drift(results).sentence
+    assert sentence.startswith("Drift: the baseline trained ")
+    pages = report(results)
+    part = pages.markdown.split("## How sure")[1].split("\n## ")[0]
+    for text in (pages.html, part, results_markdown([results])):
+        assert sentence in text
+    assert "Drift" not in report(gallery("decided")).markdown

@@ -147,6 +147,25 @@ def test_a_study_that_trained_trials_as_one_resumes_one_at_a_time_and_replays_wi
     assert [change.partition(":")[0] for change in again.changed] == ["[budget] pack"]
 
 
+def test_a_run_that_other_code_began_is_trained_on_within_rounding_and_replays_within_a_tolerance(tiny, tmp_path: Path):
+    """An upgrade that rounds otherwise must not lose the runs that it finds unfinished."""
+    expected, study = run_here(tiny(), tmp_path / "expected"), tiny()
+    interrupt(study, tmp_path, "search-0001", 5)
+    folder = tmp_path / study.name / "search-0001"
+    for file in ("checkpoint.pt", "recorded.json"):  # so that it trains again from step 1
+        (folder / file).unlink()
+    edit_loss(folder, 3)
+    with pytest.raises(MachineError, match="does not repeat its numbers"):
+        run_here(study, tmp_path)
+    path = folder.parent / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code_sha256": "0" * 64}))
+    store = run_here(study, tmp_path)
+    assert curves(store) == curves(expected)
+    again = replay(study, store, "search-0001", "cpu", LocalExecutor(tmp_path))
+    assert again.good
+    assert [change.partition(" was ")[0] for change in again.changed] == ["hpstudy"]
+
+
 def test_a_checkpoint_is_ordered_once_an_interval_and_takes_a_fiftieth_of_the_time(sinks: Sinks, monkeypatch):
     now = 0.0
     monkeypatch.setattr(active_run.time, "monotonic", lambda: now)

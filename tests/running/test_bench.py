@@ -18,6 +18,7 @@ from hpstudy.running.local import LocalExecutor
 from hpstudy.spec import ModelShape
 from hpstudy.training.benchmark import benchmark
 from hpstudy.training.device import place
+from hpstudy.training.profile import KINDS
 from hpstudy.training.ranks import ALONE
 from tests.helpers.command_line import hpstudy
 from tests.helpers.running import run_at_start
@@ -41,7 +42,14 @@ def test_a_token_of_gpt_125m_needs_854_million_flops():
 
 
 def test_mfu_is_the_flop_of_training_as_a_share_of_the_fastest_matrix_product():
-    figures = BenchmarkFigures(steps_per_second=(1.0,), flops_per_second=8_544_384_000.0, peak_gib=1.0, repeats=True)
+    figures = BenchmarkFigures(
+        steps_per_second=(1.0,),
+        flops_per_second=8_544_384_000.0,
+        peak_gib=1.0,
+        repeats=True,
+        cold_start_seconds=0.0,
+        shares={},
+    )
     result = BenchResult(setting=SETTINGS[-1], device_name="here", precision="fp32", tok_per_sec=2.0, figures=figures)
     assert result.mfu == pytest.approx(0.2)
 
@@ -55,6 +63,9 @@ def test_a_worker_measures_a_setting(tmp_path: Path):
     assert 0 < result.mfu < 1
     assert result.figures.repeats is True
     assert result.figures.peak_gib > 0.05  # torch alone takes more
+    assert result.figures.cold_start_seconds >= 0
+    assert result.figures.shares["matrix products"] > 0
+    assert sum(result.figures.shares.values()) == pytest.approx(1)
     assert result.device_name
     assert result.precision in ("fp32", "bf16")
 
@@ -129,10 +140,17 @@ def test_the_benchmark_notices_a_trainer_that_does_not_repeat():
 def test_hpstudy_bench_prints_a_row_for_the_preset():
     result = hpstudy("bench", "--preset", "gpt-2x64", "--quick", "--device", "cpu")
     assert result.code == 0, result.err
-    machine, heading, row, repeats = result.out.splitlines()
+    machine, heading, row, _, shares_heading, *shares, _, repeats = result.out.splitlines()
     assert re.search(r", (fp32|bf16), 1 thread$", machine)
-    assert heading.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB"]
-    assert re.fullmatch(r"gpt-2x64 at 128 +[\d,]+ +\d+\.\d% +[\d,]+ +\d+\.\d\d", row.rstrip())
+    assert heading.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB", "cold", "start", "s"]
+    assert re.fullmatch(r"gpt-2x64 at 128 +[\d,]+ +\d+\.\d% +[\d,]+ +\d+\.\d\d +\d+\.\d", row.rstrip())
+    assert shares_heading.split() == ["share", "of", "a", "step", "gpt-2x64"]
+    assert [re.split("  +", each)[0] for each in shares] == [
+        *(kind for kind in KINDS if kind != "sums over ranks"),
+        "other",
+        "outside torch",
+    ]
+    assert all(re.fullmatch(r".+  \d+\.\d%", each.rstrip()) for each in shares)
     assert repeats == "the same numbers to the last bit when trained again: yes"
     assert result.err == "measuring gpt-2x64\n"
 

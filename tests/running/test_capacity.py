@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def test_each_worker_has_the_gpus_of_one_training(a_study, num_gpus: int, gpus: 
     count, _ = workers(study, device=device, num_gpus=num_gpus)
     assert [worker_device(index, study, has, device) for index in range(count)] == first
     assert worker_device(count, study, has, device) == first[0]  # of a user who asks for one more
+
+
+@pytest.mark.parametrize(
+    ("equal", "gpus", "first"),
+    [([0, 2, 3], 1, ["cuda:0", "cuda:2", "cuda:3"]), ([0, 2, 3, 5], 2, ["cuda:2"]), ([1, 2, 4], 2, ["cuda:1"])],
+)
+def test_gpus_of_one_training_are_neighbours_of_the_kind_that_the_first_worker_has(a_study, equal, gpus, first):
+    study = a_study(replace=ranks(gpus=gpus))
+    has = machine(num_gpus=6) | {"equal_gpus": equal, "device_name": "H100"}
+    assert [worker_device(index, study, has, "auto") for index in range(len(first))] == first
+    assert trainings_at_once(study, has, "auto") == len(first)
+    options, lines = Options(runs=Path(), device="auto", wandb="disabled"), list[str]()
+    assert num_workers(study, has, options, lines.append) == len(first)
+    assert lines == [f"{6 - len(equal)} of 6 GPUs: not used, because they are not H100s"]
+    assert num_workers(replace(study, mixed=True), has, options, lines.append) == 6 // gpus  # of any kind
+    assert len(lines) == 1
 
 
 def ranks(**counts: int) -> dict[str, str]:

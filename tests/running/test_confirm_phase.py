@@ -12,7 +12,8 @@ from scipy import stats
 from hpstudy import load
 from hpstudy.analysis.results import StudyResults
 from hpstudy.errors import MachineError
-from hpstudy.records import Run
+from hpstudy.records import Run, StepRecord
+from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.statistics.levels import overall
 from hpstudy.statistics.race import Answer
 from hpstudy.tracking.seal import MARK
@@ -168,6 +169,30 @@ def test_several_workers_reach_the_verdict_of_one(raceable, raced_runs, tmp_path
     store = run_here(raceable(), tmp_path / "runs", workers=3)
     assert curves(RunStore(whole / "tiny")).items() <= curves(store).items()
     assert load("tiny", tmp_path / "runs").verdict() == load("tiny", whole).verdict()
+
+
+def test_a_worker_without_a_trial_trains_the_baselines_first_fresh_seeds_while_the_last_trial_trains(
+    raceable, raced_runs, tmp_path
+):
+    """They are trained whatever the search finds, and each once, also if the study is stopped meanwhile."""
+    study, whole, first = raceable(), RunStore(raced_runs[0] / "tiny"), f"baseline-s{raceable().seeds[0]}"
+    begun_before, stop = list[str](), StopRequest()
+
+    def on_step(run: Run, record: StepRecord) -> None:
+        if (run.run_id, record.step) == ("search-0002", 20):
+            begun_before.extend(watch.started)
+        stop.requested = stop.requested or (run.run_id, record.step) == (first, 3)
+
+    watch = Watch(on_step)
+    with pytest.raises(Interrupted):
+        run_here(study, tmp_path, watch=watch, stop=stop, workers=2)
+    again = Watch()
+    store = run_here(study, tmp_path, watch=again, workers=2)
+    assert first in (begun_before or watch.started)
+    assert not any(run_id.startswith("confirm") for run_id in watch.started)
+    assert len(again.started) == len(set(again.started))
+    assert curves(whole).items() <= curves(store).items()
+    assert load("tiny", tmp_path).verdict() == load("tiny", raced_runs[0]).verdict()
 
 
 def test_a_study_of_the_baseline_against_itself_decides_neither_way(tiny, tmp_path):

@@ -110,9 +110,10 @@ def test_a_run_that_awaits_a_decision_and_diverges_at_an_evaluation_harms_no_wor
     assert not any("died" in line for line in watch.lines)
 
 
-def test_a_baseline_outside_the_space_runs_as_a_phase_of_its_own(tiny, tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_baseline_outside_the_space_runs_once_after_the_search_or_beside_its_end(tiny, tmp_path: Path, workers: int):
     study = tiny(replace={"low = 1e-4": "low = 1e-3", **TWO})
-    store = run_here(study, tmp_path)
+    store = run_here(study, tmp_path, workers=workers)
     assert [view.run_id for view in store.runs()] == ["search-0000", "search-0001", "baseline-s0"]
     assert store.header("baseline-s0").run.hparams.lr == 6e-4
 

@@ -230,6 +230,22 @@ def test_a_search_of_the_micro_batch_for_the_loss_is_a_warning() -> None:
     assert parse(text(search=search, objective__metric=["val/loss", "train/tok_per_sec"])).warnings == ()
 
 
+def test_a_speed_of_too_few_full_batches_is_a_warning() -> None:
+    speed = {"objective__metric": "train/tok_per_sec", "trainer__evals": 1}
+    few = [
+        warning
+        for tokens in (5 * 4096, 6 * 4096)
+        for warning in parse(text(**speed, trainer__tokens=tokens, hparams__batch_ramp_fraction=0.0)).warnings
+        if warning.startswith("[objective]")
+    ]
+    assert few == [
+        "[objective] metric: a run's speed leaves out its first 5 full batches, which may compile, but the baseline "
+        "has 5, so its speed holds them; give [trainer] more tokens"
+    ]
+    ramped = parse(text(**speed, trainer__tokens=20 * 4096, hparams__batch_ramp_fraction=0.8)).warnings
+    assert any("but the baseline has 4, so" in warning for warning in ramped)
+
+
 def test_more_evaluations_than_steps_and_fewer_than_three_seeds_are_warnings() -> None:
     assert parse(text(trainer__tokens=40_960, confirm__seeds=[7])).warnings == (
         "[trainer] evals: 20 evaluations, but the baseline has 10 steps",
