@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from hpstudy.analysis.answers import SPEED
 from hpstudy.analysis.in_short import found_name, in_short, opponent
 from hpstudy.analysis.ladder import LadderResults
-from hpstudy.analysis.ladders import begun_ladder, begun_ladders, optima_table, parts, regrets_table
+from hpstudy.analysis.ladders import begun_ladder, optima_table, parts, regrets_table
 from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import plain
 from hpstudy.analysis.results import StudyResults, best_by_loss
@@ -21,6 +21,7 @@ from hpstudy.analysis.state import state
 from hpstudy.errors import HpstudyError
 from hpstudy.records import Outcome
 from hpstudy.study import Study
+from hpstudy.tracking.store import begun_ladders
 
 TABLES = ".trials, .steps, .ranked(), .confirmed, .verdict(), .noise, .best, .plot()"
 WANDB_TABLES = ".trials, .steps, .halflives, .best"

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.json as pj
 
 from hpstudy.errors import UserError, did_you_mean
 from hpstudy.files import RUNS, command
 from hpstudy.hparams import COORDINATES, RULES
-from hpstudy.records import GLOSSARY, PHASES, Outcome, StepRecord
+from hpstudy.records import GLOSSARY, PHASES, Outcome
 from hpstudy.study.frozen import STUDY_VALUES
 from hpstudy.tracking.store import RunStore, RunView, begun_studies
 from hpstudy.tracking.wandb_read import FetchedRun, fetch_runs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WANDB_PREFIX = "wandb:"
 DAMAGED = "damaged"  # the outcome of a run that was changed after it ended; it has no figures and no steps
@@ -85,18 +86,6 @@ _TRIALS_DTYPES: dict[str, Any] = {
     "started": "datetime64[us, UTC]",
 }
 
-_ARROW_TYPES = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-_STEP_HINTS = {m.name: get_type_hints(StepRecord)[key] for key, m in GLOSSARY.items()}
-_STEPS_SCHEMA = pa.schema(
-    [
-        (name, next(_ARROW_TYPES[kind] for kind in (get_args(hint) or (hint,)) if kind in _ARROW_TYPES))
-        for name, hint in _STEP_HINTS.items()
-    ]
-)
-
-_READ = pj.ReadOptions(use_threads=False, block_size=1 << 24)  # one thread a file, many files at once
-_PARSE = pj.ParseOptions(explicit_schema=_STEPS_SCHEMA, unexpected_field_behavior="ignore")
-
 Source = RunView | FetchedRun
 """A run to read. Both have .header, .result, .wandb_id, .damage and .rows()."""
 
@@ -107,7 +96,7 @@ class StudyFrames:
 
     name: str
     trials: pd.DataFrame  # TRIALS_COLUMNS, and last the searched of COORDINATE_COLUMNS
-    read_steps: Callable[[], pd.DataFrame]
+    read_steps: Callable[..., pd.DataFrame]  # () -> `steps`; (metrics) -> `steps` with these and the run's columns
     runs: Path = RUNS  # the folder of run stores, for the commands that sentences name
     problems: tuple[str, ...] = ()  # what was left out of the tables, and the remedy
 
@@ -142,7 +131,7 @@ def load(name: str, runs: str | Path = "runs") -> StudyFrames:
     return StudyFrames(
         name=name,
         trials=trials,
-        read_steps=lambda: _steps(heads, sources),
+        read_steps=partial(_steps, heads, sources),
         runs=Path(runs),
         problems=(*problems, *strange),
     )
@@ -170,31 +159,42 @@ def _trial_row(source: Source) -> dict[str, Any]:
     }
 
 
-def _steps(heads: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
+def _steps(heads: pd.DataFrame, sources: Sequence[Source], metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """The steps of all runs. `heads`: _RUN_COLUMNS, a row per run. `metrics`: the columns besides; None: all.
+
+    Raises UserError for an unknown metric.
+    """
+    import pyarrow as pa  # here: `status` reads no steps
+
+    from hpstudy.tracking.steps_table import STEP_HINTS, columns_of
+
+    for name in metrics or ():
+        if name not in STEP_HINTS:
+            raise UserError(f'no metric "{name}"{did_you_mean(name, STEP_HINTS)}; known are {", ".join(STEP_HINTS)}')
+    schema = columns_of(metrics)
     with ThreadPoolExecutor() as pool:  # pyarrow parses outside the GIL
-        tables = list(pool.map(_steps_table, sources))
+        tables = list(pool.map(partial(_steps_table, schema=schema), sources))
     counts = [len(table) for table in tables]
-    table = pa.concat_tables([_STEPS_SCHEMA.empty_table(), *tables])
+    table = pa.concat_tables([schema.empty_table(), *tables])
     del tables
     frame = heads.take(np.repeat(np.arange(len(counts)), counts)).reset_index(drop=True)
-    for name, hint in _STEP_HINTS.items():  # column by column, so that there is never a second copy of the table
-        missing = {pa.int64(): pd.Int64Dtype()} if type(None) in get_args(hint) else {}
+    for name in schema.names:  # column by column, so that there is never a second copy of the table
+        missing = {pa.int64(): pd.Int64Dtype()} if type(None) in get_args(STEP_HINTS[name]) else {}
         frame[name] = table.column(0).to_pandas(types_mapper=missing.get)
         table = table.remove_column(0)
     return frame
 
 
-def _steps_table(source: Source) -> pa.Table:
+def _steps_table(source: Source, schema: pa.Schema) -> pa.Table:
+    from hpstudy.tracking.steps_table import from_lines, from_rows, kept_table
+
     if source.damage:
-        return _STEPS_SCHEMA.empty_table()
+        return schema.empty_table()
     if isinstance(source, RunView):
-        lines = source.steps_path.read_bytes() if source.steps_path.exists() else b""
-        if lines.endswith(b"\n"):  # otherwise it is empty, or its last line is incomplete
-            try:
-                table = pj.read_json(pa.BufferReader(lines), _READ, _PARSE)
-            except pa.ArrowInvalid:  # numbers that are not finite are strings, which only `rows` restores
-                pass
-            else:
-                source.expect(len(table))
-                return table
-    return pa.Table.from_pylist(list(source.rows()), schema=_STEPS_SCHEMA)
+        table = kept_table(source.folder, schema)
+        if table is None and source.steps_path.exists():
+            table = from_lines(source.steps_path.read_bytes(), schema)
+        if table is not None:
+            source.expect(len(table))
+            return table
+    return from_rows(source.rows(), schema)

@@ -17,12 +17,11 @@ from hpstudy.errors import HpstudyError, UserError
 from hpstudy.files import command, json_object, read_json
 from hpstudy.statistics.scaling import least_trials
 from hpstudy.study import num_trials
-from hpstudy.study.frozen import SOURCE
+from hpstudy.study.frozen import LADDER_FILE, SOURCE
 from hpstudy.study.ladder import CHECK, TARGET, Ladder, Size, fitted_keys, load_ladder, parse_ladder
-from hpstudy.tracking.store import begun_studies
+from hpstudy.tracking.store import begun_ladders, begun_studies
 
 MAY_CHANGE = (TARGET, f"{TARGET}_tokens")  # keys of [ladder] after it has begun
-FILE = "ladder.toml"  # in the ladder's folder: its file as it began
 
 
 def load_ladder_results(ladder: Ladder, runs: Path) -> LadderResults:
@@ -67,7 +66,7 @@ def refuse_too_few(ladder: Ladder) -> None:
 
 def begun_ladder(name: str, runs: Path) -> LadderResults:
     """The ladder that has begun under that name in the folder `runs`. Raises UserError if there is none."""
-    path = runs / name / FILE
+    path = runs / name / LADDER_FILE
     if not path.exists():
         raise UserError(f"{runs / name}: no ladder has begun there; start it with `{command('run', name, runs)}`")
     began = parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path)
@@ -84,16 +83,11 @@ def with_target_of_today(began: Ladder, root: Path) -> Ladder:
     return began
 
 
-def begun_ladders(runs: Path) -> list[str]:
-    """The names of the ladders that have begun in a folder, sorted."""
-    return sorted(path.parent.name for path in runs.glob(f"*/{FILE}"))
-
-
 def parts(name: str, runs: Path) -> list[str]:
     """The studies that have begun of the ladder of that name in the folder `runs`; of a study its name alone."""
     if name not in begun_ladders(runs):
         return [name]
-    path = runs / name / FILE
+    path = runs / name / LADDER_FILE
     ladder, begun = parse_ladder(path.read_text(encoding="utf-8"), name=name, path=path), set(begun_studies(runs))
     rungs = (size.label for size in ladder.rungs)
     named = [*(ladder.part(label) for label in (*rungs, CHECK)), *map(ladder.side_part, ladder.sides)]

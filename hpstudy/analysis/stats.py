@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 from hpstudy.statistics.difference import ALPHA, Floats
 from hpstudy.study.schema import LEAST_LOOK
@@ -22,7 +22,7 @@ def correlation(candidate: ArrayLike, baseline: ArrayLike) -> float | None:
     a, b = np.asarray(candidate, float), np.asarray(baseline, float)
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(stats.pearsonr(a, b).statistic)
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = None, comparisons: int = 1) -> float:
@@ -35,9 +35,10 @@ def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = Non
     """
     df = seeds - 1
     effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds)
-    critical = stats.t.ppf(1 - ALPHA / 2 / comparisons, df)
-    # for larger effects the power is 1 to the last digit, and scipy's series may fail
-    return float(np.mean(stats.nct.sf(critical, df, np.minimum(effect, critical + 37))))
+    critical = scipy.special.stdtrit(df, 1 - ALPHA / 2 / comparisons)
+    # for larger effects the power is 1 to the last digit; near it, scipy's series may fail (NaN)
+    missed = scipy.special.nctdtr(df, np.minimum(effect, critical + 37), critical)
+    return float(np.mean(1 - np.nan_to_num(missed)))
 
 
 def seeds_to_detect(difference: float, sd: float, *, sd_df: float | None = None, comparisons: int = 1) -> int | None:
@@ -55,13 +56,19 @@ def detectable(sd: float, seeds: int, *, sd_df: float | None = None) -> float:
     """The smallest true difference that `seeds` per arm detect with a `power` of 80%."""
     if sd == 0:
         return 0.0
-    found = optimize.brentq(lambda ratio: power(ratio * sd, sd, seeds, sd_df=sd_df) - POWER, 1e-3, 1e3, xtol=1e-9)
-    return float(found) * sd
+    low, high = 1e-3, 1e3  # in sd
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        if power(middle * sd, sd, seeds, sd_df=sd_df) < POWER:
+            low = middle
+        else:
+            high = middle
+    return high * sd
 
 
 def largest_between_two(sd: float, df: float) -> float:
     """The size that 95% of differences stay below, if they have `sd`, measured with `df`, and no mean."""
-    return float(sd * stats.t.ppf(1 - ALPHA / 2, df))
+    return float(sd * scipy.special.stdtrit(df, 1 - ALPHA / 2))
 
 
 def seeds_for_width(half_width: float, sd: float, df: float, seeds: int, level: float = ALPHA) -> int | None:
@@ -71,18 +78,21 @@ def seeds_for_width(half_width: float, sd: float, df: float, seeds: int, level: 
     """
     per_seed = df / (seeds - 1)
     return _fewest(
-        2, lambda n: bool(stats.t.ppf(1 - level / 2, per_seed * (n - 1)) * sd / np.sqrt(n) <= half_width * (1 + 1e-9))
+        2,
+        lambda n: bool(
+            scipy.special.stdtrit(per_seed * (n - 1), 1 - level / 2) * sd / np.sqrt(n) <= half_width * (1 + 1e-9)
+        ),
     )
 
 
 def sd_from_interval(half_width: float, seeds: int, comparisons: int) -> float:
     """The standard deviation of one pair's difference whose 95% interval, adjusted for comparisons, is that wide."""
-    return float(half_width / stats.t.ppf(1 - ALPHA / 2 / comparisons, seeds - 1) * np.sqrt(seeds))
+    return float(half_width / scipy.special.stdtrit(seeds - 1, 1 - ALPHA / 2 / comparisons) * np.sqrt(seeds))
 
 
 def _plausible(sd: float, df: float | None) -> Floats:
     """Equally likely values of the true standard deviation, if `sd` was measured with `df` degrees of freedom."""
-    return np.array([sd]) if df is None else sd * np.sqrt(df / stats.chi2.ppf(QUANTILES, df))
+    return np.array([sd]) if df is None else sd * np.sqrt(df / (2 * scipy.special.gammaincinv(df / 2, QUANTILES)))
 
 
 def _fewest(least: int, enough: Callable[[int], bool]) -> int | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
@@ -83,8 +82,8 @@ def fit(points_NK: Array, losses_N: Array) -> Surrogate:
         """The negative log posterior of the logs of lengths, amplitude and noise sd, and its gradient."""
         lengths_K, amplitude, noise = np.exp(logs[:-2]), np.exp(2 * logs[-2]), np.exp(2 * logs[-1])
         matern_NN, slope_NN = matern(squares_NNK, lengths_K)
-        factor = cho_factor(amplitude * matern_NN + (noise + JITTER) * np.eye(len(targets_N)), lower=True)
-        inverse_NN = cho_solve(factor, np.eye(len(targets_N)))
+        factor = scipy.linalg.cho_factor(amplitude * matern_NN + (noise + JITTER) * np.eye(len(targets_N)), lower=True)
+        inverse_NN = scipy.linalg.cho_solve(factor, np.eye(len(targets_N)))
         weights_N = inverse_NN @ targets_N
         outer_NN = inverse_NN - np.outer(weights_N, weights_N)
         by_length = np.einsum("ij,ijk->k", outer_NN * slope_NN * amplitude, squares_NNK) / lengths_K**2
@@ -94,7 +93,7 @@ def fit(points_NK: Array, losses_N: Array) -> Surrogate:
         return float(value), gradient + prior / spreads
 
     bounds = [(np.log(0.05), np.log(20.0))] * num_keys + [(-3.0, 3.0), (np.log(1e-3), 1.0)]
-    logs = minimize(loss, centres, jac=True, method="L-BFGS-B", bounds=bounds).x
+    logs = scipy.optimize.minimize(loss, centres, jac=True, method="L-BFGS-B", bounds=bounds).x
     lengths_K, amplitude, noise = np.exp(logs[:-2]), float(np.exp(2 * logs[-2])), float(np.exp(2 * logs[-1]))
     kernel_NN = amplitude * matern(squares_NNK, lengths_K)[0] + (noise + JITTER) * np.eye(len(targets_N))
     inverse_NN = np.linalg.inv(kernel_NN)

@@ -7,9 +7,10 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from hpstudy import __version__
 from hpstudy.errors import HpstudyError, UserError
@@ -20,11 +21,21 @@ from hpstudy.tracking.wandb_settings import ModeFlag
 if TYPE_CHECKING:
     from hpstudy.running.interface import Options
 
+
+class _Commands(TyperGroup):
+    """Lists each command with its whole text, where the library cuts it at the end of the line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
+
+
 app = typer.Typer(
     name="hpstudy",
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # boxes and colours would double the time that a help page takes
     help="Hyperparameter studies for language-model training, compared with the GPT-3 baseline.",
     epilog="Example: hpstudy run quickstart",
 )
@@ -186,11 +197,16 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Writes the report as HTML and Markdown, and prints the path of the page."""
-    from hpstudy.cli import ladder_command, report_commands
+    from hpstudy.study import study_name
+    from hpstudy.tracking.store import begun_ladders
 
-    if ladder_command.is_begun(name, runs):
+    if study_name(name) in begun_ladders(runs):
+        from hpstudy.cli import ladder_command
+
         ladder_command.show(name, runs, as_json=as_json, figures=figures)
     else:
+        from hpstudy.cli import report_commands
+
         report_commands.report(name, runs, figures=figures, as_json=as_json)
 
 

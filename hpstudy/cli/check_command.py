@@ -128,7 +128,7 @@ def _noise(study: Study, runs: Path) -> tuple[Noise | None, PooledNoise | None]:
     if not (begun := begun_studies(runs)):
         return None, None
     from hpstudy.analysis.together import pooled_noise  # scipy takes a second to import
-    from hpstudy.cli.report_commands import readable
+    from hpstudy.cli.loading import readable
 
     found = {results.name: results for results in readable(begun, runs)}
     own = found[study.name].noise if study.name in found else None

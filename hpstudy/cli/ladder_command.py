@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpstudy.analysis.ladder import LadderResults
-from hpstudy.analysis.ladders import begun_ladder, begun_ladders, refuse_too_few
+from hpstudy.analysis.ladders import begun_ladder, refuse_too_few
 from hpstudy.analysis.numbers import duration, short
 from hpstudy.analysis.rungs import run_flops, shown_key
 from hpstudy.cli.common import out, print_json, say
@@ -29,11 +29,6 @@ from hpstudy.study.load import LOCAL
 
 WRITTEN = "Written by `hpstudy ladder"  # the first words of a target's file
 H100_FLOPS, H100_MFU = 989e12, 0.4  # dense bf16, and a usual share of it
-
-
-def is_begun(name: str, runs: Path) -> bool:
-    """Whether a ladder of that name has begun in the folder `runs`."""
-    return study_name(name) in begun_ladders(runs)
 
 
 def show(name: str, runs: Path, *, as_json: bool = False, figures: bool = False) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpstudy.analysis.ladder import LadderResults
-from hpstudy.analysis.ladders import FILE, MAY_CHANGE, load_ladder_results, refuse_too_few
+from hpstudy.analysis.ladders import MAY_CHANGE, load_ladder_results, refuse_too_few
 from hpstudy.analysis.results import load
 from hpstudy.analysis.rungs import nearest
 from hpstudy.analysis.state import Stage, state
@@ -20,7 +20,7 @@ from hpstudy.cli.report_commands import report_page
 from hpstudy.cli.study_commands import flags_of, train
 from hpstudy.errors import UserError
 from hpstudy.files import command, write_atomic
-from hpstudy.study.frozen import SOURCE, source_of
+from hpstudy.study.frozen import LADDER_FILE, SOURCE, source_of
 from hpstudy.study.ladder import CHECK, TABLE, Ladder, Size, load_ladder, parse_ladder, write_part
 from hpstudy.study.schema import FORMAT
 from hpstudy.tracking.store import RunStore, begun_studies
@@ -50,7 +50,7 @@ def run(name: str, options: Options, *, as_json: bool = False) -> None:
 
 def begun(ladder: Ladder, runs: Path) -> Ladder:
     """The ladder as it began in the folder `runs`, or as it begins now. Raises UserError if its file has changed."""
-    path = runs / ladder.name / FILE
+    path = runs / ladder.name / LADDER_FILE
     if RunStore(path.parent).begun:
         raise UserError(f"{path.parent}: a study of that name has begun there; give the ladder another name")
     if not path.exists():

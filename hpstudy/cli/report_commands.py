@@ -10,24 +10,21 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from hpstudy.analysis.dashboard import study_note, trial_attributes
-from hpstudy.analysis.export import Format
-from hpstudy.analysis.export import export as write_tables
 from hpstudy.analysis.frames import load as load_frames
-from hpstudy.analysis.ladders import begun_ladder, begun_ladders, optima_table, parts, regrets_table
+from hpstudy.analysis.ladders import begun_ladder, optima_table, parts, regrets_table
 from hpstudy.analysis.overview import overview
-from hpstudy.analysis.results import StudyResults, load
-from hpstudy.cli.common import err, out, print_json, say
+from hpstudy.analysis.results import StudyResults
+from hpstudy.cli.common import err, out, print_json
 from hpstudy.cli.layout import Column, as_table, say_table, widest
-from hpstudy.errors import HpstudyError, UserError
+from hpstudy.cli.loading import loaded, readable, warn
+from hpstudy.errors import UserError
 from hpstudy.files import command, write_atomic
-from hpstudy.search import JOURNAL, Search
-from hpstudy.search.dashboard import serve
-from hpstudy.search.importance import importances
+from hpstudy.search import JOURNAL
 from hpstudy.study import load_frozen, run_command, study_name
-from hpstudy.tracking.store import RunStore, begun_studies
+from hpstudy.tracking.store import RunStore, begun_ladders, begun_studies
 
 if TYPE_CHECKING:
+    from hpstudy.analysis.export import Format
     from hpstudy.report.compare import Finding
     from hpstudy.report.tables import Table
 
@@ -47,7 +44,9 @@ def report(name: str, runs: Path, *, figures: bool = False, as_json: bool = Fals
 
 def report_page(results: StudyResults, *, figures: bool = False) -> Path:
     """Writes the report and returns the path of its page. With `figures`, `report.md` has its own beside it."""
-    from hpstudy.report import write_report  # plotly takes half a second to import
+    from hpstudy.report import write_report  # plotly takes half a second to import, and so does Optuna
+    from hpstudy.search import Search
+    from hpstudy.search.importance import importances
 
     assert results.store is not None
     root, study = results.store.root, results.study
@@ -57,10 +56,12 @@ def report_page(results: StudyResults, *, figures: bool = False) -> Path:
 
 def export(name: str, runs: Path, fmt: Format) -> None:
     """Writes the tables and prints their paths; of a ladder those of its parts and, as CSV, its optima and regrets."""
+    from hpstudy.analysis.export import export as write_tables
+
     study = study_name(name)
     for part in parts(study, runs):
         frames = load_frames(part, runs=runs)
-        _warn(*frames.problems)
+        warn(*frames.problems)
         for path in write_tables(frames, runs / part / "export", fmt):
             out().print(str(path), soft_wrap=True)
     if study in begun_ladders(runs):
@@ -158,6 +159,9 @@ def results(names: Sequence[str], runs: Path, *, as_json: bool = False) -> None:
 
 def dashboard(name: str, runs: Path, host: str, port: int) -> None:
     """Serves optuna-dashboard until Ctrl-C."""
+    from hpstudy.analysis.dashboard import study_note, trial_attributes
+    from hpstudy.search.dashboard import serve
+
     store = RunStore(runs / study_name(name))
     journal = store.root / JOURNAL
     if not journal.exists():
@@ -180,18 +184,6 @@ def dashboard(name: str, runs: Path, host: str, port: int) -> None:
         ) from error
 
 
-def loaded(name: str, runs: Path) -> StudyResults:
-    """The results of a study, after a warning for each run that is left out of them. Raises as `load` does."""
-    results = load(name, runs)
-    _warn(*results.frames.problems)
-    return results
-
-
-def _warn(*problems: str) -> None:
-    for problem in problems:
-        say(f"warning: {problem}")
-
-
 def all_loaded(names: Sequence[str], runs: Path) -> list[StudyResults]:
     """Each study once, and each part of a ladder. Raises UserError with the problems of all names."""
     found: dict[str, StudyResults] = {}
@@ -211,12 +203,3 @@ def _parts(name: str, runs: Path) -> list[str]:
     """The parts of a ladder, or the name as it was given."""
     stem = Path(name).stem if name.endswith(".toml") else name
     return parts(stem, runs) if stem in begun_ladders(runs) else [name]
-
-
-def readable(names: Sequence[str], runs: Path) -> Iterator[StudyResults]:
-    """The results of the studies that can be read, with a warning for each other one."""
-    for name in names:
-        try:
-            yield loaded(name, runs)
-        except HpstudyError as error:
-            _warn(f"{name}: {error}")

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from hpstudy.hparams import HParams
 from hpstudy.records import Phase, Run, RunResult, StepRecord, trial_run_id
-from hpstudy.search import Forecast, Proposal, Search
+from hpstudy.search import Forecast
 from hpstudy.study import Study
+
+if TYPE_CHECKING:
+    from hpstudy.search import Proposal, Search
 
 AT_ONCE = 4  # results told in a row: a late trial may hold back hundreds, and each proposal takes up to 0.1 s
 
@@ -36,6 +40,8 @@ class TrialQueue:
 
         `later` gives runs of later phases, for workers without a trial while the last ones train.
         """
+        from hpstudy.search import Proposal  # Optuna takes half a second to import
+
         self._study, self._search, self._budget, self._phase = study, search, budget, phase
         self._later = later
         self._given = set[str]()  # runs of later phases that a worker has had

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from hpstudy.study.schema import Design
 
@@ -35,7 +35,7 @@ class Difference:
 
     def interval(self, level: float = ALPHA) -> tuple[Numbers, Numbers]:
         """The ends of the interval that misses the true difference with a chance of `level`."""
-        half = special.stdtrit(self.df, 1 - level / 2) * self.se
+        half = scipy.special.stdtrit(self.df, 1 - level / 2) * self.se
         return self.mean - half, self.mean + half
 
 
@@ -64,16 +64,16 @@ def difference(candidate: ArrayLike, baseline: ArrayLike, *, design: Design, mar
         t = mean / se
         if margin is None:
             limit = NOISE_MARGIN * np.sqrt(n)  # the noncentrality of a difference of the margin
-            equivalent = special.nctdtr(df, limit, np.abs(t)) - special.nctdtr(df, limit, -np.abs(t))
+            equivalent = scipy.special.nctdtr(df, limit, np.abs(t)) - scipy.special.nctdtr(df, limit, -np.abs(t))
             equivalent = np.where(se > 0, equivalent, np.where(mean == 0, 0.0, 1.0))  # equal runs are equal
         else:
-            equivalent = special.stdtr(df, (np.abs(mean) - margin) / se)
+            equivalent = scipy.special.stdtr(df, (np.abs(mean) - margin) / se)
     return Difference(
         mean=mean,
         sd=sd,
         se=se,
         df=df,
-        p=np.nan_to_num(2 * special.stdtr(df, -np.abs(t)), nan=1.0),
+        p=np.nan_to_num(2 * scipy.special.stdtr(df, -np.abs(t)), nan=1.0),
         p_equivalent=np.nan_to_num(equivalent, nan=1.0),
         margin=NOISE_MARGIN * sd if margin is None else margin,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from scipy import special
+import scipy
 
 from hpstudy.statistics.difference import Floats
 
@@ -56,6 +56,6 @@ def _smallest(looks: tuple[int, ...]) -> Floats:
         if more > 1:  # the spread of the new values around their own mean
             squares += rng.chisquare(more - 1, PATHS)
         t = total / np.sqrt(n) / np.sqrt((squares - total**2 / n) / (n - 1))
-        np.minimum(smallest, 2 * special.stdtr(n - 1, -np.abs(t)), out=smallest)
+        np.minimum(smallest, 2 * scipy.special.stdtr(n - 1, -np.abs(t)), out=smallest)
         before = n
     return np.sort(smallest)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+import scipy
 
 from hpstudy.records import BASELINE as BASELINE
 from hpstudy.records import OPPONENTS, trial_phase
@@ -181,9 +181,9 @@ class Rules:
         most = self.looks[-1]
         if n == most or not test.se:
             return False
-        root, df, luck = np.sqrt(most) / test.sd, most - 1, special.ndtri(1 - LUCK)
-        shows_difference = abs(test.mean) * root + luck >= special.stdtrit(df, 1 - level / 2)
-        shows_equivalence = (test.margin - abs(test.mean)) * root + luck >= special.stdtrit(df, 1 - level)
+        root, df, luck = np.sqrt(most) / test.sd, most - 1, scipy.special.ndtri(1 - LUCK)
+        shows_difference = abs(test.mean) * root + luck >= scipy.special.stdtrit(df, 1 - level / 2)
+        shows_equivalence = (test.margin - abs(test.mean)) * root + luck >= scipy.special.stdtrit(df, 1 - level)
         return not bool(shows_difference or shows_equivalence)
 
 
@@ -238,7 +238,7 @@ def _uneven(ours: Floats, theirs: Floats) -> str:
         return ""
     if min(variances) > 0:
         ratio = max(variances) / min(variances)
-        if 2 * special.fdtrc(len(ours) - 1, len(theirs) - 1, ratio) <= UNEVEN:
+        if 2 * scipy.special.fdtrc(len(ours) - 1, len(theirs) - 1, ratio) <= UNEVEN:
             return f"one side's losses spread {np.sqrt(ratio):.2g} times as far as the other's"
     if any(map(_has_outlier, (ours, theirs))):
         return "one loss lies far from the others of its side"
@@ -249,5 +249,5 @@ def _has_outlier(losses: Floats) -> bool:
     n, sd = len(losses), float(np.std(losses, ddof=1))
     if n < 4 or sd == 0:  # of three, one is always far from the other two
         return False
-    t = special.stdtrit(n - 2, 1 - UNEVEN / (2 * n))
+    t = scipy.special.stdtrit(n - 2, 1 - UNEVEN / (2 * n))
     return bool(np.abs(losses - losses.mean()).max() / sd > (n - 1) / np.sqrt(n) * np.sqrt(t**2 / (n - 2 + t**2)))

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special, stats
-from scipy.linalg import block_diag
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -119,7 +118,7 @@ def optimum(
         centre=middle_K + half_K * centre_K,
         draws=middle_K + half_K * draws_RK,
         error=half_K * error_K,
-        bent=inside_K & (evidence_K > special.ndtri(SURE)),
+        bent=inside_K & (evidence_K > scipy.special.ndtri(SURE)),
         loss=best + float(_features(centre_K[None])[0] @ surface_P),
         curvature=surface_P[1 + num_keys : 1 + 2 * num_keys] / half_K**2,
     )
@@ -134,7 +133,7 @@ def _features(points_NK: Array) -> Array:
 
 @cache
 def _cloud(num_keys: int) -> Array:
-    return np.asarray(2 * stats.qmc.Sobol(num_keys, rng=0).random(CLOUD) - 1)
+    return np.asarray(2 * scipy.stats.qmc.Sobol(num_keys, rng=0).random(CLOUD) - 1)
 
 
 def _lowest(surfaces_RP: Array, num_keys: int) -> Array:
@@ -177,14 +176,14 @@ class Law:
 
     def slope_interval(self, level: float = LEVEL) -> tuple[Array, Array]:
         """The ends of each slope's interval."""
-        half_M = special.stdtrit(self.df, (1 + level) / 2) * np.sqrt(np.diag(self.covariance)[1:])
+        half_M = scipy.special.stdtrit(self.df, (1 + level) / 2) * np.sqrt(np.diag(self.covariance)[1:])
         return self.slope - half_M, self.slope + half_M
 
     def at(self, sizes_M: Array, level: float = LEVEL) -> tuple[float, float, float]:
         """The optimum at log sizes and the ends of its interval, which counts the scatter of a new rung."""
         row = np.array([1.0, *(sizes_M - self.centre)])
         mean = float(row @ self.coefficients)
-        half = special.stdtrit(self.df, (1 + level) / 2) * np.sqrt(row @ self.covariance @ row + self.scatter**2)
+        half = scipy.special.stdtrit(self.df, (1 + level) / 2) * np.sqrt(row @ self.covariance @ row + self.scatter**2)
         return mean, mean - float(half), mean + float(half)
 
 
@@ -215,14 +214,14 @@ def law(sizes_RM: Array, means_R: Array, errors_R: Array) -> Law:
     added = min(along_RA.shape[1], free)
     _, _, bowed = _least_squares(np.column_stack([line_RP, along_RA[:, :added] ** 2]), means_R, errors_R)
 
-    turn = block_diag(np.eye(1), axes_MA)  # from the axes to the sizes
+    turn = scipy.linalg.block_diag(np.eye(1), axes_MA)  # from the axes to the sizes
     return Law(
         centre=centre_M,
         coefficients=turn @ coefficients_P,
         covariance=turn @ covariance_PP @ turn.T * max(1.0, left / max(free, 1)),
         scatter=scatter,
         df=max(free, 1),
-        bend=float(special.chdtrc(added, max(misfit - bowed, 0.0))) if added > 0 else None,
+        bend=float(scipy.special.chdtrc(added, max(misfit - bowed, 0.0))) if added > 0 else None,
     )
 
 
@@ -257,7 +256,7 @@ def boundary(log_lr_N: Array, unstable_N: Flags) -> Boundary | None:
         return Boundary(value=high, error=(high - low) / len(log_lr_N), bounded=False)
     thresholds_T, widths_W = np.linspace(low, high, 201), np.geomspace(0.02, 1.0, 12)
     steps_TWN = (log_lr_N - thresholds_T[:, None, None]) / widths_W[:, None]
-    fits_TW = special.log_expit(np.where(unstable_N, steps_TWN, -steps_TWN)).sum(axis=-1)
-    chances_T = special.softmax(fits_TW).sum(axis=1)
+    fits_TW = scipy.special.log_expit(np.where(unstable_N, steps_TWN, -steps_TWN)).sum(axis=-1)
+    chances_T = scipy.special.softmax(fits_TW).sum(axis=1)
     value = float(chances_T @ thresholds_T)
     return Boundary(value=value, error=float(np.sqrt(chances_T @ (thresholds_T - value) ** 2)), bounded=True)

@@ -17,6 +17,7 @@ from hpstudy.study.parse import read
 from hpstudy.study.study import GROWING, Study, study_sha256
 
 STUDY_FILE, STUDY_VALUES, ENVIRONMENT = "study.toml", "study.json", "environment.json"  # in the run folder
+LADDER_FILE = "ladder.toml"  # in a ladder's folder: its file as it began
 SOURCE = "source.json"  # in the run folder: where the study's own file is; versions before 0.3 wrote none
 ANOTHER_STUDY = "put the values back, or copy the file under another name for another study"
 PLAINEST = """

@@ -1,7 +1,7 @@
 """Whether a run is still what was trained.
 
-The result.json of a finished run holds the hashes of its three files. An unfinished run with a checkpoint has the hash
-of the steps up to it, because those are not trained again when the run resumes.
+The result.json of a finished run holds the hashes of its three files, and of its table if it has one. An unfinished run
+with a checkpoint has the hash of the steps up to it, because those are not trained again when the run resumes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,25 @@ from hpstudy.files import from_json, json_object, read_json, to_json, write_atom
 from hpstudy.records import Outcome, RunResult
 
 HEADER, STEPS, RESULT = "header.json", "steps.jsonl", "result.json"
+TABLE = "steps.parquet"  # the steps of a long run once more, for fast reading
 SEAL = "sha256"  # the key of result.json that holds {file: hash}
 MARK = "recorded.json"  # the size and the hash of the steps that a checkpoint stands for
 
 
 def sealed(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The content of result.json: the result, and the hashes of it and of the other two files of the run."""
-    return {**result, SEAL: _hashes(result, folder)}
+    """The content of result.json: the result, and the hashes of it and of the other files of the run."""
+    table = folder / TABLE
+    return {**result, SEAL: _hashes(result, folder) | ({TABLE: _sha256(table)} if table.exists() else {})}
+
+
+def sealed_table(folder: Path) -> bytes | None:
+    """The content of a finished run's table; None without one, or if it is not what it was when the run ended."""
+    try:
+        noted = json_object(from_json((folder / RESULT).read_bytes()))[SEAL][TABLE]
+        content = (folder / TABLE).read_bytes()
+    except (ValueError, TypeError, KeyError, OSError):
+        return None
+    return content if hashlib.sha256(content).hexdigest() == noted else None
 
 
 def damage(folder: Path) -> str | None:

@@ -46,15 +46,16 @@ from hpstudy.records import (
     step_differences,
 )
 from hpstudy.study import GROWING
-from hpstudy.study.frozen import ENVIRONMENT, SOURCE, STUDY_FILE, STUDY_VALUES, source_of
+from hpstudy.study.frozen import ENVIRONMENT, LADDER_FILE, SOURCE, STUDY_FILE, STUDY_VALUES, source_of
 from hpstudy.tracking.lease import LEASE, Holding, held, leased
-from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, damage, mark, marked_damage, sealed
+from hpstudy.tracking.seal import HEADER, MARK, RESULT, STEPS, TABLE, damage, mark, marked_damage, sealed
 
 RUN_ID = re.compile(r"[a-z]+(-[a-z0-9]+)+")  # search-0007, confirm-0007-s101: cannot leave the folder
 LOCK = ".lock"
 RAY_LOG = "ray.log"  # in the run folder: what Ray prints about its nodes
 DELIVERED = "wandb.json"  # in a run's folder once W&B has all of the run
 LOCKED = {errno.EWOULDBLOCK, errno.EACCES}  # by another process; any other error says that files cannot be locked
+LEAST_TABLE = 1 << 18  # bytes of steps.jsonl, about 800 steps: fewer are read as fast from it
 T = TypeVar("T")
 
 
@@ -252,8 +253,18 @@ class RunWriter:
         self.close()
         folder = self._path.parent
         with self._untouched():
+            self._keep_table()
             write_atomic(folder / RESULT, to_json(sealed(dataclasses.asdict(result), folder)))
         (folder / MARK).unlink(missing_ok=True)
+
+    def _keep_table(self) -> None:
+        """Writes many steps as a table too, which is read faster; without it, removes that of an earlier training."""
+        if self._size < LEAST_TABLE:
+            (self._path.parent / TABLE).unlink(missing_ok=True)
+            return
+        from hpstudy.tracking.steps_table import write_table  # pyarrow takes 0.2 s to import
+
+        write_table(self._path.parent)
 
     def close(self) -> None:
         """Leaves the run unfinished."""
@@ -303,6 +314,11 @@ def _retrain(folder: Path) -> str:
 def begun_studies(runs: Path) -> list[str]:
     """The names of the studies that have begun in a folder of run stores, sorted."""
     return sorted(path.parent.name for path in runs.glob(f"*/{STUDY_VALUES}"))
+
+
+def begun_ladders(runs: Path) -> list[str]:
+    """The names of the ladders that have begun in a folder, sorted."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{LADDER_FILE}"))
 
 
 class _Kept(NamedTuple):

@@ -13,7 +13,6 @@ import pytest
 from hpstudy.analysis.ladder import GPT3_SIDE, SEARCH, LadderResults, Regret
 from hpstudy.analysis.ladders import (
     begun_ladder,
-    begun_ladders,
     load_ladder_results,
     optima_table,
     parts,
@@ -25,7 +24,7 @@ from hpstudy.coordinates import step_law_lr
 from hpstudy.errors import UserError
 from hpstudy.study import FloatRange
 from hpstudy.study.ladder import COPIED, PREDICTED, Size, parse_ladder
-from hpstudy.tracking.store import RunStore
+from hpstudy.tracking.store import RunStore, begun_ladders
 from tests.helpers.made_up_ladder import (
     BEST,
     NAME,

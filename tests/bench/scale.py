@@ -13,15 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from hpstudy.files import to_json
 from hpstudy.hparams import derived
 from hpstudy.records import Outcome, Run, RunHeader, RunResult, StepRecord
 from hpstudy.study import load_frozen, load_study
 from hpstudy.tracking import wandb_files
+from hpstudy.tracking.seal import RESULT, TABLE, sealed
+from hpstudy.tracking.seal import STEPS as STEPS_FILE
 from hpstudy.tracking.store import RunStore
 from hpstudy.tracking.wandb_sink import sink_for
 from tests.helpers.tiny import TINY
@@ -31,6 +36,8 @@ WANDB_RUNS = 8  # whose files are written
 CURVES = 20  # different ones; the other runs get copies
 PARTS = {
     "load": "hpstudy.load('tiny', runs).steps",
+    "load, two metrics": "hpstudy.load('tiny', runs).read_steps(['step', 'train/loss'])",
+    "load, from JSON": "without_tables(runs, lambda: hpstudy.load('tiny', runs).steps)",
     "export, parquet": "export(hpstudy.load('tiny', runs).frames, runs / 'export', 'parquet')",
     "export, csv": "export(hpstudy.load('tiny', runs).frames, runs / 'export', 'csv')",
     "report": "report_page(hpstudy.load('tiny', runs))",
@@ -42,6 +49,7 @@ import hpstudy
 from hpstudy.analysis.export import export
 from hpstudy.cli.report_commands import report_page
 from hpstudy.system import peak_gib
+from tests.bench.scale import without_tables
 runs, start = Path(sys.argv[1]), time.perf_counter()
 PART
 print(f"{time.perf_counter() - start:.1f} s, {peak_gib():.2f} GiB")
@@ -61,10 +69,12 @@ def main() -> None:
         seconds = time.perf_counter() - start
         print(f"{args.runs:,} runs of {args.steps:,} steps written in {seconds:.0f} s", flush=True)
         wandb_files_rate(folder)
+        lines, tables = size(folder, STEPS_FILE), size(folder, TABLE)
+        print(f"steps: {lines / 2**30:.2f} GiB of JSON, {tables / 2**30:.2f} GiB of Parquet", flush=True)
         for part, code in PARTS.items():
             command = [sys.executable, "-c", CODE.replace("PART", code), str(folder)]
             figures = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-            print(f"{part:<16} {figures}", flush=True)
+            print(f"{part:<17} {figures}", flush=True)
 
 
 def wandb_files_rate(folder: Path) -> None:
@@ -117,9 +127,28 @@ def write(folder: Path, num_runs: int = RUNS, num_steps: int = STEPS) -> None:
             losses = 3 + 2 * np.exp(-np.arange(num_steps) / 2000) + rng.normal(0, 0.05, num_steps) + rng.uniform(0, 0.5)
             for step in range(1, num_steps + 1):
                 writer.append(record(step, float(losses[step - 1]), num_steps))
-        writer.finish(result(3.5, num_steps))
-        if trial >= CURVES:  # writing ten million lines takes longer than analysing them
-            shutil.copy(store.folder(f"search-{trial % CURVES:04d}") / "steps.jsonl", store.folder(run.run_id))
+            writer.finish(result(3.5, num_steps))
+        else:  # writing ten million lines takes longer than analysing them
+            writer.close()
+            copy = store.folder(run.run_id)
+            for path in store.folder(f"search-{trial % CURVES:04d}").glob("steps.*"):
+                shutil.copy(path, copy)
+            (copy / RESULT).write_text(to_json(sealed(asdict(result(3.5, num_steps)), copy)))
+
+
+def size(folder: Path, name: str) -> int:
+    """The bytes of all files of that name."""
+    return sum(path.stat().st_size for path in folder.glob(f"tiny/*/{name}"))
+
+
+def without_tables(folder: Path, load: Callable[[], object]) -> None:
+    """Calls `load` while the runs have no Parquet files."""
+    tables = list(folder.glob(f"tiny/*/{TABLE}"))
+    for path in tables:
+        path.rename(path.with_suffix(".aside"))
+    load()
+    for path in tables:
+        path.with_suffix(".aside").rename(path)
 
 
 def record(step: int, loss: float, num_steps: int) -> StepRecord:

@@ -15,13 +15,15 @@ from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.cli import app
 from hpstudy.cli.check_command import CHECK
 from hpstudy.cli.json_reference import json_markdown
+from hpstudy.study import load_study
 from hpstudy.study.reference import reference_markdown
 from tests.helpers.command_line import PROGRAM, REPOSITORY, hpstudy
+from tests.helpers.stores import LOWER, ends, results_of, stored
 
 ROOT = typer.main.get_command(app)
 COMMANDS = ROOT.commands
 PARSERS = (ROOT, *COMMANDS.values())
-HEAVY = {"torch", "pandas", "scipy", "optuna", "wandb", "plotly", "pydantic", "numpy"}
+HEAVY = {"torch", "pandas", "pyarrow", "scipy", "optuna", "wandb", "plotly", "pydantic", "numpy", "rich", "pygments"}
 
 
 def test_root_help_lists_every_command_and_an_example() -> None:
@@ -32,6 +34,7 @@ def test_root_help_lists_every_command_and_an_example() -> None:
     for result in (hpstudy(), hpstudy("--help")):
         assert result.code == 0
         assert all(name in result.out for name in COMMANDS)
+        assert all(command.help in " ".join(result.out.split()) for command in COMMANDS.values())
         assert "Example: hpstudy run quickstart" in result.out
 
 
@@ -107,3 +110,25 @@ def test_reference_prints_every_key_and_metric() -> None:
     assert page.read_text(encoding="utf-8") == printed.out, "run `hpstudy reference > studies/README.md`"
     for keys in (OVERVIEW, CHECK):
         assert all(f"| `{key}` | {doc} |" in printed.out for key, doc in keys.items())
+
+
+def loaded_by_status(folder: Path, *args: str) -> set[str]:
+    """What `hpstudy status` loads in a folder: modules, and the packages that hold them."""
+    command = [sys.executable, "-X", "importtime", "-m", "hpstudy", "status", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {str(parent).replace("/", ".") for name in names for parent in Path(name.replace(".", "/"), "_").parents}
+
+
+def test_status_loads_only_the_light_parts_of_large_packages(tmp_path: Path, tiny_file) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = loaded_by_status(tmp_path / "empty")
+    assert "hpstudy.cli.status_command" in empty
+    assert not empty & {"torch", "pandas", "pyarrow", "scipy", "optuna", "wandb", "plotly", "tiktoken"}
+    study = load_study(str(tiny_file(more="[confirm]\nseeds = [101, 102, 103, 104, 105]\n")))
+    results_of(study, stored(tmp_path, ends({"search-0003": LOWER})), tmp_path)
+    for args in ((), ("tiny",)):
+        loaded = loaded_by_status(tmp_path, *args)
+        assert {"pandas", "scipy.special"} <= loaded
+        assert not loaded & {"torch", "optuna", "wandb", "plotly", "tiktoken"}
+        assert not loaded & {"scipy.stats", "scipy.optimize", "scipy.linalg", "pyarrow.parquet", "pyarrow.json"}

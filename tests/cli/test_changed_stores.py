@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpstudy.cli.report_commands import loaded
+from hpstudy.cli.loading import loaded
 from tests.helpers.command_line import hpstudy
 from tests.helpers.stores import SEEDS, ends, results_of, stored, unsealed
 

@@ -16,7 +16,7 @@ from hpstudy.analysis.foreseen import running_forecasts
 from hpstudy.analysis.overview import OVERVIEW
 from hpstudy.analysis.results import load
 from hpstudy.cli.layout import Column, fits
-from hpstudy.cli.status_command import _layouts, _Line, _print_workers
+from hpstudy.cli.study_status import Line, _print_workers, layouts
 from hpstudy.running.worker_states import Doing, Workers, WorkersFile, WorkerState
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
@@ -58,14 +58,14 @@ def test_each_study_has_a_line_with_both_losses_its_answer_and_its_next_command(
 
 
 def test_a_list_fits_eighty_columns_and_says_the_step_in_words_there() -> None:
-    line = _Line(
+    line = Line(
         name="weight-decay", state="nothing better", trials="16 of 16", best="3.7039", baseline="3.7582",
         step="wider range", command="hpstudy run weight-decay-wider", question="Is it?",
     )  # fmt: skip
-    chosen = next(layout for layout in _layouts([line]) if fits(layout, 80))
+    chosen = next(layout for layout in layouts([line]) if fits(layout, 80))
     assert [column.heading for column in chosen] == ["study", "state", "trials", "best", "baseline", "next"]
     assert chosen[-1].cells == ["wider range"]
-    wide = next(layout for layout in _layouts([line]) if fits(layout, 200))
+    wide = next(layout for layout in layouts([line]) if fits(layout, 200))
     assert [column.cells for column in wide[-2:]] == [["hpstudy run weight-decay-wider"], ["Is it?"]]
 
 

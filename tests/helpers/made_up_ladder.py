@@ -9,10 +9,11 @@ import math
 from pathlib import Path
 
 from hpstudy.analysis.ladder import LadderResults
-from hpstudy.analysis.ladders import FILE, load_ladder_results
+from hpstudy.analysis.ladders import load_ladder_results
 from hpstudy.coordinates import coordinate
 from hpstudy.records import Run
 from hpstudy.study import Study
+from hpstudy.study.frozen import LADDER_FILE
 from hpstudy.study.ladder import CHECK, Ladder, parse_ladder
 from tests.helpers.made_up import MadeUp, train
 
@@ -87,7 +88,7 @@ def made_up_ladder(runs: Path, *, rungs: int = 4, checked: bool = True, text: st
     ladder = parse_ladder(text, name=NAME, path=Path("studies") / f"{NAME}.toml")
     root = runs / NAME
     root.mkdir(parents=True)
-    (root / FILE).write_text(text)
+    (root / LADDER_FILE).write_text(text)
     for size in ladder.rungs[:rungs]:
         _train(ladder, size.label, ladder.rung_text(size), runs)
     results = load_ladder_results(ladder, runs)
