@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpstudy.training.device import Placement
-from hpstudy.training.kernels import attention, output_loss
+from hpstudy.training.kernels import QUERIES_PER_BLOCK, attention, output_loss
 
 BF16 = Placement(device="cpu", precision="bf16", reason="")
 LOSS, GRADIENT = 1e-3, 2e-2  # bf16 keeps 8 bits: 2**-8 = 4e-3 of each number, less of a mean, more of a sum
@@ -25,10 +25,11 @@ def gap(ours: Tensor, theirs: Tensor) -> float:
     return (torch.linalg.vector_norm((ours - theirs).float()) / torch.linalg.vector_norm(theirs.float())).item()
 
 
-def test_attention_in_bf16_is_torchs():
-    qkv = [drawn(2, 3, 40, 16, dtype=torch.bfloat16, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("T", [40, QUERIES_PER_BLOCK, 2 * QUERIES_PER_BLOCK + 1])
+def test_attention_in_bf16_is_torchs(T: int):
+    qkv = [drawn(2, 3, T, 16, dtype=torch.bfloat16, seed=seed) for seed in range(3)]
     wide = [x.detach().float().requires_grad_() for x in qkv]
-    weights = drawn(2, 3, 40, 16, seed=3).detach()
+    weights = drawn(2, 3, T, 16, seed=3).detach()
     ours, theirs = attention(*qkv), F.scaled_dot_product_attention(*qkv, is_causal=True)
     exact = F.scaled_dot_product_attention(*wide, is_causal=True)
     assert gap(ours, exact) < GRADIENT
