@@ -24,7 +24,8 @@ from hpstudy.running.driver import run_study
 from hpstudy.running.interface import Interrupted, Options, StopRequest
 from hpstudy.running.local import LocalExecutor
 from hpstudy.running.replay import replay as train_again
-from hpstudy.study import as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
+from hpstudy.search import JOURNAL
+from hpstudy.study import Study, as_begun, load_frozen, load_study, num_trials, seeds_of_others, study_name
 from hpstudy.tracking.store import RunStore
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def train(name: str, options: Options, *, resume: str) -> RunStore:
         console.print(f"warning: --trials {options.trials}: the grid has {most} points, and no more can be tried")
     console.print(f"{study.name}: {study.question}")
     progress = StudyProgress(study, console, options.trials)
-    ahead = Thread(target=import_ahead)
-    ahead.start()  # takes a second or two, while a worker starts
+    begins = not (options.runs / study.name / JOURNAL).exists()
+    ahead = Thread(target=import_ahead, args=[study if begins else None])
+    ahead.start()  # takes a few seconds, while workers start and train
     with _stop_on_signals(console) as stop:
         try:
             with progress.shown():
@@ -65,9 +67,14 @@ def train(name: str, options: Options, *, resume: str) -> RunStore:
     return store
 
 
-def import_ahead() -> None:
-    """Imports what the end of a run needs. If the process ends meanwhile, the import fails, and nothing is lost."""
+def import_ahead(study: Study | None) -> None:
+    """Imports what the proposals of a study that begins, and the end of any, need.
+
+    If the process ends meanwhile, an import fails, and nothing is lost.
+    """
     with suppress(Exception):
+        if study is not None:
+            import_module("hpstudy.search.sampling").rehearse(study)
         import_module("hpstudy.report")
 
 

@@ -59,6 +59,25 @@ def proposer(study: Study, warm_start: Sequence[Prior], foreseen: Foreseen) -> S
     return Learner(study, warm_start, foreseen) if learns else SamplerView(study)
 
 
+def rehearse(study: Study) -> None:
+    """Proposes a trial after made-up ones and forgets it, so that all modules that proposals need are loaded.
+
+    That is torch for gp, which takes two seconds, and scipy.stats. It changes no proposal, as each has its own seed.
+    """
+    space, sampler = distributions(study.space), study.budget.sampler
+    if study.is_grid or sampler.name not in LEARNING:
+        return
+    points = [_sobol_point(sampler.seed, number, space) for number in range(max(sampler.startup, 2))]
+    losses = [[float(number)] * len(study.directions) for number in range(len(points))]
+    made_up = [
+        create_trial(params=point, distributions=space, values=values)
+        for point, values in zip(points, losses, strict=True)
+    ]
+    for number, trial in enumerate(made_up):
+        trial.number = number
+    proposer(study, (), lambda _: 0.0).propose(made_up, len(made_up))
+
+
 class Learner:
     """Proposals of tpe and gp since format 4, and of those that start warm.
 

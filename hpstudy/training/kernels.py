@@ -46,13 +46,13 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     if q_BHTD.is_cpu and q_BHTD.dtype is torch.bfloat16:
         B, H, T, D = q_BHTD.shape
         q, k, v = (x.reshape(B * H, T, D) for x in (q_BHTD, k_BHTD, v_BHTD))
-        out = []
+        parts = []
         for start in range(0, T, QUERIES_PER_BLOCK):
             end = min(start + QUERIES_PER_BLOCK, T)  # no query of the block sees a later key
             future = torch.full((1, end - start, end), -math.inf, dtype=q.dtype).triu(start + 1)
             scores = torch.baddbmm(future, q[:, start:end], k[:, :end].transpose(1, 2), alpha=1 / math.sqrt(D))
-            out.append(torch.bmm(torch.softmax(scores, dim=-1), v[:, :end]))
-        return torch.cat(out, dim=1).view(B, H, T, D)
+            parts.append(torch.bmm(torch.softmax(scores, dim=-1), v[:, :end]))
+        return torch.cat(parts, dim=1).view(B, H, T, D)
     T, D = q_BHTD.shape[-2:]
     flexible = torch.compiler.is_compiling() and torch.are_deterministic_algorithms_enabled()
     if flexible and q_BHTD.dtype is torch.bfloat16 and D >= 16 and T in _causal_masks:

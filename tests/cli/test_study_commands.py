@@ -103,7 +103,7 @@ import sys
 from threading import Thread
 from hpstudy.cli.study_commands import import_ahead
 sys.modules["hpstudy.report"] = None  # makes the import fail
-Thread(target=import_ahead).start()
+Thread(target=import_ahead, args=[None]).start()
 """
     done = run_python(program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -50,6 +50,17 @@ OBJECTIVES = pytest.mark.parametrize("metrics", [(LOSS,), (LOSS, SPEED)], ids=["
 
 
 @SAMPLERS
+@OBJECTIVES
+def test_a_rehearsed_proposal_changes_none(sampler: SamplerName, metrics: tuple[MetricName, ...], tmp_path: Path):
+    study = toy_study(sampler, parallel=2, trials=7, metrics=metrics)
+    expected = drive(study, tmp_path / "expected", Random(0))
+    search = Search(study, tmp_path / "rehearsed")
+    sampling.rehearse(study)
+    assert search.num_asked == 0
+    assert drive(study, tmp_path / "rehearsed", Random(0)) == expected
+
+
+@SAMPLERS
 def test_every_sampler_begins_with_the_baseline_and_stays_in_range(sampler: SamplerName, tmp_path: Path):
     study = toy_study(sampler, parallel=2, trials=6)
     trials = drive(study, tmp_path / "journal", Random(0))
