@@ -16,6 +16,7 @@ import torch
 
 from hpstudy.analysis.results import load
 from hpstudy.errors import MachineError, UserError
+from hpstudy.running.environment import admitted
 from hpstudy.running.local import PINNING, worker_environment
 from hpstudy.study import Study
 from tests.helpers.command_line import PROGRAM
@@ -36,10 +37,14 @@ def run_in(folder: Path, study: Path, runs: Path) -> subprocess.CompletedProcess
 
 
 @pytest.fixture
-def begun(tiny: Callable[..., Study], tmp_path: Path) -> Path:
+def begun(
+    tiny: Callable[..., Study], run_once: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Path:
     """The runs of the tiny study after three of its five trials."""
-    run_here(tiny(replace={"trials = 5": "trials = 3"}), tmp_path / "runs")
-    return tmp_path / "runs"
+    if "begun" not in run_once:
+        run_once["begun"] = tmp_path_factory.mktemp("begun") / "runs"
+        run_here(tiny(replace={"trials = 5": "trials = 3"}), run_once["begun"])
+    return Path(shutil.copytree(run_once["begun"], tmp_path / "runs"))
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
@@ -53,6 +58,14 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "said"), CHANGES, ids=[said for _, said in CHANGES])
+def test_every_change_of_what_numbers_depend_on_is_refused_by_name(begun: Path, change: dict[str, Any], said: str):
+    here = json.loads((begun / "tiny" / "environment.json").read_text())
+    with pytest.raises(UserError, match=rf"began in another environment: {said}.*--accept-environment"):
+        admitted(here | change, here, "runs/tiny", accept=False)
+    assert admitted(here, here, "runs/tiny", accept=False) == here
+
+
+@pytest.mark.parametrize(("change", "said"), [CHANGES[0], CHANGES[-1]], ids=["in the worker", "in the driver"])
 def test_a_changed_environment_is_refused_then_accepted_once_and_reported(
     tiny: Callable[..., Study], begun: Path, change: dict[str, Any], said: str
 ) -> None:

@@ -68,9 +68,7 @@ NOTES = {
 @pytest.mark.parametrize(
     "lacking",
     [
-        *({"flock": number} for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO)),
-        {"fsync_folder": errno.EINVAL},
-        {"symlink": errno.EPERM},
+        {"flock": errno.EIO},
         {"mmap": errno.ENODEV},
         {"flock": errno.ENOSYS, "fsync_folder": errno.EINVAL, "symlink": errno.EPERM, "mmap": errno.ENODEV},
     ],
