@@ -22,10 +22,9 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("hpstudy", {str(Path(__file__).parent / "__init__.py")!r})
 sys.modules["hpstudy"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
-from MODULE import main
-main()
+importlib.import_module(sys.argv.pop(1)).main()
 """
-"""Runs this process's own hpstudy, whatever the current folder and sys.path hold."""
+"""Runs `main` of a module of this process's own hpstudy, whatever the current folder and sys.path hold."""
 
 
 def start(
@@ -37,7 +36,7 @@ def start(
     this process.
     """
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.replace("MODULE", module), str(connection.fileno())],
+        [sys.executable, "-c", PROGRAM, module, str(connection.fileno())],
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=log,

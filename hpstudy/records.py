@@ -186,7 +186,7 @@ def step_differences(before: StepRecord, again: StepRecord, *, exact: bool = Tru
     """
     old, new = as_row(before), as_row(again)
     if not exact:
-        rounded = {name for name in LOSSES if _is_close(old.get(name), new.get(name))}
+        rounded = {name for name in LOSSES if losses_are_close(old.get(name), new.get(name))}
         old, new = ({name: row[name] for name in row if name not in rounded | ROUNDED} for row in (old, new))
     return ", ".join(
         f"{name} {new.get(name)} where {old.get(name)} was recorded"
@@ -195,7 +195,8 @@ def step_differences(before: StepRecord, again: StepRecord, *, exact: bool = Tru
     )
 
 
-def _is_close(before: float | None, again: float | None) -> bool:
+def losses_are_close(before: float | None, again: float | None) -> bool:
+    """Whether two losses are equal up to LOSS_ROUNDING."""
     if before is None or again is None:
         return False
     return repr(before) == repr(again) or math.isclose(before, again, rel_tol=LOSS_ROUNDING, abs_tol=LOSS_ROUNDING)

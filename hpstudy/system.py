@@ -17,7 +17,8 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 NEVER = 0x7FFFFFFF
-GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, Windows' under WSL, AMD's
+# NVIDIA's, on its small boards too, Windows' under WSL, AMD's
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 PR_SET_PDEATHSIG = 1  # prctl.h
 
 

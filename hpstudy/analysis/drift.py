@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hpstudy.analysis.answers import SPEED
+from hpstudy.analysis.answers import SPEED, by_speed
 from hpstudy.analysis.results import StudyResults
 from hpstudy.records import Outcome
 from hpstudy.statistics.race import BASELINE
+
+LEAST = 0.001  # a smaller drift is shown as none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,9 @@ class Drift:
     @property
     def warning(self) -> str:
         """That the drift is larger than what the winner gains; empty if it is not, or not known."""
-        if self.ratio is None or self.lead is None or abs(math.log(self.ratio)) <= abs(math.log(self.lead)):
+        if self.ratio is None or self.lead is None or abs(self.ratio - 1) < LEAST:
+            return ""
+        if abs(math.log(self.ratio)) <= abs(math.log(self.lead)):
             return ""
         return (
             f"the baseline's speed changed by {abs(self.ratio - 1):.1%} during the search, more than the "
@@ -75,7 +79,7 @@ def drift(results: StudyResults) -> Drift | None:
         runs=len(after),
         missing=missing,
         winner=contrasts[0].candidate if contrasts else "",
-        lead=speed.ratio if speed else None,
+        lead=speed.ratio if speed and by_speed(study) else None,  # by loss, the winner need not be faster
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable
 
@@ -33,7 +34,8 @@ def power(difference: float, sd: float, seeds: int, *, sd_df: float | None = Non
     With sd_df, the sd is itself an estimate with so many degrees of freedom, and the chance is averaged over the values
     that the true sd may have (the assurance). With several `comparisons` the level is divided by their number.
     """
-    df = seeds - 1
+    if (df := seeds - 1) < 1:
+        return math.nan
     effect = difference / _plausible(sd, sd_df) * np.sqrt(seeds)
     critical = scipy.special.stdtrit(df, 1 - ALPHA / 2 / comparisons)
     # for larger effects the power is 1 to the last digit; near it, scipy's series may fail (NaN)

@@ -30,7 +30,7 @@ def sentences(
     tested = {c.candidate for c in contrasts}
     untested = [name for name in fresh.candidates if name not in tested]
     if not contrasts:
-        return [_no_verdict(fresh, noise, untested)]
+        return [_no_verdict(fresh, noise, untested, chosen=selections > 0)]
     first, *others = contrasts
     headline = _headline(first, study)
     trials = fresh.num_trials
@@ -73,7 +73,7 @@ def sentences(
     return parts
 
 
-def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) -> str:
+def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str], *, chosen: bool) -> str:
     study, runs, missing = fresh.study, fresh.table, fresh.unfinished
     resume = f"`{run_command(fresh.frames.runs / study.name)}` resumes the study"
     if len(study.seeds) < LEAST_LOOK:
@@ -93,7 +93,7 @@ def _no_verdict(fresh: FreshRuns, noise: Noise | None, untested: Sequence[str]) 
         outcomes = runs[runs["candidate"].isin([BASELINE, *untested]) & runs["loss"].isna()]
         failed = [f"{run} ({outcome})" for run, outcome in outcomes[["run", "outcome"]].values]
         return f"No verdict: fewer than {LEAST_LOOK} seeds measured both sides; these have no loss: {_few(failed)}."
-    if len(runs):
+    if len(runs) and chosen:  # before that the baseline may have trained ahead
         slow = " and no slower than the baseline" if len(study.metrics) > 1 else ""
         return f"No verdict: the search found no candidate; no other trial is complete{slow}."
     return f"No verdict yet: winner and baseline have not run on fresh seeds; {resume}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import RLock
@@ -40,10 +40,17 @@ class _Active:
 class StudyProgress:
     """A `Progress` that shows the phase, the active runs, the best trial so far and the baseline."""
 
-    def __init__(self, study: Study, console: Console, trials: int | None = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        console: Console,
+        trials: int | None = None,
+        on_first_phase: Callable[[], None] = lambda: None,
+    ) -> None:
         """`trials` is the number of trials if it is not the file's."""
         self._study, self._console = study, console
         self._left = TimeLeft(study, trials)
+        self._on_first_phase = on_first_phase
         self._baseline: RunResult | None = None
         self._complete: list[Score] = []  # trials of the search
         self._phase, self._num_runs, self._done = "", 0, 0
@@ -64,6 +71,8 @@ class StudyProgress:
     def phase(
         self, name: Phase, num_runs: int, finished: Sequence[tuple[Run, RunResult]], most: int | None = None
     ) -> None:
+        if not self._phase:
+            self._on_first_phase()
         self._phase, self._num_runs, self._done = name, num_runs, len(finished)
         self._left.phase(name, num_runs, [run for run, _ in finished], most)
         for run, result in finished:

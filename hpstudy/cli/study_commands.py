@@ -53,17 +53,21 @@ def train(name: str, options: Options, *, resume: str) -> RunStore:
     if options.trials and (most := num_trials(study, options.trials)) < options.trials:
         console.print(f"warning: --trials {options.trials}: the grid has {most} points, and no more can be tried")
     console.print(f"{study.name}: {study.question}")
-    progress = StudyProgress(study, console, options.trials)
-    begins = not (options.runs / study.name / JOURNAL).exists()
-    ahead = Thread(target=import_ahead, args=[study if begins else None])
-    ahead.start()  # takes a few seconds, while workers start and train
+    proposes = not study.measures_speed and not (options.runs / study.name / JOURNAL).exists()
+    ahead = Thread(target=import_ahead, args=[study if proposes else None])
+    if study.measures_speed:
+        ahead.start()  # while workers start, and not beside a training
+    progress = StudyProgress(
+        study, console, options.trials, on_first_phase=lambda: None if ahead.ident else ahead.start()
+    )
     with _stop_on_signals(console) as stop:
         try:
             with progress.shown():
                 store = run_study(study, options, progress, stop)
         except (Interrupted, KeyboardInterrupt) as error:
             raise Interrupted(f"stopped; every finished run is kept. Resume with:\n  {resume}") from error
-    ahead.join()  # two threads that import the same modules can get in each other's way
+    if ahead.ident:
+        ahead.join()  # two threads that import the same modules can get in each other's way
     return store
 
 

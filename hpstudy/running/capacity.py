@@ -67,7 +67,10 @@ def num_workers(
     at_once = trainings_at_once(study, environment, options.device) if places is None else places
     unlike = environment["num_gpus"] - len(_usable_gpus(study, environment))
     if unlike and not options.device.startswith("cuda:"):
-        say(f"{unlike} of {environment['num_gpus']} GPUs: not used, because they are not {environment['device_name']}s")
+        say(
+            f"{unlike} of {environment['num_gpus']} GPUs: not used, because they are not "
+            f"{environment['device_name']}s; CUDA_VISIBLE_DEVICES chooses others"
+        )
     if study.measures_speed:
         devices = at_once if environment["num_gpus"] and study.spec.seconds is None else 1
         if (options.workers or 1) > devices:

@@ -51,6 +51,12 @@ def is_new(now: Selection, before: Sequence[Selection]) -> bool:
     return not before or (before[-1].candidates, before[-1].seeds) != (now.candidates, now.seeds)
 
 
+def expect_selections(store: RunStore) -> None:
+    """Makes the file of selections, empty, before the first run on a fresh seed: from then on it must be there."""
+    if not (store.root / FILE).exists():
+        store.write_json(FILE, [])
+
+
 def update_selections(study: Study, store: RunStore, say: Callable[[str], None]) -> list[Selection]:
     """All selections, with a new one if the search or the file has changed what is to be confirmed.
 
@@ -58,7 +64,8 @@ def update_selections(study: Study, store: RunStore, say: Callable[[str], None])
     """
     views = store.runs()
     selections, now = read_selections(store), select(study, views)
-    if not selections and any(view.header.run.phase == "confirm" for view in views):
+    begun = {view.run_id for view in views if view.header.run.phase in ("baseline", "confirm")}
+    if begun - {study.baseline_run_id} and not (store.root / FILE).exists():
         raise MachineError(
             f"{store.root / FILE}: is missing, though runs on fresh seeds have begun: nothing says how often "
             "candidates were selected, on which the verdict depends; restore it from a copy, or start again with "

@@ -19,8 +19,16 @@ from hpstudy.hparams import HParams
 from hpstudy.records import Outcome, Phase, Run, trial_run_id
 from hpstudy.running import warm_start
 from hpstudy.running.calibration import settle_micro_batch, tokens_for
-from hpstudy.running.confirm import control_of_best, fresh_run, is_new, read_selections, select, update_selections
-from hpstudy.running.environment import inexact
+from hpstudy.running.confirm import (
+    control_of_best,
+    expect_selections,
+    fresh_run,
+    is_new,
+    read_selections,
+    select,
+    update_selections,
+)
+from hpstudy.running.environment import inexact, is_of_several_codes
 from hpstudy.running.executors import Executor
 from hpstudy.running.interface import Options, Progress, StopRequest
 from hpstudy.running.local import LocalExecutor
@@ -166,6 +174,7 @@ class _Driver:
         if not study.seeds or result.outcome is not Outcome.COMPLETE:
             return []
         own = store.view(study.baseline_run_id).header.run
+        expect_selections(store)
         runs = [fresh_run(study, BASELINE, own, place) for place in range(Rules.of(study).looks[0])]
         return [run for run in runs if store.result(run.run_id) is None]
 
@@ -226,7 +235,13 @@ class _Driver:
     def _search_phase(self, study: Study, journal: str, trials: int | None, phase: Phase) -> None:
         """Trains every trial of a search, after checking that its journal and the run store agree."""
         earlier, later = (self._earlier, self._certain) if phase == "search" else ((), list[Run])
-        search = Search(study, self._store.root / journal, trials=trials, warm_start=earlier)
+        search = Search(
+            study,
+            self._store.root / journal,
+            trials=trials,
+            warm_start=earlier,
+            exact=lambda: not is_of_several_codes(self._store.read_json(ENVIRONMENT) or {}),
+        )
         if search.repaired:
             self._progress.say(search.repaired)
         begun = [view for view in self._store.runs() if view.header.run.phase == phase]

@@ -84,6 +84,11 @@ def code_changes(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> list[s
     return [f"hpstudy was {_code(frozen)}, is {_code(now)}"]
 
 
+def is_of_several_codes(environment: Mapping[str, Any]) -> bool:
+    """Whether other code than that with which the study began has trained some of its runs."""
+    return any(change.startswith("hpstudy was ") for change in accepted_changes(environment))
+
+
 def with_code(frozen: Mapping[str, Any], worker: Mapping[str, Any]) -> dict[str, Any]:
     """The environment file once a worker trains: a change of hpstudy's own code is recorded, not refused."""
     accepted = accepted_changes(frozen)

@@ -594,7 +594,9 @@ class WorkerPool:
             number = self._workers[worker]
             self._useless.add(number)
             self._drop(worker)
-            self._progress.say(f"worker {number}, on {self._setup(number).device}, is left out: {why}")
+            self._progress.say(
+                f"worker {number}, on {self._setup(number).device}, is left out until the study is resumed: {why}"
+            )
         else:
             raise why
 

@@ -51,6 +51,10 @@ class RaceQueue(RunList):
         self._told: object = None
         super().__init__(self._next_runs())
 
+    def belongs(self, run: Run) -> bool:
+        """Always: this is the last phase."""
+        return True
+
     def next(self) -> Run | None:
         """The next run of this look, or of the next one if all of this one are being trained."""
         if run := super().next():

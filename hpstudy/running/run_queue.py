@@ -148,14 +148,15 @@ class RunList:
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self._runs_left = deque(runs)
+        self._ids = {run.run_id for run in self._runs_left}
 
     def next(self) -> Run | None:
         """The next run of the list."""
         return self._runs_left.popleft() if self._runs_left else None
 
     def belongs(self, run: Run) -> bool:
-        """Always: what an earlier phase has left in training ends with this one."""
-        return True
+        """Whether a run is one of the list. Others may train on when these have ended."""
+        return run.run_id in self._ids
 
     def awaits_decision(self, run: Run) -> bool:
         """Never."""

@@ -65,7 +65,7 @@ def rehearse(study: Study) -> None:
     That is torch for gp, which takes two seconds, and scipy.stats. It changes no proposal, as each has its own seed.
     """
     space, sampler = distributions(study.space), study.budget.sampler
-    if study.is_grid or sampler.name not in LEARNING:
+    if study.is_grid or sampler.name not in LEARNING or study.trials <= sampler.startup:
         return
     points = [_sobol_point(sampler.seed, number, space) for number in range(max(sampler.startup, 2))]
     losses = [[float(number)] * len(study.directions) for number in range(len(points))]

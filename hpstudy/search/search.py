@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 
 from hpstudy.errors import MachineError
 from hpstudy.hparams import HParams
-from hpstudy.records import Outcome, RunResult, bounded_loss
+from hpstudy.records import Outcome, RunResult, bounded_loss, losses_are_close
 from hpstudy.search.foresight import Curve, Decision, Forecast, foresight
 from hpstudy.search.journal import accessing, is_infeasible, open_journal
 from hpstudy.search.pruning import TrialPruner
@@ -86,14 +87,20 @@ def _ending(study: Study, result: RunResult) -> tuple[OptunaState, tuple[float, 
     return OptunaState.PRUNED if result.outcome is Outcome.PRUNED else OptunaState.FAIL, None
 
 
-def _agrees(study: Study, trial: FrozenTrial, result: RunResult) -> bool:
+def _agrees(study: Study, trial: FrozenTrial, result: RunResult, *, exact: bool) -> bool:
     """Whether the journal agrees with the run's result. Older versions recorded out of memory as a failure."""
     if result.outcome is Outcome.OUT_OF_MEMORY and trial.state is OptunaState.FAIL:
         return True
     state, values = _ending(study, result)
     infeasible = result.outcome is Outcome.OUT_OF_MEMORY
-    same_values = values is None or trial.values == list(values)  # a pruned trial keeps its last report
+    # a pruned trial keeps its last report
+    same_values = values is None or trial.values == list(values) or (not exact and _are_close(trial.values, values))
     return trial.state is state and same_values and is_infeasible(trial) is infeasible
+
+
+def _are_close(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether losses are equal up to what other code may round."""
+    return all(starmap(losses_are_close, zip(ours, theirs, strict=True)))
 
 
 def _is_same(one: object, other: object) -> bool:
@@ -108,7 +115,8 @@ class Search:
 
     The caller must make sure that only one process holds a writing Search on a journal. A `read_only` one may be opened
     at any time: it changes nothing and sees the trials of that moment. `warm_start` holds trials of other studies,
-    which the sampler knows from the start, and which are none of this study's.
+    which the sampler knows from the start, and which are none of this study's. If `exact` says no, because other code
+    may have trained a run again, its losses need only agree within rounding.
     Raises UserError if the journal's trials were proposed from another space, MachineError if the journal is damaged
     before its last event or cannot be written. `repaired` says what was done about a damaged last event.
     """
@@ -121,8 +129,10 @@ class Search:
         trials: int | None = None,
         read_only: bool = False,
         warm_start: Sequence[Prior] = (),
+        exact: Callable[[], bool] = lambda: True,
     ) -> None:
         self._study = study
+        self._exact = exact
         self._storage = storage
         self._optuna, self.repaired = open_journal(study, storage, read_only=read_only)
         self._proposer = proposer(study, warm_start, self._foreseen)
@@ -223,7 +233,11 @@ class Search:
             for key, value in self._study.raw(values).items()
             if not _is_same(value, there := getattr(hparams, key))
         ]
-        if trial.state.is_finished() and result is not None and not _agrees(self._study, trial, result):
+        if (
+            trial.state.is_finished()
+            and result is not None
+            and not _agrees(self._study, trial, result, exact=self._exact())
+        ):
             wrong.append(
                 f"it ended as {_STATES[trial.state]} {trial.values} in it, which is not the run's result there"
             )

@@ -27,14 +27,17 @@ def sealed(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**result, SEAL: _hashes(result, folder) | ({TABLE: _sha256(table)} if table.exists() else {})}
 
 
-def sealed_table(folder: Path) -> bytes | None:
-    """The content of a finished run's table; None without one, or if it is not what it was when the run ended."""
+def sealed_table(folder: Path) -> tuple[bytes, str] | None:
+    """(the content of a finished run's table, the hash of the lines that it must be of).
+
+    None without a table, or if it is not what it was when the run ended.
+    """
     try:
-        noted = json_object(from_json((folder / RESULT).read_bytes()))[SEAL][TABLE]
-        content = (folder / TABLE).read_bytes()
+        noted = json_object(from_json((folder / RESULT).read_bytes()))[SEAL]
+        content, of_table, of_lines = (folder / TABLE).read_bytes(), noted[TABLE], noted[STEPS]
     except (ValueError, TypeError, KeyError, OSError):
         return None
-    return content if hashlib.sha256(content).hexdigest() == noted else None
+    return (content, of_lines) if hashlib.sha256(content).hexdigest() == of_table else None
 
 
 def damage(folder: Path) -> str | None:

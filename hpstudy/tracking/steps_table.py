@@ -6,6 +6,7 @@ hash (seal.py). Without it, or if it has changed, the lines are read.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
 )
 """A column per metric."""
 
+LINES = b"steps_sha256"  # key of the file's metadata: the hash of the lines that it was made from
 _READ = pj.ReadOptions(use_threads=False, block_size=1 << 24)  # one thread a file, many files at once
 
 
@@ -59,13 +61,15 @@ def from_rows(rows: Iterable[dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.
 
 def kept_table(folder: Path, schema: pa.Schema = SCHEMA) -> pa.Table | None:
     """The steps of a finished run from its Parquet file; None if there is none that can be relied on."""
-    if (content := sealed_table(folder)) is None:
+    if (sealed := sealed_table(folder)) is None:
         return None
+    content, of_lines = sealed
     try:
         table = pq.read_table(pa.BufferReader(content), columns=schema.names, use_threads=False)
     except pa.ArrowException:  # another version's, with other columns or another compression
         return None
-    return table if table.schema.equals(schema) else None
+    of_these_lines = (table.schema.metadata or {}).get(LINES) == of_lines.encode()
+    return table if of_these_lines and table.schema.equals(schema) else None
 
 
 def write_table(folder: Path) -> None:
@@ -74,6 +78,7 @@ def write_table(folder: Path) -> None:
     table = from_lines(lines)
     if table is None:
         table = from_rows(map(from_json, lines.splitlines()))
+    table = table.replace_schema_metadata({LINES: hashlib.sha256(lines).hexdigest()})
     sink = pa.BufferOutputStream()
     floats = [column.name for column in SCHEMA if column.type == pa.float64()]
     pq.write_table(table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)

@@ -46,7 +46,10 @@ class WandbRuns:
         import wandb
 
         for fragment in (self.directory / "wandb").glob(f"*run-*-{header.wandb_id}*"):
-            shutil.rmtree(fragment)  # of an interrupted attempt; its rows are logged again
+            # of an interrupted attempt; its rows are logged again. Its process may just be ending: hence twice
+            shutil.rmtree(fragment, ignore_errors=True)
+            if fragment.exists():
+                shutil.rmtree(fragment)
         wandb.setup(wandb.Settings(silent=True))  # otherwise init greets on stderr
         run = wandb.init(
             mode=mode,

@@ -282,6 +282,13 @@ def test_a_search_without_a_candidate_says_so(study: MakeStudy, tmp_path: Path) 
     )
 
 
+def test_baselines_that_trained_ahead_of_the_search_s_end_say_nothing_of_its_candidates(
+    study: MakeStudy, tmp_path: Path
+):
+    found = sentence(tmp_path, {"search-0001": LOWER, **ends()}, study(), selections=0)
+    assert found.startswith("No verdict yet: winner and baseline have not run on fresh seeds; ")
+
+
 def test_runs_that_measured_nothing_are_named(study: MakeStudy, tmp_path: Path) -> None:
     failed = {"confirm-0003-s102": Outcome.FAILED, "baseline-s103": Outcome.OUT_OF_MEMORY}
     found = sentence(tmp_path, ends({"search-0003": LOWER}) | failed, study())

@@ -91,7 +91,8 @@ def test_run_prints_where_everything_is_and_what_comes_next(finished) -> None:
 def test_run_prints_progress_to_stderr_only(finished) -> None:
     out, err = finished.result.out, finished.result.err
     assert "tiny: Does the smallest study there is run?" in err
-    assert "search 1/5  search-0000 (baseline): val loss" in err
+    assert "search 1/5  search-000" in err
+    assert "search-0000 (baseline): val loss" in err
     assert "search 5/5" in err
     assert "5/5" not in out
     assert "\x1b" not in out + err

@@ -95,7 +95,9 @@ def test_gpus_of_one_training_are_neighbours_of_the_kind_that_the_first_worker_h
     assert trainings_at_once(study, has, "auto") == len(first)
     options, lines = Options(runs=Path(), device="auto", wandb="disabled"), list[str]()
     assert num_workers(study, has, options, lines.append) == len(first)
-    assert lines == [f"{6 - len(equal)} of 6 GPUs: not used, because they are not H100s"]
+    assert lines == [
+        f"{6 - len(equal)} of 6 GPUs: not used, because they are not H100s; CUDA_VISIBLE_DEVICES chooses others"
+    ]
     assert num_workers(replace(study, mixed=True), has, options, lines.append) == 6 // gpus  # of any kind
     assert len(lines) == 1
 

@@ -171,25 +171,24 @@ def test_several_workers_reach_the_verdict_of_one(raceable, raced_runs, tmp_path
     assert load("tiny", tmp_path / "runs").verdict() == load("tiny", whole).verdict()
 
 
-def test_a_worker_without_a_trial_trains_the_baselines_first_fresh_seeds_while_the_last_trial_trains(
-    raceable, raced_runs, tmp_path
-):
-    """They are trained whatever the search finds, and each once, also if the study is stopped meanwhile."""
+def test_a_study_stopped_while_a_baseline_may_train_ahead_resumes_to_the_same_verdict(raceable, raced_runs, tmp_path):
+    """Each run is trained once, and the file of selections must be there from the first fresh seed on."""
     study, whole, first = raceable(), RunStore(raced_runs[0] / "tiny"), f"baseline-s{raceable().seeds[0]}"
-    begun_before, stop = list[str](), StopRequest()
+    stop = StopRequest()
 
     def on_step(run: Run, record: StepRecord) -> None:
-        if (run.run_id, record.step) == ("search-0002", 20):
-            begun_before.extend(watch.started)
         stop.requested = stop.requested or (run.run_id, record.step) == (first, 3)
 
-    watch = Watch(on_step)
     with pytest.raises(Interrupted):
-        run_here(study, tmp_path, watch=watch, stop=stop, workers=2)
+        run_here(study, tmp_path, watch=Watch(on_step), stop=stop, workers=2)
+    path = tmp_path / "tiny" / "confirm.json"
+    chosen = path.read_text()
+    path.unlink()
+    with pytest.raises(MachineError, match=rf"^{path}: is missing, though runs on fresh seeds have begun"):
+        run_here(study, tmp_path)
+    path.write_text(chosen)
     again = Watch()
     store = run_here(study, tmp_path, watch=again, workers=2)
-    assert first in (begun_before or watch.started)
-    assert not any(run_id.startswith("confirm") for run_id in watch.started)
     assert len(again.started) == len(set(again.started))
     assert curves(whole).items() <= curves(store).items()
     assert load("tiny", tmp_path).verdict() == load("tiny", raced_runs[0]).verdict()

@@ -209,7 +209,7 @@ def test_a_gpu_whose_memory_another_program_has_is_left_out_if_others_train(on: 
     _, _, watch = on(gpus)
     assert gpus.started == FOUR
     assert {device for _, device, _ in gpus.given} == {"cuda:0", "cuda:1", "cuda:3"}
-    assert f"worker 2, on cuda:2, is left out: {NO_MEMORY}" in watch.lines
+    assert f"worker 2, on cuda:2, is left out until the study is resumed: {NO_MEMORY}" in watch.lines
     with pytest.raises(MachineError, match="tried to allocate"):
         on(Gpus(refused={"cuda:0": full}))
 
@@ -218,7 +218,7 @@ def test_gpus_of_another_kind_than_the_first_are_left_out(on: Any):
     gpus = Gpus(names=("H100", "T400", "H100", "T400"))
     _, _, watch = on(gpus, workers=2)
     assert gpus.started == ["cuda:0", "cuda:2"]
-    assert "2 of 4 GPUs: not used, because they are not H100s" in watch.lines
+    assert "2 of 4 GPUs: not used, because they are not H100s; CUDA_VISIBLE_DEVICES chooses others" in watch.lines
 
 
 def test_equal_gpus_are_one_kind_whatever_their_numbers(monkeypatch: pytest.MonkeyPatch, tiny: Tiny):

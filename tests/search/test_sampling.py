@@ -326,16 +326,16 @@ def test_a_proposal_takes_no_longer_after_many_trials(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
-def test_a_search_of_2000_trials_stays_small_and_fast(sampler: SamplerName, tmp_path: Path):
+def test_a_search_of_1000_trials_stays_small_and_fast(sampler: SamplerName, tmp_path: Path):
     # Measured on two shared cores: 3, 9 and 10 ms of CPU at trial 2,000; a journal of 2.2 MB; 0.6 s to open it again.
     journal, before = tmp_path / "journal", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = cpu_seconds_of_asking(sampler, 2000, journal)
+    seconds = cpu_seconds_of_asking(sampler, 1000, journal)
     assert np.median(seconds[-40:]) < 0.1
-    assert sum(seconds) < 200
-    assert journal.stat().st_size < 4e6
+    assert sum(seconds) < 100
+    assert journal.stat().st_size < 2e6
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # kB
     started = time.process_time()
-    assert Search(toy_study(sampler, parallel=4, trials=2000), journal).num_asked == 2000
+    assert Search(toy_study(sampler, parallel=4, trials=1000), journal).num_asked == 1000
     assert time.process_time() - started < 10
 
 

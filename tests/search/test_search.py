@@ -158,6 +158,19 @@ def test_a_damaged_result_in_the_journal_is_named(damaged: str, tmp_path: Path):
         Search(study, journal).check(0, baseline, result(val_loss=3.25))
 
 
+def test_a_result_that_other_code_may_have_trained_again_agrees_within_rounding(tmp_path: Path):
+    study = toy_study()
+    Search(study, tmp_path / "journal").ask()
+    search = Search(study, tmp_path / "journal", exact=lambda: False)
+    search.tell(0, result(val_loss=3.25))
+    baseline = study.baseline_hparams(study.spec.tokens)
+    search.check(0, baseline, result(val_loss=3.26))
+    with pytest.raises(MachineError, match=r"it ended as complete \[3.25\] in it"):
+        search.check(0, baseline, result(val_loss=3.75))
+    with pytest.raises(MachineError, match=r"it ended as complete \[3.25\] in it"):
+        Search(study, tmp_path / "journal").check(0, baseline, result(val_loss=3.26))
+
+
 def test_a_trial_that_an_earlier_version_ended_as_failed_agrees_with_out_of_memory(tmp_path: Path):
     study = toy_study()
     search = Search(study, tmp_path / "journal")
