@@ -72,7 +72,10 @@ In place of a hyperparameter `[search]` may vary one of these, so that one range
 one of each pair, and `[trainer] tokens`. Runs are trained and recorded with the hyperparameters that follow, and the
 tables have both. Shares are of the run's own tokens, also of the shorter runs of `[confirm] speedup`. Conversions
 round, so the baseline is never trial 0 of such a study."""
-_METRICS = "The names in `steps.jsonl`, on W&B, and in the table `steps`. Steps without an evaluation lack its metrics."
+_METRICS = (
+    "The names in `steps.jsonl`, of long runs also in `steps.parquet`, on W&B, and in the table `steps`. Steps without "
+    "an evaluation lack its metrics."
+)
 
 
 def _rows(table: type[Table]) -> Iterator[tuple[str, ...]]:
