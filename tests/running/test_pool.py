@@ -30,6 +30,7 @@ from tests.helpers.running import (
     kill_workers,
     run_at_start,
     run_here,
+    slow_workers,
     trials,
     workers_of,
 )
@@ -57,7 +58,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_starts_again(tiny, tmp_
             os.kill(killed[0], signal.SIGKILL)
 
     watch = Watch(kill)
-    store = run_here(study, tmp_path, watch=watch)
+    with slow_workers():
+        store = run_here(study, tmp_path, watch=watch)
     assert len(killed) == 1
     assert watch.started.count("search-0002") == 2
     assert any("exit code -9" in line for line in watch.lines)
@@ -107,7 +109,7 @@ def test_workers_that_die_while_they_start_are_replaced_twice_at_most(
 
     monkeypatch.setattr(LocalExecutor, "start", start_and_kill)
     study, watch = tiny(more=AWAITED), Watch(kill)
-    with pytest.raises(MachineError, match="before it was ready, 3 times in a row"):
+    with slow_workers(), pytest.raises(MachineError, match="before it was ready, 3 times in a row"):
         run_here(study, tmp_path, watch=watch)
     assert "search-0001" in watch.finished
     assert len(started) == 6
@@ -124,7 +126,8 @@ def test_a_hung_worker_is_ended_and_its_run_continues(tiny, tmp_path: Path, unin
             os.kill(hung[0], signal.SIGSTOP)
 
     watch = Watch(hang)
-    store = run_here(study, tmp_path, watch=watch)
+    with slow_workers():
+        store = run_here(study, tmp_path, watch=watch)
     ended = re.compile(r"search-0002: no report for \d s; its worker is ended")  # 1 s, or more on a busy machine
     assert any(map(ended.fullmatch, watch.lines))
     assert (trials(study, store), curves(store)) == uninterrupted
