@@ -151,6 +151,7 @@ class WandbSink:
                 say(f"W&B: {', '.join(dropped)} would send these runs elsewhere, so it is not passed on")
             self._thread = threading.Thread(target=self._write, name="wandb-writer", daemon=True)
             self._thread.start()
+            self._put_live(_import_ahead)
 
     @property
     def enabled(self) -> bool:
@@ -364,6 +365,12 @@ class WandbSink:
     def _line(self, what: str) -> str:
         sync = command("sync", self._directory.name, self._directory.parent)
         return f"W&B: {what}; the run store has every step: `{sync}` sends what is missing"
+
+
+def _import_ahead() -> None:
+    """Imports wandb while workers start: a stop while it is imported would find no process of wandb's to end."""
+    with contextlib.suppress(Exception):  # the first run says it
+        import wandb  # noqa: F401
 
 
 def _end_service() -> None:
