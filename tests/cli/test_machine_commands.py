@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from hpstudy.running.bench import QUICK, SETTINGS
 from tests.helpers.command_line import hpstudy
 
@@ -18,14 +20,19 @@ def test_doctor_finds_what_a_study_needs(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_bench_prints_a_row_per_model() -> None:
+def test_bench_prints_a_row_per_model_and_the_shares_of_a_step() -> None:
     result = hpstudy("bench", "--quick", "--device", "cpu")
     assert result.code == 0, result.err
-    machine, header, *rows, last = result.out.splitlines()
+    machine, header, *rows, last = filter(None, result.out.splitlines())
+    rows, shares = rows[:3], rows[3:]
     assert re.fullmatch(r".+, (bf16|fp32), 1 thread", machine)
-    assert header.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB"]
+    assert header.split() == ["model", "tok/s", "MFU", "limit", "GFLOP/s", "peak", "GiB", "cold", "start", "s"]
     assert [row.split()[0] for row in rows] == ["gpt-2x64", "gpt-4x128", "gpt-6x256"]
     assert all("%" in row for row in rows)
+    assert shares[0].split() == ["share", "of", "a", "step", "gpt-2x64", "gpt-4x128", "gpt-6x256"]
+    assert {"matrix products", "attention", "cross-entropy"} <= {row.split("  ")[0] for row in shares}
+    for column in (-3, -2, -1):
+        assert sum(float(row.split()[column].rstrip("%")) for row in shares[1:]) == pytest.approx(100, abs=1)
     assert last == "the same numbers to the last bit when trained again: yes"
     assert result.err.splitlines() == [f"measuring {setting.name}" for setting in QUICK]
 

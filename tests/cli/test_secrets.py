@@ -64,7 +64,7 @@ def test_leaks_finds_a_secret_in_a_file_and_in_an_output(tmp_path: Path) -> None
 def test_a_study_whose_worker_dies_and_whose_key_is_refused_writes_no_secret(
     started, tiny_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tiny_file(replace={"trials = 5": "trials = 1", "tokens = 5120": "tokens = 25600"})
+    path = tiny_file(replace={"trials = 5": "trials = 1", "tokens = 5120": "tokens = 128000"})
     run = started("run", str(path), "--wandb", "offline", "--workers", "1")
     kill_a_worker(run, tmp_path / "runs" / "tiny" / "search-0000" / "steps.jsonl")
     printed = [*run.communicate(timeout=120)]
