@@ -196,7 +196,7 @@ def write_big_study(folder: Path, micro_batch: int, more: str = "") -> Path:
     path, text = write_study(folder, more), ""
     for line in path.read_text().splitlines(keepends=True):
         key = line.partition(" = ")[0]
-        big = {"batch_tokens": "65536", "tokens": "196608", "trials": "1"}
+        big = {"batch_tokens": "65536", "tokens": "196608", "trials": "1", "seeds": "[]"}
         big["micro_batch"] = f"{micro_batch}\nbatch_ramp_fraction = 0.0"
         text += f"{key} = {big[key]}\n" if key in big else line
     path.write_text(text)
