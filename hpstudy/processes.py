@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
@@ -28,22 +29,25 @@ importlib.import_module(sys.argv.pop(1)).main()
 
 
 def start(
-    module: str, connection: socket.socket, environment: Mapping[str, str], log: IO[bytes] | None = None
-) -> subprocess.Popen[bytes]:
-    """Starts `main` of a module in a fresh interpreter, with the file descriptor of `connection` as its only argument.
+    module: str, environment: Mapping[str, str], log: IO[bytes] | None = None
+) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Starts `main` of a module in a fresh interpreter. Returns the process, and this end of a pipe to it.
 
-    It writes to `log` or where this process writes, and has its own session, so that a terminal's Ctrl-C reaches only
-    this process.
+    The file descriptor of the other end is its only argument. It writes to `log` or where this process writes, and has
+    its own session, so that a terminal's Ctrl-C reaches only this process.
     """
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, module, str(connection.fileno())],
-        pass_fds=[connection.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=environment,
-        start_new_session=True,
-    )
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, module, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    return process, Connection(ours.detach())
 
 
 def environment_without_folder() -> dict[str, str]:

@@ -14,8 +14,6 @@ from hpstudy.analysis.results import StudyResults
 from hpstudy.records import Outcome
 from hpstudy.statistics.race import BASELINE
 
-LEAST = 0.001  # a smaller drift is shown as none
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
@@ -32,11 +30,16 @@ class Drift:
         if self.ratio is None:
             return f"not measured, because {self.missing}"
         again = f"{self.runs} run{'s' if self.runs > 1 else ''} against one"
-        size = f"{abs(self.ratio - 1):.1%}"
-        if size == "0.0%":
+        if not self._size:
             return f"the baseline trained as fast after the search as at its start ({again})"
         pace = "faster" if self.ratio > 1 else "slower"
-        return f"the baseline trained {size} {pace} after the search than at its start ({again})"
+        return f"the baseline trained {self._size} {pace} after the search than at its start ({again})"
+
+    @property
+    def _size(self) -> str:
+        """The drift in percent; empty if it is not known, or rounds to none."""
+        size = "" if self.ratio is None else f"{abs(self.ratio - 1):.1%}"
+        return "" if size == "0.0%" else size
 
     @property
     def sentence(self) -> str:
@@ -46,12 +49,12 @@ class Drift:
     @property
     def warning(self) -> str:
         """That the drift is larger than what the winner gains; empty if it is not, or not known."""
-        if self.ratio is None or self.lead is None or abs(self.ratio - 1) < LEAST:
+        if self.ratio is None or self.lead is None or abs(math.log(self.ratio)) <= abs(math.log(self.lead)):
             return ""
-        if abs(math.log(self.ratio)) <= abs(math.log(self.lead)):
+        if not self._size:
             return ""
         return (
-            f"the baseline's speed changed by {abs(self.ratio - 1):.1%} during the search, more than the "
+            f"the baseline's speed changed by {self._size} during the search, more than the "
             f"{abs(self.lead - 1):.1%} between {self.winner} and the baseline: the search may have passed over a "
             "faster trial"
         )

@@ -17,9 +17,8 @@ from hpstudy.analysis.measured import Measured, measured
 from hpstudy.analysis.numbers import listed, short
 from hpstudy.analysis.results import StudyResults
 from hpstudy.analysis.state import Stage, State, state
-from hpstudy.cli.common import say
 from hpstudy.cli.layout import Column, as_table, say_fact, say_table
-from hpstudy.cli.loading import loaded
+from hpstudy.cli.loading import loaded, warn
 from hpstudy.errors import HpstudyError
 from hpstudy.records import Outcome
 from hpstudy.running.worker_states import Doing, Workers, read_workers
@@ -52,7 +51,7 @@ def study_lines(begun: Sequence[str], runs: Path) -> Iterator[Line]:
             results = loaded(name, runs)
             yield _line(results, state(results))
         except HpstudyError as error:
-            say(f"warning: {name}: {error}")
+            warn(f"{name}: {error}")
             yield Line(name=name, state=UNREADABLE)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -56,10 +55,8 @@ class FirstRank:
         require_ranks(placement, gpus=spec.gpus, processes=spec.processes)
         store = open_store()
         for rank in range(1, spec.ranks):
-            ours, theirs = socket.socketpair()
-            with theirs:
-                pipe = Connection(ours.detach())
-                self._others[pipe] = spawn(theirs, spec.threads)
+            process, pipe = spawn(spec.threads)
+            self._others[pipe] = process
             theirs_setup = replace(setup, device=placement.device_of(rank))
             pipe.send(Join(setup=theirs_setup, rank=rank, port=store.port))
         threading.Thread(target=self._watch, name="ranks-watch", daemon=True).start()

@@ -9,7 +9,6 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -42,10 +41,8 @@ class LocalWorker:
         """
         with writing(log):
             stream = open(log, "ab", opener=own_file)  # noqa: SIM115
-        ours, theirs = socket.socketpair()
-        with theirs, stream:
-            self._process = spawn(theirs, setup.spec.threads, stream)
-        self.connection = Connection(ours.detach())
+        with stream:
+            self._process, self.connection = spawn(setup.spec.threads, stream)
         self.log = log
         self._ran_out_of_memory = ran_out_of_memory
         self.send(setup)
@@ -182,6 +179,6 @@ def pinning_variables() -> list[str]:
     return [key for key in PINNING if os.environ.get(key)]
 
 
-def spawn(connection: socket.socket, threads: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Starts a worker process that serves `connection`, and writes to `log` or where this process writes."""
-    return processes.start("hpstudy.running.worker_main", connection, worker_environment(threads), log)
+def spawn(threads: int, log: IO[bytes] | None = None) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Starts a worker process, which writes to `log` or where this process writes; returns it, and the pipe to it."""
+    return processes.start("hpstudy.running.worker_main", worker_environment(threads), log)

@@ -52,6 +52,7 @@ class TrialQueue:
         self._next_tell = sum(trial.state != "running" for trial in trials)
         while (proposal := search.ask()) is not None:
             self._waiting.append(proposal)
+        self._num_asked = search.num_asked  # counted here from now on, as asking it reads the journal
 
     def next(self) -> Run | None:
         """The next trial as a run on the search seed. If none waits, tells results that are due, which brings one.
@@ -79,7 +80,7 @@ class TrialQueue:
 
     def _next_later(self) -> Run | None:
         last = self._search.num_trials
-        if self._search.num_asked < last or self._next_tell + len(self._results) >= last:
+        if self._num_asked < last or self._next_tell + len(self._results) >= last:
             return None  # more trials come, or all have ended and the phase with them
         run = next((run for run in self._later() if run.run_id not in self._given), None)
         if run is not None:
@@ -140,6 +141,7 @@ class TrialQueue:
         self._search.tell(self._next_tell, self._results.pop(self._next_tell))
         self._next_tell += 1
         if (proposal := self._search.ask()) is not None:
+            self._num_asked += 1
             self._waiting.append(proposal)
 
 

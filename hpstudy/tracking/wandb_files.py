@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -159,11 +158,8 @@ class _Writer:
     def __init__(self, runs: WandbRuns, *, low: bool) -> None:
         self.low, self._has_written = low, False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        ours, theirs = socket.socketpair()
-        with theirs:
-            environment = GO | processes.environment_without_folder()
-            self._process = processes.start("hpstudy.tracking.wandb_files", theirs, environment, self._log)
-        self._connection = Connection(ours.detach())
+        environment = GO | processes.environment_without_folder()
+        self._process, self._connection = processes.start("hpstudy.tracking.wandb_files", environment, self._log)
         self._send((runs, low))
 
     def write(self, run_id: str) -> str:

@@ -158,6 +158,8 @@ def test_a_stop_ends_the_writers_at_once_and_a_resumed_study_writes_the_rest(sto
     sink.replay(long)
     wait_until(lambda: begun_files(store, "id-4"), START_SECONDS)
     pids, began = writers(), time.monotonic()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # or it may have written the run before it is ended
     for view in store.runs():
         sink.replay(view)
     sink.close(30, hurried=True)
