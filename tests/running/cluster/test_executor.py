@@ -61,7 +61,8 @@ def test_status_shows_the_workers_of_a_running_study_alone(ray_cluster: Cluster,
     ray_cluster.add(cpus=1)
     ray_cluster.add("b", cpus=1)
     store = RunStore(tmp_path / "runs" / "tiny")
-    process = start(ray_cluster, tiny_file(replace=LONG), store.root.parent, "--workers", "3")
+    longer = LONG | {"tokens = 5120": "tokens = 7_680_000"}  # it is stopped, but must not end before
+    process = start(ray_cluster, tiny_file(replace=longer), store.root.parent, "--workers", "3")
 
     def all_placed() -> Any:
         found = read_workers(store, holder(store.root)) if store.root.exists() else None
