@@ -22,9 +22,12 @@ LOGITS_PER_BLOCK = 2**18  # of one softmax on a CPU: 1 MiB in fp32, so that its 
 LOG2_E = math.log2(math.e)
 QUERIES_PER_BLOCK = 256  # of attention on a CPU; blocks of 128 are as fast at T = 256, and slower at 1024
 FLEX_MULTIPLE = 128  # tokens; the block size of FlexAttention
+# True of a causal mask: every query sees a key, and the blocks of keys that it sees follow each other
+CAUSAL = {"ROWS_GUARANTEED_SAFE": True, "BLOCKS_ARE_CONTIGUOUS": True}
 # FlexAttention's blocks that were fastest for D = 64 on an H100, whose shared memory they need
 HOPPER_BLOCKS = {
-    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 128, "bwd_BLOCK_M2": 128, "bwd_BLOCK_N2": 32,
+    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3,
+    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
     "bwd_num_warps": 4, "bwd_num_stages": 3,
 }  # fmt: skip
 
@@ -40,8 +43,8 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     On CPUs torch's fused kernel has a slow backward in bf16: plain matrix products took a fifth of its time at T = 128,
     40% at 256 and, in blocks of queries, 74% at 1024. In fp32 the fused kernel is as fast or faster.
     On GPUs, in compiled code with a mask from `prepare_attention`, FlexAttention is deterministic and faster than the
-    deterministic flash attention that torch would take: 2.5 ms instead of 3.0 forward and backward. If determinism is
-    not asked for, see `fastest_attention`.
+    deterministic flash attention that torch would take (tests/README.md). If determinism is not asked for, see
+    `fastest_attention`.
     """
     if q_BHTD.is_cpu and q_BHTD.dtype is torch.bfloat16:
         B, H, T, D = q_BHTD.shape
@@ -56,7 +59,7 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
     T, D = q_BHTD.shape[-2:]
     flexible = torch.compiler.is_compiling() and torch.are_deterministic_algorithms_enabled()
     if flexible and q_BHTD.dtype is torch.bfloat16 and D >= 16 and T in _causal_masks:
-        options: Any = HOPPER_BLOCKS if D == 64 and _has_hopper_blocks else None
+        options: Any = CAUSAL | (HOPPER_BLOCKS if D == 64 and _has_hopper_blocks else {})
         out = flex_attention(q_BHTD, k_BHTD, v_BHTD, block_mask=_causal_masks[T], kernel_options=options)
         assert isinstance(out, Tensor)
         return out
@@ -64,7 +67,7 @@ def attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
 
 
 def fastest_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Has torch's fused attention take cuDNN's kernels on a GPU that need not be deterministic: 2.05 ms.
+    """Has torch's fused attention take cuDNN's kernels on a GPU that need not be deterministic.
 
     Their backward does not repeat to the last bit. Inputs that cuDNN refuses, as in fp32, go to the next kernel.
     """

@@ -41,8 +41,9 @@ def kind_of(name: str) -> str:
 def time_shares(work: Callable[[], float], placement: Placement) -> dict[str, float]:
     """Each kind's share of the time that `work` takes; they add up to 1.
 
-    `work` returns its wall seconds and leaves nothing running. Profiling slows small steps, on a CPU each operation by
-    a few microseconds. Empty if the profiler recorded nothing, as on a machine that does not let it read its GPU.
+    `work` leaves nothing running and returns its wall seconds: on a GPU those that it takes without the profiler, which
+    slows the launch of small kernels but not the kernels, on a CPU those that it took, as each operation takes a few
+    microseconds more. Empty if the profiler recorded nothing, as on a machine that does not let it read its GPU.
     """
     activity = ProfilerActivity.CUDA if placement.is_cuda else ProfilerActivity.CPU
     with profile(activities=[activity]) as found:

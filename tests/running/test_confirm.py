@@ -86,7 +86,7 @@ def test_an_independent_baseline_has_as_many_other_seeds_which_stay_when_seeds_a
         return replace(TWO_OBJECTIVES, confirm=Confirm(**confirm))
 
     study = asked(seeds=tuple(seeds), design="independent")
-    longer = asked(seeds=(*seeds, *range(1_500_000, 1_500_000 + more)), design="independent")
+    longer = asked(seeds=(*seeds, *range(2_500_000, 2_500_000 + more)), design="independent")
     assert len(set(study.baseline_seeds)) == len(seeds)
     assert not {0, *longer.seeds} & set(longer.baseline_seeds)
     assert longer.baseline_seeds[: len(seeds)] == study.baseline_seeds
