@@ -18,7 +18,6 @@ ALPHA = 0.05  # two-sided for a difference; each side of an equivalence test
 NOISE_MARGIN = 1.0  # the margin if the study states none, in standard deviations of one seed's difference
 
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 Numbers = Any  # a float, or an array over the other axes
 
 

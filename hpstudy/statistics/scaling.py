@@ -11,8 +11,10 @@ from functools import cache
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
-from hpstudy.statistics.difference import Flags, Floats
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 MISFIT = 0.4  # a surface misses a loss by this share of the loss's distance to the best
 CURVATURE = 2.5  # prior mean of a key's curvature, in distances of the median trial to the best per half box squared
@@ -30,12 +32,12 @@ TOGETHER = 0.01  # sizes that differ from a common course by less than this shar
 class Optimum:
     """The best point of one rung, in the coordinates that were searched."""
 
-    centre: Floats  # K
-    draws: Floats  # R x K: other best points that the trials allow, inside of the box
-    error: Floats  # K standard errors of the centre, for a law
+    centre: Array  # K
+    draws: Array  # R x K: other best points that the trials allow, inside of the box
+    error: Array  # K standard errors of the centre, for a law
     bent: Flags  # K: whether the optimum lies inside of the box; if not, only toward which end it lies is known
     loss: float  # predicted at the centre, in nats
-    curvature: Floats  # K, nats per squared log unit
+    curvature: Array  # K, nats per squared log unit
 
 
 def least_trials(num_keys: int) -> int:
@@ -44,10 +46,10 @@ def least_trials(num_keys: int) -> int:
 
 
 def optimum(
-    points_NK: Floats,
-    losses_N: Floats,
-    low_K: Floats,
-    high_K: Floats,
+    points_NK: Array,
+    losses_N: Array,
+    low_K: Array,
+    high_K: Array,
     *,
     noise: float | None,
     resamples: int = 200,
@@ -79,13 +81,13 @@ def optimum(
     means_P = np.array([0.0, *[0.0] * num_keys, *[CURVATURE] * num_keys, *[0.0] * pairs]) * median
     sds_P = np.array([10.0, *[2.0] * num_keys, *[1.0] * num_keys, *[0.5] * pairs]) * median
 
-    def surfaces(weights_RN: Floats, heights_RN: Floats, means_RP: Floats) -> Floats:
+    def surfaces(weights_RN: Array, heights_RN: Array, means_RP: Array) -> Array:
         """The coefficients of each draw's surface, as R x P."""
         squares_RPP = np.einsum("rn,np,nq->rpq", weights_RN, features_NP, features_NP) + np.diag(sds_P**-2)
         targets_RP = (weights_RN * heights_RN) @ features_NP + means_RP * sds_P**-2
         return np.asarray(np.linalg.solve(squares_RPP, targets_RP[..., None])[..., 0])
 
-    def weights(noise: float) -> Floats:
+    def weights(noise: float) -> Array:
         return np.asarray(1 / (noise**2 + (MISFIT * heights_N) ** 2))
 
     near_N = heights_N <= np.median(heights_N)
@@ -122,7 +124,7 @@ def optimum(
     )
 
 
-def _features(points_NK: Floats) -> Floats:
+def _features(points_NK: Array) -> Array:
     """1, each coordinate, half of each square, and each pair's product."""
     rows, columns = np.triu_indices(points_NK.shape[1], 1)
     ones_N1 = np.ones((len(points_NK), 1))
@@ -130,11 +132,11 @@ def _features(points_NK: Floats) -> Floats:
 
 
 @cache
-def _cloud(num_keys: int) -> Floats:
+def _cloud(num_keys: int) -> Array:
     return np.asarray(2 * scipy.stats.qmc.Sobol(num_keys, rng=0).random(CLOUD) - 1)
 
 
-def _lowest(surfaces_RP: Floats, num_keys: int) -> Floats:
+def _lowest(surfaces_RP: Array, num_keys: int) -> Array:
     """The lowest point of each surface in the box from -1 to 1: key by key, from the best point of a cloud."""
     points_CK = _cloud(num_keys)
     lowest_RK = points_CK[(surfaces_RP @ _features(points_CK).T).argmin(axis=1)].copy()
@@ -155,9 +157,9 @@ def _lowest(surfaces_RP: Floats, num_keys: int) -> Floats:
 class Law:
     """value = intercept + slope . (log sizes - centre), with what is not known of it."""
 
-    centre: Floats  # M, where the intercept holds
-    coefficients: Floats  # intercept, then M slopes
-    covariance: Floats  # of the coefficients
+    centre: Array  # M, where the intercept holds
+    coefficients: Array  # intercept, then M slopes
+    covariance: Array  # of the coefficients
     scatter: float  # standard deviation of a rung's optimum about the line, beyond the rungs' errors
     df: int  # of the t intervals
     bend: float | None  # p value of the rungs if a line is enough; None with too few rungs to tell
@@ -168,16 +170,16 @@ class Law:
         return self.bend is not None and self.bend < BEND_LEVEL
 
     @property
-    def slope(self) -> Floats:
+    def slope(self) -> Array:
         """M: by how much the value's log grows with that of each size."""
         return self.coefficients[1:]
 
-    def slope_interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
+    def slope_interval(self, level: float = LEVEL) -> tuple[Array, Array]:
         """The ends of each slope's interval."""
         half_M = scipy.special.stdtrit(self.df, (1 + level) / 2) * np.sqrt(np.diag(self.covariance)[1:])
         return self.slope - half_M, self.slope + half_M
 
-    def at(self, sizes_M: Floats, level: float = LEVEL) -> tuple[float, float, float]:
+    def at(self, sizes_M: Array, level: float = LEVEL) -> tuple[float, float, float]:
         """The optimum at log sizes and the ends of its interval, which counts the scatter of a new rung."""
         row = np.array([1.0, *(sizes_M - self.centre)])
         mean = float(row @ self.coefficients)
@@ -185,7 +187,7 @@ class Law:
         return mean, mean - float(half), mean + float(half)
 
 
-def law(sizes_RM: Floats, means_R: Floats, errors_R: Floats) -> Law:
+def law(sizes_RM: Array, means_R: Array, errors_R: Array) -> Law:
     """A log-linear law of R rungs by weighted least squares, from each rung's optimum and its standard error.
 
     Sizes that do not vary have a slope of 0: one rung gives a constant, and of sizes that vary together only their
@@ -223,7 +225,7 @@ def law(sizes_RM: Floats, means_R: Floats, errors_R: Floats) -> Law:
     )
 
 
-def _least_squares(design_RP: Floats, means_R: Floats, errors_R: Floats) -> tuple[Floats, Floats, float]:
+def _least_squares(design_RP: Array, means_R: Array, errors_R: Array) -> tuple[Array, Array, float]:
     """Coefficients, their covariance, and the sum of squared residuals in units of the errors."""
     scaled_RP, scaled_R = design_RP / errors_R[:, None], means_R / errors_R
     inverse_PR = np.linalg.pinv(scaled_RP)
@@ -240,7 +242,7 @@ class Boundary:
     bounded: bool  # False if no trial was unstable: it lies above `value`, the largest learning rate that was tried
 
 
-def boundary(log_lr_N: Floats, unstable_N: Flags) -> Boundary | None:
+def boundary(log_lr_N: Array, unstable_N: Flags) -> Boundary | None:
     """Where half of the trials become unstable; None without a stable trial, as it then lies below all.
 
     The chance of a trial is logistic in log lr. The value and its error are mean and standard deviation over a

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -57,7 +57,6 @@ def test_a_single_look_has_the_level_of_the_whole(p: float, seeds: int) -> None:
     assert overall(p, (seeds,)) == p
 
 
-@settings(deadline=None)  # the first call simulates
 @given(st.lists(chances, min_size=2, max_size=2).map(sorted))
 def test_a_larger_p_value_is_never_rarer_and_a_larger_level_never_stricter(pair: list[float]) -> None:
     small, large = pair
@@ -65,7 +64,6 @@ def test_a_larger_p_value_is_never_rarer_and_a_larger_level_never_stricter(pair:
     assert nominal(small, LOOKS) <= nominal(large, LOOKS)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-6, 0.5))
 def test_a_p_value_at_the_level_of_a_look_is_at_the_level_of_the_race(level: float) -> None:
     at = nominal(level, LOOKS)
