@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpstudy.errors import MachineError, UserError
-from hpstudy.records import Outcome, Run
+from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running.active_run import ActiveRun, header_of, recorded_outcome, with_smaller_micro_batch
 from hpstudy.running.capacity import num_workers, trainings_at_once, worker_device
 from hpstudy.running.environment import (
@@ -176,7 +176,8 @@ class WorkerPool:
         try:
             while True:
                 more = self._assign(queue)
-                if not (self._waiting or more or any(queue.belongs(active.run) for active in self._active.values())):
+                belong = any(queue.belongs(active.run) for active in self._active.values())
+                if not (more or belong or self._fetch(queue)):
                     return
                 for worker in self._reporting(0.0 if more else POLL_SECONDS):
                     self._handle_report(worker, queue)
@@ -332,7 +333,7 @@ class WorkerPool:
         evals = self._study.spec.evals
         outcome = recorded_outcome(active.run, active.recorded, self._study.vocab_size, evals)
         last = active.recorded[-1] if active.recorded else None
-        if outcome is None and last and last.evaluated and queue.awaits_decision(active.run):
+        if outcome is None and last and self._awaits_decision(active.run, last, queue):
             return Outcome.PRUNED if queue.should_stop(active.run, last) else None
         return outcome
 
@@ -392,8 +393,7 @@ class WorkerPool:
                 self._lost = 0
                 self._longest_gap = max(self._longest_gap, silent)
                 queue.on_step(active.run, record)
-                is_last = record.eval_index == self._study.spec.evals
-                if record.evaluated and not is_last and queue.awaits_decision(active.run):
+                if self._awaits_decision(active.run, record, queue):
                     worker.send(StopDecision(stop=queue.should_stop(active.run, record)))
                     if (forecast := queue.forecast(active.run, record)) is not None:
                         self._progress.forecast(active.run, forecast)
@@ -411,6 +411,11 @@ class WorkerPool:
                 self._replace(worker, queue)
             case _:
                 raise AssertionError(f"unexpected report {report!r}")
+
+    def _awaits_decision(self, run: Run, record: StepRecord, queue: RunQueue) -> bool:
+        """Whether the worker waits after this step to be told whether its run goes on. The last step ends it anyway."""
+        is_last = record.eval_index == self._study.spec.evals
+        return record.evaluated and not is_last and queue.awaits_decision(run)
 
     def _end(self, active: ActiveRun, outcome: Outcome, message: str, queue: RunQueue) -> None:
         """Writes the result of a run, unless it is tried again with less memory."""
@@ -512,7 +517,7 @@ class WorkerPool:
                         active = self._active[worker]
                         active.record(record)
                         queue.on_step(active.run, record)
-                        if record.evaluated and queue.awaits_decision(active.run):
+                        if self._awaits_decision(active.run, record, queue):
                             missing.discard(worker)  # the next session decides: no checkpoint comes
                     case Saved() as saved:
                         self._active[worker].on_saved(saved)

@@ -58,6 +58,7 @@ class MadeUpWorker:
     """A worker that reports the steps of a run one after another, each after its time on a made-up clock."""
 
     place, waits = "", False
+    pace = 1.0  # seconds of a step, about
 
     def __init__(self, number: int, steps: int, fleet: Fleet) -> None:
         self.number, self._steps, self._fleet = number, steps, fleet
@@ -113,7 +114,7 @@ class Fleet:
     def wake(self, worker: MadeUpWorker) -> None:
         """Lets a worker report after its next step."""
         self._count += 1
-        heapq.heappush(self._next, (self._now + self._chance.uniform(0.5, 1.5), self._count, worker))
+        heapq.heappush(self._next, (self._now + worker.pace * self._chance.uniform(0.5, 1.5), self._count, worker))
 
     def start(self, setup: Setup, number: int) -> MadeUpWorker:
         """See `Executor`."""

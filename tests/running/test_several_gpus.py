@@ -18,12 +18,25 @@ import torch
 
 from hpstudy.errors import MachineError
 from hpstudy.hparams import GPT3
-from hpstudy.records import Outcome
+from hpstudy.records import Outcome, Run, StepRecord
 from hpstudy.running import driver, pool, worker_main
 from hpstudy.running.environment import kind_of
 from hpstudy.running.executors import Ending
+from hpstudy.running.interface import Interrupted, StopRequest
 from hpstudy.running.local import worker_environment
-from hpstudy.running.messages import Finished, Order, Ready, Recorded, Refused, Report, Setup, Timed, TimeSteps, Train
+from hpstudy.running.messages import (
+    Finished,
+    Order,
+    Ready,
+    Recorded,
+    Refused,
+    Report,
+    Save,
+    Setup,
+    Timed,
+    TimeSteps,
+    Train,
+)
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from hpstudy.training.checkpoint import fingerprint
@@ -35,6 +48,7 @@ from tests.helpers.training import run as a_run
 STEPS = 20
 NO_MEMORY = "torch.OutOfMemoryError: tried to allocate 2.50 GiB"
 Tiny = Callable[..., Study]
+Stop = tuple[str, int] | None  # the user stops the study at this run's step
 
 
 class GpuWorker(MadeUpWorker):
@@ -52,7 +66,10 @@ class GpuWorker(MadeUpWorker):
         """Takes an order and notes the run, the device and the micro-batch."""
         if isinstance(order, Train):
             self._gpus.given.append((order.run.run_id, self.device, order.run.hparams.micro_batch))
-        super().send(order)
+            paces = (seconds for start, seconds in self._gpus.slow.items() if order.run.run_id.startswith(start))
+            self.pace = next(paces, 1.0)
+        if not (isinstance(order, Save) and self._gpus.keeps_no_state):
+            super().send(order)
 
     def receive(self, meanwhile: Callable[[], None] = lambda: None) -> Report | None:
         """A report, the one of its trouble once."""
@@ -78,6 +95,8 @@ class Gpus(Fleet):
     names: Sequence[str] = ("H100",) * 4
     trouble: dict[tuple[str, int], Report | None] = field(default_factory=dict)
     refused: Mapping[str, Refused] = field(default_factory=dict)
+    slow: Mapping[str, float] = field(default_factory=dict)  # seconds of a step, by the start of a run's id
+    keeps_no_state: bool = False  # an order to save a checkpoint comes too late
     started: list[str] = field(default_factory=list)  # the device of each worker
     given: list[tuple[str, str, int]] = field(default_factory=list)  # run, device, micro-batch
 
@@ -115,14 +134,24 @@ class Gpus(Fleet):
 def on(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Study, RunStore, Watch]]:
     """Runs the tiny study with four trials at once on GPUs."""
 
-    def run(gpus: Gpus, *, device: str = "auto", workers: int = 4, **changes: str) -> tuple[Study, RunStore, Watch]:
+    def run(
+        gpus: Gpus, *, device: str = "auto", workers: int = 4, stop: Stop = None, **changes: str
+    ) -> tuple[Study, RunStore, Watch]:
         monkeypatch.setattr(driver, "executor_for", lambda *_: gpus)
         monkeypatch.setattr(pool, "may_have_gpu", lambda: True)
         more = changes.pop("more", "")
         study = tiny(replace={"parallel = 2": "parallel = 4", "trials = 5": "trials = 8"} | changes, more=more)
-        watch = Watch()
+        request = StopRequest()
+
+        def ask(run: Run, record: StepRecord) -> None:
+            request.requested |= (run.run_id, record.step) == stop
+
+        watch = Watch(ask)
         runs = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        store = run_here(study, runs, watch=watch, device=device, workers=workers)
+        try:
+            store = run_here(study, runs, watch=watch, stop=request, device=device, workers=workers)
+        except Interrupted:
+            return study, RunStore(runs / study.name), watch
         results = [view.result for view in store.runs()]
         assert all(result and (result.outcome is Outcome.FAILED or result.steps == STEPS) for result in results)
         return study, store, watch
@@ -212,6 +241,25 @@ def test_a_gpu_whose_memory_another_program_has_is_left_out_if_others_train(on: 
     assert f"worker 2, on cuda:2, is left out until the study is resumed: {NO_MEMORY}" in watch.lines
     with pytest.raises(MachineError, match="tried to allocate"):
         on(Gpus(refused={"cuda:0": full}))
+
+
+def test_every_result_is_told_to_the_search_although_the_last_trials_gpu_broke_and_the_others_train_ahead(on: Any):
+    broken = Finished(outcome=Outcome.FAILED, message="RuntimeError: CUDA error: an illegal memory access", last=True)
+    slow = {"search-0001": 300.0, "baseline-s": 400.0}  # all other trials wait for its turn to be told
+    gpus = Gpus(trouble={("search-0001", STEPS): broken}, slow=slow)
+    changes = {"parallel = 2": "parallel = 8", "trials = 5": "trials = 8"}
+    study, store, _ = on(gpus, more="[confirm]\nseeds = [11, 12, 13, 14, 15]", **changes)
+    assert [run for run, _, _ in gpus.given][7:9] == ["search-0007", "baseline-s11"]
+    states = [trial.state for trial in trials(study, store)]
+    assert states == ["complete", "failed", *["complete"] * 6]
+
+
+@pytest.mark.parametrize("pruner", ["none", "median"])
+def test_a_run_stopped_before_its_last_step_is_called_recorded_although_no_checkpoint_came(on: Any, pruner: str):
+    gpus = Gpus(names=("H100",), keeps_no_state=True)
+    _, store, watch = on(gpus, workers=1, stop=("search-0000", STEPS - 1), more=f'pruner = "{pruner}"')
+    assert watch.lines[-1] == "search-0000: its last step is recorded"
+    assert [len(view.records()) for view in store.runs()] == [STEPS]
 
 
 def test_gpus_of_another_kind_than_the_first_are_left_out(on: Any):
