@@ -259,7 +259,7 @@ def test_a_run_stopped_before_its_last_step_is_called_recorded_although_no_check
     gpus = Gpus(names=("H100",), keeps_no_state=True)
     _, store, watch = on(gpus, workers=1, stop=("search-0000", STEPS - 1), more=f'pruner = "{pruner}"')
     assert watch.lines[-1] == "search-0000: its last step is recorded"
-    assert [len(view.records()) for view in store.runs()] == [STEPS]
+    assert [len(list(view.records())) for view in store.runs()] == [STEPS]
 
 
 def test_gpus_of_another_kind_than_the_first_are_left_out(on: Any):
