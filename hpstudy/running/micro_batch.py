@@ -22,7 +22,9 @@ from hpstudy.running.executors import Worker, WorkerLost, time_steps
 from hpstudy.study import Study
 
 HEADROOM = 0.1  # share of the memory that stays free
-NOTICEABLE = 0.02  # a smaller difference in speed is not worth more memory
+# A smaller difference in speed is noise, or not worth more memory. An H100's steps repeat within 0.4%, and its memory
+# serves nothing else.
+NOTICEABLE = {"cpu": 0.02, "cuda": 0.01}
 PROBE_STEPS = 3  # timed at each size that is tried
 LEAST_TOKENS = 1024  # of one forward pass; half as many trained at 0.8 to 0.9 of the speed on one core
 FIRST_TOKENS = {"cpu": LEAST_TOKENS, "cuda": 8192}  # of the first size tried; each size costs a GPU a compilation
@@ -110,11 +112,12 @@ def find_micro_batch(
             message=timed.message,
         )
 
-    probes = explore(sizes, FIRST_TOKENS[environment["device"]] // context, probe)
-    size = choose(probes)
+    kind = environment["device"]
+    probes = explore(sizes, FIRST_TOKENS[kind] // context, probe, NOTICEABLE[kind])
+    size = choose(probes, NOTICEABLE[kind])
     if size is None:
         raise MachineError(f"no micro-batch of this study runs here: {probes[0]}; take a smaller model")
-    why = f"the smallest within {NOTICEABLE:.0%} of the fastest of {', '.join(map(str, probes))}"
+    why = f"the smallest within {NOTICEABLE[kind]:.0%} of the fastest of {', '.join(map(str, probes))}"
     write_atomic(note, json.dumps({**key, "micro_batch": size, "why": why}, indent=1), remedy=CACHE_REMEDY)
     say(f"micro_batch: {size}, {why}")
     return Found(size=size, probed=True)
@@ -150,16 +153,16 @@ def candidates(sequences: int, context: int) -> list[int]:
     return found
 
 
-def explore(sizes: Sequence[int], first: int, probe: Callable[[int], Probe]) -> list[Probe]:
+def explore(sizes: Sequence[int], first: int, probe: Callable[[int], Probe], noticeable: float) -> list[Probe]:
     """Climbs from the first size of at least `first` sequences; if that does not fit, from the smallest up to it."""
     larger = [size for size in sizes if size >= first] or list(sizes[-1:])
     smaller = [size for size in sizes if size < larger[0]]
-    probes = climb(larger, probe)
-    return probes if probes[0].fits or not smaller else climb(smaller, probe)
+    probes = climb(larger, probe, noticeable)
+    return probes if probes[0].fits or not smaller else climb(smaller, probe, noticeable)
 
 
-def climb(sizes: Sequence[int], probe: Callable[[int], Probe]) -> list[Probe]:
-    """Probes rising sizes. Stops
+def climb(sizes: Sequence[int], probe: Callable[[int], Probe], noticeable: float) -> list[Probe]:
+    """Probes rising sizes. A difference in speed of a share below `noticeable` is none. Stops
 
     - before a size that, by the growth of the last two, would not leave the headroom;
     - after a size that does not leave it;
@@ -170,19 +173,19 @@ def climb(sizes: Sequence[int], probe: Callable[[int], Probe]) -> list[Probe]:
         if _expected_gib(probes, size) > (1 - HEADROOM) * min((p.room_gib for p in probes), default=math.inf):
             break
         probes.append(probe(size))
-        if not probes[-1].fits or not (_grows(probes) or _grows(probes[:-1])):
+        if not probes[-1].fits or not (_grows(probes, noticeable) or _grows(probes[:-1], noticeable)):
             break
     return probes
 
 
-def choose(probes: Sequence[Probe]) -> int | None:
-    """The smallest size within NOTICEABLE of the fastest that fits, or None if none ran.
+def choose(probes: Sequence[Probe], noticeable: float) -> int | None:
+    """The smallest size whose speed is within a share of `noticeable` of the fastest that fits, or None if none ran.
 
     The first size is taken even without headroom if no other fits: the headroom is a precaution.
     """
     speeds = {p.size: p.tok_per_sec for p in probes if p.tok_per_sec is not None and (p.fits or p is probes[0])}
     fastest = max(speeds.values(), default=0.0)
-    return min((size for size, speed in speeds.items() if speed >= (1 - NOTICEABLE) * fastest), default=None)
+    return min((size for size, speed in speeds.items() if speed >= (1 - noticeable) * fastest), default=None)
 
 
 def _expected_gib(probes: Sequence[Probe], size: int) -> float:
@@ -194,7 +197,7 @@ def _expected_gib(probes: Sequence[Probe], size: int) -> float:
     return last.peak_gib + slope * (size - last.size)
 
 
-def _grows(probes: Sequence[Probe]) -> bool:
+def _grows(probes: Sequence[Probe], noticeable: float) -> bool:
     """Whether the last probe is noticeably faster than the best before it."""
     best = max((p.tok_per_sec or 0.0 for p in probes[:-1]), default=0.0)
-    return not probes or (probes[-1].tok_per_sec or 0.0) > (1 + NOTICEABLE) * best
+    return not probes or (probes[-1].tok_per_sec or 0.0) > (1 + noticeable) * best

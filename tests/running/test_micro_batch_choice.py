@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpstudy.running.micro_batch import HEADROOM, LEAST_TOKENS, NOTICEABLE, Probe, candidates, choose, climb, explore
+from hpstudy.running.micro_batch import HEADROOM, LEAST_TOKENS, Probe, candidates, choose, climb, explore
 
+NOTICEABLE = 0.02
 GIB = st.floats(min_value=0.01, max_value=10)
 
 
@@ -23,7 +24,7 @@ def probes_of(
             size=size, tok_per_sec=speeds[size], peak_gib=fixed_gib + each_gib * size, room_gib=room_gib, message="no"
         )
 
-    return climb(list(speeds), probe)
+    return climb(list(speeds), probe, NOTICEABLE)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_a_device_starts_at_its_own_first_size_and_falls_back_to_smaller_ones(fi
     def probe(size: int) -> Probe:
         return Probe(size=size, tok_per_sec=float(size), peak_gib=float(size), room_gib=room_gib)
 
-    assert [found.size for found in explore([1, 2, 4, 8, 16, 32], first, probe)] == tried
+    assert [found.size for found in explore([1, 2, 4, 8, 16, 32], first, probe, NOTICEABLE)] == tried
 
 
 @given(
@@ -71,7 +72,7 @@ def test_the_choice_is_the_smallest_of_the_fastest_that_fit(speeds, fixed: float
     probes = probes_of(known, fixed_gib=fixed, each_gib=each, room_gib=room)
     assert [p.size for p in probes] == [2**n for n in range(len(probes))]
     assert all(p.fits for p in probes[:-1])  # nothing is tried after a size that does not fit
-    size = choose(probes)
+    size = choose(probes, NOTICEABLE)
     if size is None:
         assert known[1] is None
         return
@@ -93,19 +94,26 @@ def test_a_size_beyond_the_headroom_is_never_tried_once_two_peaks_are_known(each
 def test_two_sizes_in_a_row_that_are_not_faster_end_it():
     probes = probes_of({1: 100.0, 2: 200.0, 4: 203.0, 8: 201.0, 16: 900.0})
     assert [p.size for p in probes] == [1, 2, 4, 8]
-    assert choose(probes) == 2
+    assert choose(probes, NOTICEABLE) == 2
+
+
+@pytest.mark.parametrize(("noticeable", "chosen"), [(0.02, 64), (0.01, 128)])
+def test_less_memory_is_worth_a_difference_that_is_not_noticeable(noticeable: float, chosen: int):
+    measured = {64: 502_000, 128: 510_300}  # gpt-125m on an H100
+    probes = [Probe(size=size, tok_per_sec=speed) for size, speed in measured.items()]
+    assert choose(probes, noticeable) == chosen
 
 
 def test_one_size_that_is_not_faster_does_not_end_it():
     probes = probes_of({1: 100.0, 2: 99.0, 4: 300.0, 8: 600.0})
-    assert choose(probes) == 8
+    assert choose(probes, NOTICEABLE) == 8
 
 
 def test_a_size_that_does_not_run_ends_it():
     probes = probes_of({1: 100.0, 2: 200.0, 4: None, 8: 800.0})
     assert [str(p) for p in probes] == ["1 (100 tok/s, 0.00 GiB)", "2 (200 tok/s, 0.00 GiB)", "4 (does not run: no)"]
-    assert choose(probes) == 2
+    assert choose(probes, NOTICEABLE) == 2
 
 
 def test_nothing_is_chosen_if_nothing_runs():
-    assert choose(probes_of({1: None, 2: 1.0})) is None
+    assert choose(probes_of({1: None, 2: 1.0}), NOTICEABLE) is None
