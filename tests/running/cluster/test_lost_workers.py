@@ -13,7 +13,7 @@ from hpstudy.errors import UserError
 from hpstudy.study import Study
 from hpstudy.tracking.store import RunStore
 from tests.helpers.cluster import Cluster
-from tests.helpers.running import CLI, curves, run_here, wait_for_step
+from tests.helpers.running import CLI, curves, run_here, slow_workers, wait_for_step
 
 LONG = {"tokens = 5120": "tokens = 256_000", "trials = 5": "trials = 2"}  # than a node takes to be refused
 WITHOUT_HPSTUDY = """
@@ -67,10 +67,11 @@ def test_a_node_without_hpstudy_is_left_out(ray_cluster: Cluster, tiny, tmp_path
 
 @pytest.mark.slow
 def test_a_node_that_dies_while_its_workers_start_ends_no_study(ray_cluster: Cluster, tiny, tmp_path: Path):
-    study = tiny(replace=LONG | {"parallel = 2": "parallel = 6"})
+    study = tiny(replace=LONG | {"tokens = 5120": "tokens = 153_600", "parallel = 2": "parallel = 6"})
     runs, output = tmp_path / "runs", tmp_path / "output"
     ray_cluster.add(cpus=0)
-    ray_cluster.add("good", cpus=1)
+    with slow_workers():  # the study must not end before workers start on the other node
+        ray_cluster.add("good", cpus=1)
     driver = drive(ray_cluster, study, runs, output, 5)
     wait_for_step(runs, "search-0000", driver)
     ray_cluster.add("b", cpus=4)
