@@ -153,7 +153,6 @@ def test_sides_of_the_check_train_the_same_fresh_seeds(trained) -> None:
     assert load_study("runs/tiny/tiny-check-copied.toml").baseline.lr == pytest.approx(smallest.hparams.lr, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_check_prices_each_rung_the_check_and_the_target(copied) -> None:
     before = contents(copied)
     result = hpstudy("check", "tiny", "--device", "cpu")
