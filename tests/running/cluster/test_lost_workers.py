@@ -15,7 +15,9 @@ from hpstudy.tracking.store import RunStore
 from tests.helpers.cluster import Cluster
 from tests.helpers.running import CLI, curves, run_here, slow_workers, wait_for_step
 
-LONG = {"tokens = 5120": "tokens = 256_000", "trials = 5": "trials = 2"}  # than a node takes to be refused
+LONG = {"tokens = 5120": "tokens = 256_000", "trials = 5": "trials = 2"}
+# 400 steps a run; by slow workers 20 seconds in all, in which another node starts workers or is refused
+SLOW = {"tokens = 5120": "tokens = 102_400", "trials = 5": "trials = 2"}
 WITHOUT_HPSTUDY = """
 import sys
 
@@ -51,12 +53,13 @@ def test_an_address_that_names_no_running_cluster_is_refused(address: str, tmp_p
 
 @pytest.mark.slow
 def test_a_node_without_hpstudy_is_left_out(ray_cluster: Cluster, tiny, tmp_path: Path):
-    study, runs, output = tiny(replace=LONG), tmp_path / "runs", tmp_path / "output"
+    study, runs, output = tiny(replace=SLOW), tmp_path / "runs", tmp_path / "output"
     expected = curves(run_here(study, tmp_path / "alone"))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_HPSTUDY)
     ray_cluster.add(cpus=0)
-    ray_cluster.add("good", cpus=1)
+    with slow_workers():
+        ray_cluster.add("good", cpus=1)
     ray_cluster.add("bad", cpus=1, settings={"PYTHONPATH": str(tmp_path / "site")})
     driver = drive(ray_cluster, study, runs, output, 2)
     assert driver.wait(timeout=120) == 0, output.read_text()
@@ -67,10 +70,10 @@ def test_a_node_without_hpstudy_is_left_out(ray_cluster: Cluster, tiny, tmp_path
 
 @pytest.mark.slow
 def test_a_node_that_dies_while_its_workers_start_ends_no_study(ray_cluster: Cluster, tiny, tmp_path: Path):
-    study = tiny(replace=LONG | {"tokens = 5120": "tokens = 153_600", "parallel = 2": "parallel = 6"})
+    study = tiny(replace=SLOW | {"parallel = 2": "parallel = 6"})
     runs, output = tmp_path / "runs", tmp_path / "output"
     ray_cluster.add(cpus=0)
-    with slow_workers():  # the study must not end before workers start on the other node
+    with slow_workers():
         ray_cluster.add("good", cpus=1)
     driver = drive(ray_cluster, study, runs, output, 5)
     wait_for_step(runs, "search-0000", driver)
