@@ -218,22 +218,28 @@ class RunWriter:
 
         Raises MachineError as `finish` does.
         """
-        self._refuse_if_lost()
+        self.sync()
         with self._untouched():
-            self.sync()
             mark(self._path.parent, self._size, self._sha256.hexdigest())
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
-        """Raises MachineError if the run's files were changed, or if its folder is removed now or inside."""
+        """Raises MachineError if the run's files were changed, or if its folder is removed now or inside.
+
+        If another driver did that, which has taken over the study, it says so: its files are not to be removed. So the
+        lease is looked at after all that may take long, and again before anything else is blamed.
+        """
         folder = self._path.parent
+        self._refuse_if_lost()
         try:
             if not (folder / HEADER).exists():
                 raise FileNotFoundError(folder / HEADER)
             if (self._path.stat().st_size if self._path.exists() else -1) != self._size:
+                self._refuse_if_lost()
                 raise MachineError(f"{self._path}: was changed while the run trained; {_retrain(folder)}")
             yield
         except FileNotFoundError as error:
+            self._refuse_if_lost()
             raise MachineError(_gone(folder)) from error
 
     def _compare(self, before: StepRecord, again: StepRecord) -> None:
@@ -248,7 +254,6 @@ class RunWriter:
 
         Raises MachineError if a file of the run was removed or changed meanwhile.
         """
-        self._refuse_if_lost()
         self.sync()
         self.close()
         folder = self._path.parent

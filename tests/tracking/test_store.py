@@ -15,7 +15,7 @@ import pytest
 from hpstudy.errors import MachineError, UserError
 from hpstudy.hparams import GPT3
 from hpstudy.records import Outcome, Phase, StepRecord
-from hpstudy.tracking.store import RunStore, RunView
+from hpstudy.tracking.store import RunStore, RunView, RunWriter
 from tests.helpers.command_line import run_python
 from tests.helpers.disk import full_disk
 from tests.helpers.samples import header, record, result
@@ -335,6 +335,32 @@ def test_a_folder_removed_in_the_moment_before_a_write_is_named(store: RunStore,
     with pytest.raises(MachineError, match="was removed while the study ran; run the study again"):
         writer.mark() if write == "mark" else writer.finish(result())
     writer.close()
+
+
+@pytest.mark.parametrize("write", ["mark", "finish"])
+def test_a_driver_held_while_it_waits_for_the_disk_leaves_a_run_to_the_one_that_took_over(
+    store: RunStore, write: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.begin(header()).close()
+    folder, lost = store.folder(header().run.run_id), list[str]()
+
+    def refuse_if_lost() -> None:
+        if lost:
+            raise MachineError("another hpstudy has taken over this study")
+
+    writer = RunWriter.open(folder, refuse_if_lost=refuse_if_lost)
+    writer.append(record(1))
+
+    def held(_steps: object) -> None:
+        (folder / "steps.jsonl").write_bytes(b"of another driver\n")
+        lost.append(write)
+
+    monkeypatch.setattr("hpstudy.tracking.store.make_durable", held)
+    with pytest.raises(MachineError, match=r"^another hpstudy has taken over this study$"):
+        writer.mark() if write == "mark" else writer.finish(result())
+    writer.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["header.json", "steps.jsonl"]
+    assert (folder / "steps.jsonl").read_bytes() == b"of another driver\n"
 
 
 def test_a_finished_run_is_never_begun_again(store: RunStore) -> None:
