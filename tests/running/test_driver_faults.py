@@ -191,37 +191,37 @@ def run_in_group(study: Path, group: Path) -> int:
 
 
 def write_big_study(folder: Path, micro_batch: int, more: str = "") -> Path:
-    """Three steps of 4,096 sequences, without a ramp: the memory depends on the micro-batch."""
+    """Three steps of 8,192 sequences, without a ramp: the memory depends on the micro-batch."""
     folder.mkdir()
     path, text = write_study(folder, more), ""
     for line in path.read_text().splitlines(keepends=True):
         key = line.partition(" = ")[0]
-        big = {"batch_tokens": "65536", "tokens": "196608", "trials": "1", "seeds": "[]"}
+        big = {"batch_tokens": "131072", "tokens": "393216", "trials": "1"}
         big["micro_batch"] = f"{micro_batch}\nbatch_ramp_fraction = 0.0"
         text += f"{key} = {big[key]}\n" if key in big else line
-    path.write_text(text)
+    path.write_text(f"{text}\n[confirm]\nseeds = []\n")  # the driver takes more memory once there is a verdict
     return path
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("whole")  # it tokenizes the corpus, so that only training takes memory here
 def test_a_worker_killed_for_want_of_memory_is_tried_again_smaller_with_the_same_losses(tmp_path: Path):
-    fits = write_big_study(tmp_path / "fits", 2048)
+    fits = write_big_study(tmp_path / "fits", 4096)
     with memory_group() as group:
         assert run_in_group(fits, group) == 0
         peak = int((group / "memory.max_usage_in_bytes").read_text())
     expected = [r.loss for r in RunStore(fits.parent / "tiny").view("search-0000").records()]
     tried, refused = (
-        write_big_study(tmp_path / name, 4096, more)
+        write_big_study(tmp_path / name, 8192, more)
         for name, more in (("tried", ""), ("refused", "smaller_micro_batch = false"))
     )
-    with memory_group(peak + (48 << 20)) as group:
+    with memory_group(peak + (64 << 20)) as group:
         assert run_in_group(tried, group) == 0, (tried.parent / OUTPUT).read_text()
         assert run_in_group(refused, group) == 0, (refused.parent / OUTPUT).read_text()
-    assert "search-0000: out of memory at micro_batch 4096; tried again at 2048" in (tried.parent / OUTPUT).read_text()
+    assert "search-0000: out of memory at micro_batch 8192; tried again at 4096" in (tried.parent / OUTPUT).read_text()
     view = RunStore(tried.parent / "tiny").view("search-0000")
     assert view.result.outcome is Outcome.COMPLETE
     assert [r.loss for r in view.records()] == expected
     result = RunStore(refused.parent / "tiny").result("search-0000")
     assert result.outcome is Outcome.OUT_OF_MEMORY
-    assert "at micro_batch 4096" in result.message
+    assert "at micro_batch 8192" in result.message

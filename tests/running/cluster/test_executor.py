@@ -18,7 +18,7 @@ from hpstudy.tracking.lease import holder
 from hpstudy.tracking.store import RunStore
 from tests.helpers.cluster import Cluster
 from tests.helpers.command_line import hpstudy, run_python
-from tests.helpers.running import CLI, curves, run_here, trials, wait_for_step
+from tests.helpers.running import CLI, curves, run_here, slow_workers, trials, wait_for_step
 
 WITHOUT_RAY = "import sys; sys.modules['ray'] = None\n"
 HASTY = "import hpstudy.running.cluster.joining as engine; engine.HEAD_SECONDS = 3.0\n"
@@ -108,8 +108,9 @@ def test_a_cluster_without_a_place_says_what_is_needed_and_what_there_is(
 def test_a_lost_head_ends_the_study_with_checkpoints_and_it_resumes_on_a_new_cluster(
     tiny, tiny_file, tmp_path: Path, ray_cluster: Cluster
 ) -> None:
-    ray_cluster.add(cpus=1)
-    ray_cluster.add("b", cpus=1)
+    with slow_workers():  # the study must not end before it misses the head
+        ray_cluster.add(cpus=1)
+        ray_cluster.add("b", cpus=1)
     path, runs = tiny_file(replace=LONG), tmp_path / "runs"
     process = start(ray_cluster, path, runs, code=HASTY)
     wait_for_step(runs, "search-0001", process)
