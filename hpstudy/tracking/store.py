@@ -200,9 +200,10 @@ class RunWriter:
         if record.step <= len(self.recorded):
             self._compare(self.recorded[record.step - 1], record)
             return False
-        self._refuse_if_lost()
+        line = to_json(as_row(record)).encode() + b"\n"
         with writing(self._path):
-            self._steps.write(line := to_json(as_row(record)).encode() + b"\n")
+            self._refuse_if_lost()  # just before, as a driver may be held at any moment
+            self._steps.write(line)
             self._steps.flush()
         self._size += len(line)
         self._sha256.update(line)
