@@ -145,6 +145,10 @@ class StepRecord:
         """Whether an evaluation followed this step."""
         return self.val_loss is not None
 
+    def may_be_pruned(self, evals: int) -> bool:
+        """Whether a pruner may end a run of so many evaluations here: after each of them but the last."""
+        return self.evaluated and self.eval_index != evals
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:

@@ -413,9 +413,8 @@ class WorkerPool:
                 raise AssertionError(f"unexpected report {report!r}")
 
     def _awaits_decision(self, run: Run, record: StepRecord, queue: RunQueue) -> bool:
-        """Whether the worker waits after this step to be told whether its run goes on. The last step ends it anyway."""
-        is_last = record.eval_index == self._study.spec.evals
-        return record.evaluated and not is_last and queue.awaits_decision(run)
+        """Whether the worker waits after this step to be told whether its run goes on."""
+        return record.may_be_pruned(self._study.spec.evals) and queue.awaits_decision(run)
 
     def _end(self, active: ActiveRun, outcome: Outcome, message: str, queue: RunQueue) -> None:
         """Writes the result of a run, unless it is tried again with less memory."""

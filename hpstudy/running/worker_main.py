@@ -150,7 +150,7 @@ def _stream(trainer: Trainer, order: messages.Train, environment: dict[str, Any]
     for record in trainer.train(order.run, checkpoint):
         # report the step, and wait for the pruner if the order says so
         line.send(messages.Recorded(record=record))
-        awaited = order.awaits_decision and record.evaluated and record.eval_index != trainer.spec.evals
+        awaited = order.awaits_decision and record.may_be_pruned(trainer.spec.evals)
         stop = awaited and _stop_decision(line, saves)
 
         # stop what has diverged or is pruned

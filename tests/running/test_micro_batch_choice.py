@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpstudy.running import micro_batch
 from hpstudy.running.micro_batch import HEADROOM, LEAST_TOKENS, Probe, candidates, choose, climb, explore
 
-NOTICEABLE = 0.02
+NOTICEABLE = micro_batch.NOTICEABLE["cpu"]
 GIB = st.floats(min_value=0.01, max_value=10)
 
 
@@ -97,11 +98,11 @@ def test_two_sizes_in_a_row_that_are_not_faster_end_it():
     assert choose(probes, NOTICEABLE) == 2
 
 
-@pytest.mark.parametrize(("noticeable", "chosen"), [(0.02, 64), (0.01, 128)])
-def test_less_memory_is_worth_a_difference_that_is_not_noticeable(noticeable: float, chosen: int):
+@pytest.mark.parametrize(("kind", "chosen"), [("cpu", 64), ("cuda", 128)])
+def test_less_memory_is_worth_a_difference_that_is_not_noticeable(kind: str, chosen: int):
     measured = {64: 502_000, 128: 510_300}  # gpt-125m on an H100
     probes = [Probe(size=size, tok_per_sec=speed) for size, speed in measured.items()]
-    assert choose(probes, noticeable) == chosen
+    assert choose(probes, micro_batch.NOTICEABLE[kind]) == chosen
 
 
 def test_one_size_that_is_not_faster_does_not_end_it():
